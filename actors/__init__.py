@@ -1,0 +1,1 @@
+"""Actors make trajectories: rollouts and every kind of exploration."""

@@ -1,0 +1,1 @@
+"""Probability of diffusion models, torch only: schedules, kernels, denoisers, priors, posterior forms, trajectories."""

@@ -1,0 +1,1 @@
+"""Inverse problems: forward operators, likelihoods, problems, exact truths, and the gymnasium environments."""

@@ -1,0 +1,1 @@
+"""The learner consumes trajectories: objectives, gradient, optimiser step."""

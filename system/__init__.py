@@ -1,0 +1,1 @@
+"""Everything distributed or at rest: configuration, command line, replay, checkpoints, runners."""
