@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,9 +54,7 @@ class Trajectory:
             raise ValueError(f"log_prior must be [B, T], got shape {self.log_prior.shape}")
         batch, steps = self.log_prior.shape
         if self.states.shape[:2] != (batch, steps + 1):
-            raise ValueError(
-                f"states must be [{batch}, {steps + 1}, ...] to match log_prior, got {self.states.shape}"
-            )
+            raise ValueError(f"states must be [{batch}, {steps + 1}, ...] to match log_prior, got {self.states.shape}")
         if self.denoised is not None and self.denoised.shape != (batch, steps, *self.states.shape[2:]):
             raise ValueError(
                 f"denoised must be {(batch, steps, *self.states.shape[2:])} to match states, got {self.denoised.shape}"
@@ -83,7 +82,7 @@ class Trajectory:
         """[B] log p(tau) p(y | x) / b(tau): weights under which the batch stands for the posterior."""
         return self.log_likelihood.astype(np.float64) - self.log_behaviour_ratio
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Fields by name, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,119 @@
+r"""Batched rollouts: s_0 from the base distribution, then T transitions of a controlled and possibly inflated chain.
+
+    s_k+1 = m_k + std_k (u_k + c xi),   xi ~ N(0, I),
+
+with u = 0 for the prior and c = 1 unless the noise is inflated. With z = u + c xi the log-densities follow without
+subtracting large numbers, d being the number of dimensions:
+
+    log p = -|z|^2 / 2 - d log std_k - (d / 2) log(2 pi),     log q - log p = z . u - |u|^2 / 2,
+    log b - log p = (|z|^2 - |xi|^2) / 2 - d log c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.kernel import LOG_2PI
+from diffusion.posterior import log_ratio
+from diffusion.trajectory import Origin, Trajectory
+from envs.problem import InverseProblem
+
+__all__ = ["Control", "Rollout", "rollout"]
+
+Control = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(state [N, *D], step [N], denoised [N, *D], measurement [N, *Y]) -> u [N, *D], as `Posterior.control`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rollout:
+    """Tensors of a batch of trajectories; B of them with T transitions in the event shape *D."""
+
+    states: Tensor
+    """[B, T+1, *D]."""
+    denoised: Tensor
+    """[B, T, *D] the prior's estimates of x."""
+    log_prior: Tensor
+    """[B, T] log p of every transition, nats."""
+    log_ratio: Tensor
+    """[B, T] log q - log p of every transition, q having the control and the uninflated noise."""
+    log_behaviour_ratio: Tensor
+    """[B] float64, log b - log p of the whole path, b being what it was drawn from."""
+    log_likelihood: Tensor
+    """[B] log p(y | x)."""
+    measurement_id: Tensor
+    """[B] int64."""
+
+    @property
+    def log_weight(self) -> Tensor:
+        """[B] float64, log p(tau) + log p(y | x) - log q(tau): the importance weight of a path drawn from q."""
+        return self.log_likelihood.double() - self.log_ratio.double().sum(1)
+
+    def trajectory(
+        self, uid: np.ndarray, policy_version: int, origin: Origin, *, keep_denoised: bool = True
+    ) -> Trajectory:
+        """The message for replay."""
+        count = len(self.states)
+        return Trajectory(
+            uid=uid,
+            states=self.states.float().cpu().numpy(),
+            log_prior=self.log_prior.float().cpu().numpy(),
+            log_behaviour_ratio=self.log_behaviour_ratio.float().cpu().numpy(),
+            log_likelihood=self.log_likelihood.float().cpu().numpy(),
+            measurement_id=self.measurement_id.cpu().numpy(),
+            policy_version=np.full(count, policy_version, dtype=np.int64),
+            origin=np.full(count, origin, dtype=np.uint8),
+            denoised=self.denoised.float().cpu().numpy() if keep_denoised else None,
+        )
+
+
+@torch.no_grad()
+def rollout(
+    problem: InverseProblem,
+    control: Control | None,
+    measurement_id: Tensor,
+    *,
+    inflation: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> Rollout:
+    """One trajectory for every entry of `measurement_id` [B], under `control` (None: the prior).
+
+    `inflation` is c, the factor on the noise of the behaviour; the log-ratio is that of c = 1 all the same.
+    """
+    prior, count = problem.prior, len(measurement_id)
+    measurement = problem.measurements[measurement_id]
+    state = prior.sample_base(count, generator)
+    dim = state[0].numel()
+    states, estimates, log_prior, log_ratios = [state], [], [], []
+    behaviour = torch.zeros(count, dtype=torch.float64, device=state.device)
+    for index in range(prior.num_steps):
+        step = torch.full((count,), index, device=state.device)
+        std = float(prior.std[index])
+        denoised = prior.denoised(state, step)
+        noise = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
+        if control is None:
+            shifted = inflation * noise
+            log_ratios.append(torch.zeros(count, device=state.device))
+        else:
+            u = control(state, step, denoised, measurement)
+            shifted = u + inflation * noise
+            log_ratios.append(log_ratio(shifted, u))
+        square = shifted.flatten(1).square().sum(1)
+        log_prior.append(-0.5 * square - dim * (float(prior.std[index].log()) + 0.5 * LOG_2PI))
+        behaviour += 0.5 * (square - noise.flatten(1).square().sum(1)) - dim * float(np.log(inflation))
+        state = prior.mean(state, step, denoised) + std * shifted
+        states.append(state)
+        estimates.append(denoised)
+    return Rollout(
+        states=torch.stack(states, 1),
+        denoised=torch.stack(estimates, 1),
+        log_prior=torch.stack(log_prior, 1),
+        log_ratio=torch.stack(log_ratios, 1),
+        log_behaviour_ratio=behaviour,
+        log_likelihood=problem.log_likelihood(state, measurement_id),
+        measurement_id=measurement_id,
+    )

@@ -1,0 +1,207 @@
+r"""Denoisers: estimates x^(s) = E[x | s = alpha x + sigma eps].
+
+`GaussianDenoiser` and `MixtureDenoiser` are exact: their data distributions are a Gaussian, or a Gaussian mixture whose
+components share one covariance (isotropic or full; thousands of components are fine). For component means mu_i and
+covariance C the noised component is N(alpha mu_i, alpha^2 C + sigma^2 I), so with responsibilities w_i(s)
+
+    x^(s) = sum_i w_i(s) [mu_i + alpha C (alpha^2 C + sigma^2 I)^-1 (s - alpha mu_i)].
+
+`NetworkDenoiser` wraps a network F with the preconditioning of Karras et al. 2022 (arXiv 2206.00364) for x of standard
+deviation d: with e^2 = alpha^2 d^2 + sigma^2,
+
+    x^(s) = (alpha d^2 / e^2) s + (sigma d / e) F(s / e, log-SNR).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.kernel import expand
+
+__all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "NetworkDenoiser"]
+
+
+class Denoiser(Protocol):
+    """Anything that estimates x from s at a noise level."""
+
+    def __call__(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[N, *D] estimate of x for `state` [N, *D] at levels `alpha` [N], `sigma` [N]."""
+        ...
+
+
+class GaussianDenoiser(nn.Module):
+    """Exact denoiser of x ~ N(mean, covariance), x of shape [D]."""
+
+    mean: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        """`mean` [D], `covariance` [D, D] symmetric positive definite."""
+        super().__init__()
+        eigenvalues, eigenvectors = _eigen(covariance, len(mean))
+        self.register_buffer("mean", mean.double())
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("eigenvectors", eigenvectors)
+
+    def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        mean, basis = self.mean.to(state), self.eigenvectors.to(state)
+        alpha, sigma = expand(alpha, state), expand(sigma, state)
+        gain = alpha * self.eigenvalues.to(state) / (alpha**2 * self.eigenvalues.to(state) + sigma**2)
+        return mean + (gain * ((state - alpha * mean) @ basis)) @ basis.T
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, D] exact draws of x, float64."""
+        noise = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64)
+        return self.mean + (noise * self.eigenvalues.sqrt()) @ self.eigenvectors.T
+
+    def denoising_variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[K] exact E |x - x^|^2 / D at levels `alpha`, `sigma` [K]."""
+        noise = sigma.square()[:, None]
+        return (self.eigenvalues * noise / (alpha.square()[:, None] * self.eigenvalues + noise)).mean(1)
+
+
+class MixtureDenoiser(nn.Module):
+    """Exact denoiser of a Gaussian mixture whose components share one covariance; x of shape `event_shape`."""
+
+    means: Tensor
+    log_weights: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor | None
+
+    def __init__(
+        self,
+        means: Tensor,
+        covariance: Tensor | float,
+        log_weights: Tensor | None = None,
+        event_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        """`means` [C, D]; `covariance` a variance (isotropic) or [D, D]; `log_weights` [C], equal if None."""
+        super().__init__()
+        count, dim = means.shape
+        self.event_shape = (dim,) if event_shape is None else event_shape
+        if math.prod(self.event_shape) != dim:
+            raise ValueError(f"event_shape {self.event_shape} does not have the {dim} dimensions of the means")
+        weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
+        if weights.shape != (count,):
+            raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
+        if isinstance(covariance, Tensor):
+            eigenvalues, eigenvectors = _eigen(covariance, dim)
+        else:
+            if not covariance > 0:
+                raise ValueError(f"the component variance must be positive, got {covariance}")
+            eigenvalues, eigenvectors = torch.full((dim,), float(covariance), dtype=torch.float64), None
+        self.register_buffer("means", means.double())
+        self.register_buffer("log_weights", weights - weights.logsumexp(0))
+        self.register_buffer("eigenvalues", eigenvalues)
+        self.register_buffer("eigenvectors", eigenvectors)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[D, D] shared component covariance, float64."""
+        if self.eigenvectors is None:
+            return torch.diag(self.eigenvalues)
+        return (self.eigenvectors * self.eigenvalues) @ self.eigenvectors.T
+
+    def responsibilities(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[N, C] posterior probability of each component given `state` [N, *D]."""
+        flat = state.flatten(1)
+        return self._weights(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
+
+    def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        flat = state.flatten(1)
+        alpha, sigma = alpha.to(flat)[:, None], sigma.to(flat)[:, None]
+        weights, rotated, means = self._weights(flat, alpha, sigma)
+        mean = weights @ means  # [N, D] in the eigenbasis
+        gain = alpha * self.eigenvalues.to(flat) / (alpha**2 * self.eigenvalues.to(flat) + sigma**2)
+        denoised = mean + gain * (rotated - alpha * mean)
+        if self.eigenvectors is not None:
+            denoised = denoised @ self.eigenvectors.to(flat).T
+        return denoised.reshape(state.shape)
+
+    def _weights(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Responsibilities [N, C], and the states and means in the eigenbasis.
+
+        The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
+        """
+        means = self.means.to(flat)
+        if self.eigenvectors is not None:
+            basis = self.eigenvectors.to(flat)
+            flat, means = flat @ basis, means @ basis
+        precision = 1 / (alpha**2 * self.eigenvalues.to(flat) + sigma**2)  # [N, D]
+        norm = precision[:, :1] * means.square().sum(1) if self.eigenvectors is None else precision @ means.square().T
+        logits = alpha * ((precision * flat) @ means.T) - 0.5 * alpha**2 * norm + self.log_weights.to(flat)
+        return logits.softmax(1), flat, means
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, *D] exact draws of x, float64."""
+        rows = torch.multinomial(self.log_weights.exp(), count, replacement=True, generator=generator)
+        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
+        spread = noise * self.eigenvalues.sqrt()
+        if self.eigenvectors is not None:
+            spread = spread @ self.eigenvectors.T
+        return (self.means[rows] + spread).reshape(count, *self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """[N] log density of x = `value` [N, *D], float64."""
+        flat = value.double().flatten(1)
+        means = self.means
+        if self.eigenvectors is not None:
+            flat, means = flat @ self.eigenvectors, means @ self.eigenvectors
+        scale = self.eigenvalues.sqrt()
+        distance = torch.cdist(flat / scale, means / scale).square()
+        constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
+        return torch.logsumexp(self.log_weights - 0.5 * distance, dim=1) - constant
+
+    def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int = 2_000, seed: int = 0) -> Tensor:
+        """[K] Monte-Carlo E |x - x^|^2 / D at levels `alpha`, `sigma` [K], from `count` draws with a fixed seed."""
+        generator = torch.Generator().manual_seed(seed)
+        clean = self.sample(count, generator)
+        noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+        errors = []
+        for level, spread in zip(alpha, sigma, strict=True):
+            state = level * clean + spread * noise
+            estimate = self(state, level.expand(count), spread.expand(count))
+            errors.append((estimate - clean).square().mean())
+        return torch.stack(errors)
+
+
+class NetworkDenoiser(nn.Module):
+    """A trainable denoiser: a network F(state [N, *D], log_snr [N]) -> [N, *D] under Karras preconditioning."""
+
+    def __init__(self, network: nn.Module, data_std: float = 1.0) -> None:
+        super().__init__()
+        if not data_std > 0:
+            raise ValueError(f"data_std must be positive, got {data_std}")
+        self.network = network
+        self.data_std = data_std
+
+    def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """See `Denoiser`."""
+        alpha, sigma = alpha.to(state), sigma.to(state)
+        spread = (alpha.square() * self.data_std**2 + sigma.square()).sqrt()
+        estimate = self.network(state / expand(spread, state), log_snr(alpha * self.data_std, sigma))
+        skip = expand(alpha * self.data_std**2 / spread.square(), state)
+        return skip * state + expand(sigma * self.data_std / spread, state) * estimate
+
+
+def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """log(alpha / sigma), clamped to [-10, 10] so that pure noise has a finite embedding."""
+    return (alpha / sigma.clamp_min(1e-20)).clamp_min(1e-20).log().clamp(-10.0, 10.0)
+
+
+def _eigen(covariance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    if covariance.shape != (dim, dim):
+        raise ValueError(f"the covariance must be [{dim}, {dim}] to match the mean, got {tuple(covariance.shape)}")
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance.double())
+    if not float(eigenvalues.min()) > 0:
+        raise ValueError(
+            f"the covariance must be positive definite, got smallest eigenvalue {float(eigenvalues.min())}"
+        )
+    return eigenvalues, eigenvectors

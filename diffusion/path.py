@@ -1,0 +1,64 @@
+"""Scoring whole paths: (trajectory, step) pairs stacked on the batch axis instead of a loop over steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.prior import Prior
+
+__all__ = ["PathScorer", "denoise_path", "path_log_prior", "path_log_ratio", "stacked_transitions"]
+
+MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
+
+
+class PathScorer(Protocol):
+    """Anything with the log-density ratio of a posterior to the prior: a posterior form, or an exact posterior."""
+
+    def log_ratio(
+        self, next_state: Tensor, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor
+    ) -> Tensor:
+        """[N] log q - log p of N transitions; see `diffusion.posterior.Posterior.log_ratio`."""
+        ...
+
+
+def stacked_transitions(batch: int, steps: int, max_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks (row [N], step [N]) that together cover every (trajectory, step) pair once, N <= `max_rows`."""
+    for start in range(0, batch * steps, max_rows):
+        pairs = torch.arange(start, min(start + max_rows, batch * steps))
+        yield pairs // steps, pairs % steps
+
+
+@torch.no_grad()
+def denoise_path(prior: Prior, states: Tensor, max_rows: int = MAX_ROWS) -> Tensor:
+    """[B, T, *D] the prior's estimates of x along `states` [B, T+1, *D]."""
+    batch, steps = states.shape[0], states.shape[1] - 1
+    parts = [prior.denoised(states[row, step], step) for row, step in stacked_transitions(batch, steps, max_rows)]
+    return torch.cat(parts).reshape(batch, steps, *states.shape[2:])
+
+
+@torch.no_grad()
+def path_log_prior(prior: Prior, states: Tensor, denoised: Tensor, max_rows: int = MAX_ROWS) -> Tensor:
+    """[B, T] log p(s_k+1 | s_k) of `states` [B, T+1, *D]; the base density is not included."""
+    batch, steps = states.shape[0], states.shape[1] - 1
+    parts = [
+        prior.log_prob(states[row, step + 1], states[row, step], step, denoised[row, step])
+        for row, step in stacked_transitions(batch, steps, max_rows)
+    ]
+    return torch.cat(parts).reshape(batch, steps)
+
+
+@torch.no_grad()
+def path_log_ratio(
+    scorer: PathScorer, states: Tensor, denoised: Tensor, measurement: Tensor, max_rows: int = MAX_ROWS
+) -> Tensor:
+    """[B, T] log q - log p of `states` [B, T+1, *D], given `denoised` [B, T, *D] and `measurement` [B, *Y]."""
+    batch, steps = states.shape[0], states.shape[1] - 1
+    parts = [
+        scorer.log_ratio(states[row, step + 1], states[row, step], step, denoised[row, step], measurement[row])
+        for row, step in stacked_transitions(batch, steps, max_rows)
+    ]
+    return torch.cat(parts).reshape(batch, steps)

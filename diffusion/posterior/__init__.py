@@ -1,0 +1,60 @@
+"""Posterior forms: networks that turn the prior's chain into q(s_k+1 | s_k, y). All equal the prior at initialisation.
+
+A form is one file and one branch of `make_posterior`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from diffusion.posterior.base import LikelihoodGradient, Posterior, log_ratio
+from diffusion.posterior.control import ControlPosterior
+from diffusion.posterior.finetune import FinetunePosterior
+from diffusion.prior import Prior
+
+__all__ = [
+    "ControlPosterior",
+    "FinetunePosterior",
+    "LikelihoodGradient",
+    "Posterior",
+    "PosteriorConfig",
+    "log_ratio",
+    "make_posterior",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PosteriorConfig:
+    """Form and size of the posterior network."""
+
+    form: str = "control"
+    """control (small network beside the prior) or finetune (trainable copy of the prior's network)."""
+    network: str = "mlp"
+    """control only: mlp, or unet for images [C, H, W]."""
+    hidden: int = 256
+    """control only: width of the MLP, or first channel count of the U-Net."""
+    depth: int = 3
+    """control only: hidden layers of the MLP."""
+    likelihood_gradient: bool = True
+    """control only: give the network grad log p(y | x) at the denoised estimate, where the likelihood has one."""
+
+
+def make_posterior(
+    config: PosteriorConfig,
+    prior: Prior,
+    measurement_shape: tuple[int, ...],
+    gradient: LikelihoodGradient | None,
+) -> Posterior:
+    """The posterior of `config` on `prior`; `gradient` is None for a likelihood that cannot be differentiated."""
+    if config.form == "control":
+        return ControlPosterior(
+            prior,
+            measurement_shape,
+            gradient if config.likelihood_gradient else None,
+            config.network,
+            config.hidden,
+            config.depth,
+        )
+    if config.form == "finetune":
+        return FinetunePosterior(prior)
+    raise ValueError(f"unknown posterior form {config.form!r}; expected 'control' or 'finetune'")

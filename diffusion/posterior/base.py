@@ -1,0 +1,60 @@
+r"""What every posterior form shares: transitions of the prior shifted by a control.
+
+    q(s_k+1 | s_k, y) = N(m_k + std_k u_k(s_k, y), std_k^2 I),    z_k = (s_k+1 - m_k) / std_k,
+    log q - log p = z_k . u_k - |u_k|^2 / 2,
+
+which does not subtract two large numbers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from diffusion.kernel import expand
+from diffusion.prior import Prior
+
+__all__ = ["LikelihoodGradient", "Posterior", "log_ratio"]
+
+
+class LikelihoodGradient(Protocol):
+    """The gradient of a differentiable log-likelihood with respect to x."""
+
+    def __call__(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N, *D] gradient of log p(y | x) at x = `value` [N, *D] for `measurement` [N, *Y]."""
+        ...
+
+
+def log_ratio(noise: Tensor, control: Tensor) -> Tensor:
+    """[N] log q - log p of transitions with z = `noise` and u = `control`, both [N, *D]."""
+    return ((noise - 0.5 * control) * control).flatten(1).sum(1)
+
+
+class Posterior(nn.Module, ABC):
+    """A trainable control on top of a frozen prior.
+
+    The prior is kept out of the module tree, so that it is in neither `parameters()` nor the checkpoint.
+    """
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__()
+        self._prior = (prior,)
+
+    @property
+    def prior(self) -> Prior:
+        """The frozen prior that the control acts on."""
+        return self._prior[0]
+
+    @abstractmethod
+    def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
+        """[N, *D] u at `state` [N, *D], index `step` [N], prior estimate `denoised` [N, *D], `measurement` [N, *Y]."""
+
+    def log_ratio(
+        self, next_state: Tensor, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor
+    ) -> Tensor:
+        """[N] log q(s_k+1 | s_k, y) - log p(s_k+1 | s_k), nats."""
+        mean = self.prior.mean(state, step, denoised)
+        noise = (next_state - mean) / expand(self.prior.std[step], state)
+        return log_ratio(noise, self.control(state, step, denoised, measurement))

@@ -1,0 +1,103 @@
+r"""The prior: a frozen diffusion model of x, seen as a Markov chain in sampling order.
+
+    s_0 ~ N(0, sigma_0^2 I),    p(s_k+1 | s_k) = N(m_k(s_k), std_k^2 I),    m_k = a_k s_k + b_k x^(s_k),    x = s_T.
+
+Coefficients: `diffusion.kernel`. The prior is never trained here, and says so when it is handed trainable parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.kernel import DenoisingCoefficients, NoisingKernel, expand, normal_log_prob, normal_sample
+from diffusion.schedule import Schedule
+
+__all__ = ["Prior"]
+
+
+class Prior(nn.Module):
+    """A frozen denoiser on a schedule."""
+
+    alpha: Tensor
+    sigma: Tensor
+    state_coefficient: Tensor
+    denoised_coefficient: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        schedule: Schedule,
+        event_shape: tuple[int, ...],
+        denoising_variance: Tensor | float | Callable[[Tensor, Tensor], Tensor] = 1.0,
+        data_std: float = 1.0,
+    ) -> None:
+        """Wraps `denoiser` (see `diffusion.denoiser.Denoiser`) for x of shape `event_shape`.
+
+        `denoising_variance` is the mean squared error per dimension of the denoiser: [T] values, or a function of
+        (alpha, sigma) [T] that gives them, or a number h^2 that stands for data of that variance in every direction
+        (1 gives DDPM's "large" variance for VP schedules).
+        `data_std` is the standard deviation of x per dimension, by which networks normalise their inputs.
+
+        Raises:
+            ValueError: a parameter of `denoiser` requires a gradient.
+        """
+        super().__init__()
+        for name, parameter in denoiser.named_parameters():
+            if parameter.requires_grad:
+                raise ValueError(
+                    f"the prior must be frozen, but its parameter {name!r} requires a gradient; "
+                    "call denoiser.requires_grad_(False) first"
+                )
+        self.denoiser = denoiser.eval()  # no dropout: the log-density ratio must be exact
+        self.schedule = schedule
+        self.event_shape = tuple(event_shape)
+        self.data_std = data_std
+        alpha, sigma = schedule.alpha[:-1], schedule.sigma[:-1]
+        if callable(denoising_variance):
+            variance = denoising_variance(alpha, sigma)
+        elif isinstance(denoising_variance, Tensor):
+            variance = denoising_variance
+        else:
+            variance = denoising_variance * sigma**2 / (alpha**2 * denoising_variance + sigma**2)
+        coefficients = DenoisingCoefficients(schedule, variance)
+        self.noising = NoisingKernel(schedule)
+        self.register_buffer("alpha", alpha, persistent=False)
+        self.register_buffer("sigma", sigma, persistent=False)
+        self.register_buffer("state_coefficient", coefficients.state, persistent=False)
+        self.register_buffer("denoised_coefficient", coefficients.denoised, persistent=False)
+        self.register_buffer("std", coefficients.std, persistent=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of transitions T."""
+        return self.schedule.num_steps
+
+    @torch.no_grad()
+    def denoised(self, state: Tensor, step: Tensor) -> Tensor:
+        """[N, *D] the estimate x^ of x at `state` [N, *D] and index `step` [N] (int64, 0..T-1)."""
+        estimate: Tensor = self.denoiser(state, self.alpha[step], self.sigma[step])
+        return estimate
+
+    def mean(self, state: Tensor, step: Tensor, denoised: Tensor) -> Tensor:
+        """[N, *D] the mean m_k of the transition that leaves `state`, given the estimate `denoised` of x there."""
+        a, b = self.state_coefficient[step], self.denoised_coefficient[step]
+        return expand(a, state) * state + expand(b, state) * denoised
+
+    def sample_base(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, *D] draws of s_0 ~ N(0, sigma_0^2 I), float32."""
+        noise = torch.randn(count, *self.event_shape, generator=generator, device=self.std.device)
+        return float(self.sigma[0]) * noise
+
+    def sample_transition(self, state: Tensor, step: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[N, *D] a draw of s_k+1 given s_k = `state` at index `step` [N]."""
+        mean = self.mean(state, step, self.denoised(state, step))
+        return normal_sample(mean, self.std[step], generator)
+
+    def log_prob(self, next_state: Tensor, state: Tensor, step: Tensor, denoised: Tensor | None = None) -> Tensor:
+        """[N] log p(s_k+1 | s_k), nats."""
+        denoised = self.denoised(state, step) if denoised is None else denoised
+        return normal_log_prob(next_state, self.mean(state, step, denoised), self.std[step])

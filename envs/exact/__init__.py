@@ -1,0 +1,1 @@
+"""Closed forms that everything else is held against."""

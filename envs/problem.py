@@ -1,0 +1,111 @@
+"""The inverse problem: a prior, a likelihood, one or more measurements, and the exact posterior where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from diffusion.posterior import LikelihoodGradient
+from diffusion.prior import Prior
+from envs.likelihood import DifferentiableLikelihood, Likelihood
+
+__all__ = ["Classes", "ExactPosterior", "InverseProblem"]
+
+
+class ExactPosterior(Protocol):
+    """What a closed form gives."""
+
+    @property
+    def log_partition(self) -> float:
+        """The log evidence log p(y), nats."""
+        ...
+
+    @property
+    def mean(self) -> Tensor:
+        """[*D] posterior mean."""
+        ...
+
+    @property
+    def variance(self) -> Tensor:
+        """[*D] posterior variance of every element of x."""
+        ...
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, *D] exact draws of x given y."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Classes:
+    """A partition of x that posteriors are compared by: digit classes, modes of a mixture."""
+
+    names: tuple[str, ...]
+    """One name per class."""
+    probabilities: Callable[[Tensor], Tensor]
+    """[N, *D] -> [N, classes], the probability of each class given x."""
+    exact: Tensor | None = None
+    """[M, classes] exact posterior probability of each class for every measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InverseProblem:
+    """p(x), p(y | x) and y."""
+
+    name: str
+    """Registered name."""
+    prior: Prior
+    """Frozen diffusion model of x."""
+    likelihood: Likelihood
+    """Normalised density of y given x."""
+    measurements: Tensor
+    """[M, *Y] float32; a trajectory names its measurement by row."""
+    exact: tuple[ExactPosterior, ...] = ()
+    """Exact posterior of every measurement, or empty."""
+    truth: Tensor | None = None
+    """[M, *D] the x that was measured, where known."""
+    classes: Classes | None = None
+    """A partition of x to compare posteriors by."""
+    image_shape: tuple[int, int] | None = None
+    """Height and width if x is shown as a grey image."""
+    measurement_image: Callable[[Tensor], Tensor] | None = None
+    """[*Y] -> [H, W] picture of a measurement, NaN where nothing was seen."""
+
+    def __post_init__(self) -> None:
+        expected = self.likelihood.measurement_shape
+        if self.measurements.ndim != 1 + len(expected) or tuple(self.measurements.shape[1:]) != tuple(expected):
+            raise ValueError(
+                f"problem {self.name!r}: measurements must be [M, {', '.join(map(str, expected))}], "
+                f"got {list(self.measurements.shape)}"
+            )
+        if not bool(torch.isfinite(self.measurements).all()):
+            count = int((~torch.isfinite(self.measurements)).sum())
+            raise ValueError(
+                f"problem {self.name!r}: the measurement must be finite, got {count} NaN or infinite values"
+            )
+        if self.exact and len(self.exact) != len(self.measurements):
+            raise ValueError(
+                f"{len(self.measurements)} measurements need as many exact posteriors, got {len(self.exact)}"
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of x."""
+        return self.prior.event_shape
+
+    @property
+    def num_steps(self) -> int:
+        """Number of transitions T."""
+        return self.prior.num_steps
+
+    @property
+    def gradient(self) -> LikelihoodGradient | None:
+        """The likelihood's gradient, or None if it has none."""
+        return self.likelihood.gradient if isinstance(self.likelihood, DifferentiableLikelihood) else None
+
+    def log_likelihood(self, value: Tensor, measurement_id: Tensor) -> Tensor:
+        """[N] log p(y | x) in nats, x = `value` [N, *D], y the rows `measurement_id` [N] of the measurements."""
+        return self.likelihood.log_prob(value, self.measurements[measurement_id].to(value))

@@ -1,0 +1,77 @@
+"""Problems by name.
+
+A problem is a function with typed, defaulted keyword arguments that returns an `InverseProblem`; registering it makes
+its arguments configuration keys and its name a gymnasium environment:
+
+    @register("my-problem")
+    def my_problem(*, noise_std: float = 0.1) -> InverseProblem: ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+
+from envs.problem import InverseProblem
+
+__all__ = ["make_problem", "problem_factory", "problem_names", "register"]
+
+Factory = Callable[..., InverseProblem]
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register(name: str) -> Callable[[Factory], Factory]:
+    """Registers the decorated factory under `name`.
+
+    Raises:
+        ValueError: the name is taken, or an argument has no default or no annotation.
+    """
+
+    def decorate(factory: Factory) -> Factory:
+        if _FACTORIES.get(name, factory).__qualname__ != factory.__qualname__:
+            raise ValueError(f"a problem named {name!r} is registered already, by {_FACTORIES[name].__module__}")
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
+                raise ValueError(f"argument {parameter.name!r} of problem {name!r} needs a type and a default")
+        _FACTORIES[name] = factory
+        return factory
+
+    return decorate
+
+
+def problem_names() -> tuple[str, ...]:
+    """Names of all registered problems, sorted."""
+    return tuple(sorted(_FACTORIES))
+
+
+def problem_factory(name: str) -> Factory:
+    """The function registered under `name`.
+
+    Raises:
+        ValueError: no such problem; the message names the nearest.
+    """
+    if name not in _FACTORIES:
+        raise ValueError(f"unknown problem {name!r}; {nearest(name, problem_names())}")
+    return _FACTORIES[name]
+
+
+def make_problem(name: str, options: Mapping[str, object] | None = None) -> InverseProblem:
+    """The problem called `name` with `options` for its factory's keyword arguments.
+
+    Raises:
+        ValueError: unknown problem or option (the message names the nearest), or an option the factory refuses.
+    """
+    factory = problem_factory(name)
+    known = inspect.signature(factory).parameters
+    for key in options or {}:
+        if key not in known:
+            raise ValueError(f"unknown option {key!r} of problem {name!r}; {nearest(key, known)}")
+    return factory(**(options or {}))
+
+
+def nearest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
+    """'did you mean X?' or the list of what is known."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(known))}"
