@@ -1,0 +1,137 @@
+"""The actor: holds a copy of the posterior and turns it into trajectories, one kind of exploration a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from actors.exploration import Exploration
+from actors.noise_inflated import NoiseInflated
+from actors.on_policy import OnPolicy
+from actors.prior_rollout import PriorRollout
+from diffusion.posterior import Posterior
+from diffusion.trajectory import Trajectory
+from envs.problem import InverseProblem
+
+__all__ = ["EXPLORATIONS", "Actor", "ActorConfig"]
+
+COUNTER_BITS, RESTART_BITS = 36, 12  # the rest of a 64-bit uid is the actor's index
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActorConfig:
+    """How trajectories are made."""
+
+    batch_size: int = 64
+    """Trajectories a rollout."""
+    mixture: dict[str, float] = field(default_factory=lambda: {"on-policy": 0.8, "noise-inflated": 0.1, "prior": 0.1})
+    """Share of every kind of exploration at the start of the run."""
+    final_mixture: dict[str, float] = field(default_factory=lambda: {"on-policy": 1.0})
+    """Shares at the end of the run; in between they change linearly."""
+    noise_inflation: float = 1.3
+    """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
+    store_denoised: bool = True
+    """Send the prior's denoised estimates along: more bytes, and the learner never runs the prior."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
+        if not self.noise_inflation >= 1:
+            raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
+        for name in ("mixture", "final_mixture"):
+            shares: dict[str, float] = getattr(self, name)
+            unknown = set(shares) - set(EXPLORATIONS)
+            if unknown:
+                raise ValueError(f"actor.{name} may hold {', '.join(EXPLORATIONS)}, got {', '.join(sorted(unknown))}")
+            if any(not share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+                raise ValueError(f"the shares of actor.{name} must be non-negative and sum to 1, got {shares}")
+
+    def shares(self, progress: float) -> dict[str, float]:
+        """Share of every kind at `progress` (0 to 1) of the run."""
+        return {
+            name: (1 - progress) * self.mixture.get(name, 0.0) + progress * self.final_mixture.get(name, 0.0)
+            for name in EXPLORATIONS
+        }
+
+
+EXPLORATIONS: Mapping[str, Callable[[ActorConfig], Exploration]] = {
+    "on-policy": lambda config: OnPolicy(),
+    "noise-inflated": lambda config: NoiseInflated(config.noise_inflation),
+    "prior": lambda config: PriorRollout(),
+}
+
+
+class Actor:
+    """Makes trajectories.
+
+        actor = Actor(problem, posterior, ActorConfig(), seed=0)
+        actor.load_weights(learner.weights(), version=learner.updates, progress=0.1)
+        trajectory = actor.act()
+
+    Its random stream follows from (seed, index, restarts): a restarted actor does not repeat old noise.
+    """
+
+    def __init__(
+        self,
+        problem: InverseProblem,
+        posterior: Posterior,
+        config: ActorConfig,
+        *,
+        seed: int,
+        index: int = 0,
+        restarts: int = 0,
+    ) -> None:
+        self.problem = problem
+        self.posterior = posterior.requires_grad_(False)
+        self.config = config
+        self.version = 0
+        self.progress = 0.0
+        self._uid_base = ((index << RESTART_BITS) + restarts) << COUNTER_BITS
+        self._made = 0
+        self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
+        self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
+        self._explorations = {name: make(config) for name, make in EXPLORATIONS.items()}
+        entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
+        self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
+
+    def load_weights(self, weights: NDArray[np.float32], version: int, progress: float) -> None:
+        """Takes the flat parameter vector of `version`; `progress` (0 to 1) drives the exploration schedule."""
+        vector = torch.from_numpy(np.array(weights))
+        expected = sum(parameter.numel() for parameter in self.posterior.parameters())
+        if len(vector) != expected:
+            raise ValueError(f"the posterior has {expected} parameters, got a vector of {len(vector)}")
+        nn.utils.vector_to_parameters(vector, self.posterior.parameters())
+        self.version, self.progress = version, progress
+
+    def act(self) -> Trajectory:
+        """One batch of trajectories of the kind that is furthest behind its share."""
+        for name, share in self.config.shares(self.progress).items():
+            self._wanted[name] += share
+        name = max(EXPLORATIONS, key=lambda kind: self._wanted[kind] - self._batches[kind])
+        self._batches[name] += 1
+        count, measurements = self.config.batch_size, len(self.problem.measurements)
+        measurement_id = torch.randint(measurements, (count,), generator=self.generator)
+        exploration = self._explorations[name]
+        rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
+        self._made += count
+        return rollout.trajectory(uid, self.version, exploration.origin, keep_denoised=self.config.store_denoised)
+
+    def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """(arrays, scalars) that `load_state_dict` restores: the random stream and the counters, not the weights."""
+        arrays = {"generator": self.generator.get_state().numpy()}
+        scalars = {"made": self._made, "batches": dict(self._batches), "wanted": dict(self._wanted)}
+        return arrays, scalars
+
+    def load_state_dict(self, arrays: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.generator.set_state(torch.from_numpy(np.array(arrays["generator"])))
+        self._made = int(scalars["made"])
+        self._batches.update(scalars["batches"])
+        self._wanted.update(scalars["wanted"])

@@ -1,0 +1,63 @@
+"""Settings of the learner."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from learner.objectives import OBJECTIVES
+
+__all__ = ["LearnerConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerConfig:
+    """Objective, batch and optimiser."""
+
+    objective: str = "vargrad"
+    """vargrad (residual centred per measurement) or rtb (learned log Z)."""
+    batch_size: int = 64
+    """Trajectories per update."""
+    learning_rate: float = 1e-3
+    """Adam's step size after warm-up."""
+    log_partition_learning_rate: float = 1e-1
+    """Step size of the learned log Z (objective rtb)."""
+    gain_learning_rate: float = 1e-2
+    """Step size of the control form's per-step gains on the likelihood gradient."""
+    warmup_updates: int = 100
+    """Updates over which the step size rises linearly from 0."""
+    final_learning_rate: float = 0.02
+    """Fraction of the step size left at the end of the run (cosine decay)."""
+    gradient_clip: float = 10.0
+    """Largest norm of the gradient; a longer one is scaled down."""
+    huber: float | None = 30.0
+    """Nats of residual beyond which the loss grows linearly, or null for the square."""
+    beta_start: float = 1.0
+    """Reward temperature at the start; it rises linearly to 1."""
+    beta_until: float = 0.0
+    """Fraction of the run at which beta reaches 1."""
+    ema_decay: float = 0.998
+    """Decay per update of the averaged weights that are evaluated and saved for sampling."""
+    max_rows: int = 16_384
+    """Transitions held in one graph; more are scored in two passes and chunks of this size."""
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"learner.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.batch_size < 2:
+            raise ValueError(f"learner.batch_size must be at least 2, got {self.batch_size}")
+        for name in ("learning_rate", "log_partition_learning_rate", "gain_learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"learner.{name} must be positive, got {getattr(self, name)}")
+        if self.huber is not None and not self.huber > 0:
+            raise ValueError(f"learner.huber must be positive or null, got {self.huber}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"learner.ema_decay must be within [0, 1), got {self.ema_decay}")
+        if not 0 < self.beta_start <= 1 or not 0 <= self.beta_until <= 1:
+            raise ValueError(
+                f"learner.beta_start must be within (0, 1] and beta_until within [0, 1], "
+                f"got {self.beta_start} and {self.beta_until}"
+            )
+        if self.warmup_updates < 0 or self.max_rows < 1:
+            raise ValueError(
+                f"learner.warmup_updates must be >= 0 and max_rows >= 1, got {self.warmup_updates} and {self.max_rows}"
+            )

@@ -1,0 +1,166 @@
+"""The learner: trajectories in, residuals out, better weights behind it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from diffusion.path import denoise_path
+from diffusion.posterior import Posterior
+from diffusion.trajectory import Trajectory
+from envs.problem import InverseProblem
+from learner.average import WeightAverage
+from learner.config import LearnerConfig
+from learner.gradient import PathBatch, accumulate_gradient
+from learner.loss import residual_loss
+from learner.objectives import OBJECTIVES
+
+__all__ = ["Learner", "Update"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Update:
+    """What one optimiser step leaves behind."""
+
+    loss: float
+    """Mean loss of the batch, nats squared."""
+    residual: NDArray[np.float32]
+    """[B] residual of each trajectory, for its priority."""
+    gradient_norm: float
+    """Norm of the gradient before clipping."""
+    skipped: bool
+    """Whether the step was left out because loss or gradient was not finite."""
+
+
+class Learner:
+    """Optimises a posterior on trajectories of any origin.
+
+    learner = Learner(problem, posterior, LearnerConfig())
+    update = learner.update(trajectory, progress=0.1)
+    learner.weights()  # one flat float32 vector for the actors
+    """
+
+    def __init__(self, problem: InverseProblem, posterior: Posterior, config: LearnerConfig) -> None:
+        self.problem = problem
+        self.posterior = posterior
+        self.config = config
+        self.updates = 0
+        self.skipped = 0
+        self.log_partition = nn.Parameter(torch.zeros(len(problem.measurements), dtype=torch.float64))
+        self.average = WeightAverage(posterior, config.ema_decay)
+        gains = [value for name, value in posterior.named_parameters() if name == "gain"]
+        weights = [value for name, value in posterior.named_parameters() if name != "gain"]
+        groups = [
+            {"params": weights, "lr": config.learning_rate},
+            {"params": gains, "lr": config.gain_learning_rate},
+            {"params": [self.log_partition], "lr": config.log_partition_learning_rate},
+        ]
+        self._groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
+        self._peak = [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def update(self, trajectory: Trajectory, progress: float) -> Update:
+        """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
+        config, batch = self.config, self._batch(trajectory)
+        log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
+        group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
+        beta = self.beta(progress)
+        objective = OBJECTIVES[config.objective]
+
+        def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+            residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta)
+            return residual_loss(residual, config.huber).mean(), residual
+
+        self.optimizer.zero_grad(set_to_none=True)
+        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows)
+        norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
+        finite = math.isfinite(norm) and bool(torch.isfinite(output.loss))
+        self.updates += 1
+        if finite:
+            factor = self.learning_rate_factor(progress)
+            for param_group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
+                param_group["lr"] = factor * peak
+            self.optimizer.step()
+            self.average.update(self.posterior)
+        else:
+            self.skipped += 1
+        return Update(
+            loss=float(output.loss),
+            residual=output.residual.float().cpu().numpy(),
+            gradient_norm=norm,
+            skipped=not finite,
+        )
+
+    def beta(self, progress: float) -> float:
+        """Reward temperature at `progress`."""
+        config = self.config
+        if progress >= config.beta_until:
+            return 1.0
+        return config.beta_start + (1 - config.beta_start) * progress / config.beta_until
+
+    def learning_rate_factor(self, progress: float) -> float:
+        """Warm-up times cosine decay, relative to the configured step size."""
+        config = self.config
+        warmup = min(1.0, self.updates / max(config.warmup_updates, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return warmup * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
+
+    def weights(self, *, averaged: bool = False) -> NDArray[np.float32]:
+        """All parameters of the posterior as one flat vector: the current ones, or their moving average."""
+        vector = self.average.vector if averaged else nn.utils.parameters_to_vector(self.posterior.parameters())
+        return vector.detach().float().cpu().numpy().copy()
+
+    def _batch(self, trajectory: Trajectory) -> PathBatch:
+        device = self.log_partition.device
+        # Copies: arrays that come through shared memory are read-only, which torch does not know.
+        states = torch.from_numpy(np.array(trajectory.states)).to(device)
+        if trajectory.denoised is None:
+            denoised = denoise_path(self.problem.prior, states)
+        else:
+            denoised = torch.from_numpy(np.array(trajectory.denoised)).to(device)
+        measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
+        return PathBatch(states, denoised, measurement)
+
+    def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """(arrays, scalars) that `load_state_dict` restores bit for bit."""
+        arrays = {f"posterior.{name}": _numpy(value) for name, value in self.posterior.state_dict().items()}
+        arrays["average"] = _numpy(self.average.vector)
+        arrays["log_partition"] = _numpy(self.log_partition)
+        for index, state in self.optimizer.state_dict()["state"].items():
+            arrays.update({f"optimizer.{index}.{name}": _numpy(value) for name, value in state.items()})
+        scalars = {"updates": self.updates, "skipped": self.skipped, "average_updates": self.average.updates}
+        return arrays, scalars
+
+    def load_state_dict(self, arrays: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> None:
+        """Restores `state_dict`.
+
+        Raises:
+            ValueError: an array is missing or has another shape; the message names the first.
+        """
+        expected = {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}
+        expected |= {"average": self.average.vector, "log_partition": self.log_partition.data}
+        for name, value in expected.items():
+            found = arrays.get(name)
+            if found is None or found.shape != tuple(value.shape):
+                shape = "nothing" if found is None else f"shape {found.shape}"
+                raise ValueError(f"the checkpoint has {shape} where {name} of shape {tuple(value.shape)} is expected")
+            value.copy_(torch.from_numpy(np.array(found)))
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, array in arrays.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".", 2)
+                states.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        self.updates, self.skipped = int(scalars["updates"]), int(scalars["skipped"])
+        self.average.updates = int(scalars["average_updates"])
+
+
+def _numpy(value: Tensor) -> NDArray[Any]:
+    return value.detach().cpu().numpy().copy()

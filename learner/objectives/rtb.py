@@ -1,0 +1,21 @@
+r"""`rtb`: relative trajectory balance with a learned log-partition (Venkatraman et al. 2024, arXiv 2405.20971, eq. 9).
+
+    delta(tau) = log Z(y) + sum_k [log q(s_k+1 | s_k, y) - log p(s_k+1 | s_k)] - beta log p(y | x)
+
+Zero on every trajectory if and only if q is the posterior. log Z is one learned number per measurement.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["rtb"]
+
+
+def rtb(log_ratio: Tensor, log_likelihood: Tensor, log_partition: Tensor, group: Tensor, beta: float = 1.0) -> Tensor:
+    """[B] float64 residual of each trajectory.
+
+    `log_ratio` [B] is the sum over the path of log q - log p, `log_likelihood` [B] untempered, `log_partition` [M] the
+    learned log Z, `group` [B] the measurement of each trajectory.
+    """
+    return log_partition.double()[group] + log_ratio.double() - beta * log_likelihood.double()
