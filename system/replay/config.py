@@ -1,0 +1,90 @@
+"""Settings of a replay shard."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from system.replay.priority import PRIORITY_NAMES, PriorityName
+from system.replay.rate_limiter import RateLimiter, smallest_tolerance
+
+__all__ = ["ReplayConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayConfig:
+    """How one replay shard stores, draws and paces."""
+
+    capacity_bytes: int = 256 * 2**20
+    """Bytes of trajectories a shard may hold; the oldest are overwritten."""
+    max_items: int | None = None
+    """Items a shard may hold, where that is less than the bytes would allow."""
+    store_denoised: bool = True
+    """Keep the prior's denoised estimates where trajectories carry them; False saves nearly half the bytes."""
+    priority: PriorityName = "uniform"
+    """Mass of an item among the prioritised draws: uniform, residual, likelihood or importance."""
+    priority_exponent: float = 1.0
+    """Power of the residual, likelihood or importance weight; below one is flatter."""
+    truncation: float = 0.5
+    """An importance weight is capped at mean(w) n^truncation, n items of its measurement; 1 is no cap."""
+    newest_share: float = 0.5
+    """Share of every draw taken uniformly from the newest items; the rest is prioritised."""
+    newest_window: int = 1024
+    """How many items count as the newest."""
+    group_size: int = 1
+    """Trajectories of the same measurement drawn together; above one a draw is O(N) instead of O(log N)."""
+    samples_per_insert: float | None = 4.0
+    """How often an item is drawn on average; None lets both sides run free."""
+    min_size: int = 256
+    """Items to be inserted before the first draw."""
+    tolerance: float | None = None
+    """Items drawn that the pace may be off by; None is twice the least possible, or a tenth of the first fill."""
+    insert_batch: int = 64
+    """Most items an actor inserts at once."""
+    sample_batch: int = 256
+    """Most items the learner draws at once."""
+    retry_seconds: float = 0.05
+    """How long an actor is asked to wait when its insert is not accepted."""
+
+    def __post_init__(self) -> None:
+        if self.priority not in PRIORITY_NAMES:
+            raise ValueError(f"priority must be one of {', '.join(PRIORITY_NAMES)}, got {self.priority!r}")
+        for name in ("capacity_bytes", "newest_window", "group_size", "min_size", "insert_batch", "sample_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_items is not None and self.max_items < self.min_items:
+            raise ValueError(
+                f"max_items must hold min_size = {self.min_size} and insert_batch = {self.insert_batch} items, "
+                f"got {self.max_items}"
+            )
+        if not 0 < self.priority_exponent <= 10:
+            raise ValueError(
+                f"priority_exponent must be in (0, 10], got {self.priority_exponent}; "
+                "equal masses are priority = 'uniform'"
+            )
+        if not 0 <= self.newest_share <= 1:
+            raise ValueError(f"newest_share must be in [0, 1], got {self.newest_share}")
+        if not 0 <= self.truncation <= 1:
+            raise ValueError(f"truncation must be in [0, 1], got {self.truncation}")
+        if not (self.retry_seconds >= 0 and math.isfinite(self.retry_seconds)):
+            raise ValueError(f"retry_seconds must be finite and not negative, got {self.retry_seconds}")
+        self.rate_limiter()
+
+    @property
+    def min_items(self) -> int:
+        """Fewest items the byte budget has to hold."""
+        return max(self.min_size, self.insert_batch)
+
+    def rate_limiter(self) -> RateLimiter:
+        """A limiter with these settings, at zero; ValueError where the settings could never be met."""
+        tolerance = self.tolerance
+        if tolerance is None and self.samples_per_insert is not None:
+            least = smallest_tolerance(self.samples_per_insert, self.insert_batch, self.sample_batch)
+            tolerance = max(2 * least, 0.1 * self.samples_per_insert * self.min_size)
+        return RateLimiter(
+            self.samples_per_insert,
+            self.min_size,
+            tolerance or 0.0,
+            insert_batch=self.insert_batch,
+            sample_batch=self.sample_batch,
+        )

@@ -1,0 +1,181 @@
+"""A replay shard: storage, masses, draws and pace of one part of the replay.
+
+A plain object that never waits: an insert or a sample that has to wait is told so and tried again by the caller, since
+a shard that slept inside an insert could not serve the sample which that insert is waiting for.
+
+    reply = shard.insert(trajectory)            # reply.accepted is False: try again after reply.retry_after
+    batch = shard.sample(256)                   # None: try again later
+    shard.update_priorities(batch.ids, residuals)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion.trajectory import Trajectory
+from system.replay.config import ReplayConfig
+from system.replay.draws import MeasurementOrder, Mixture
+from system.replay.messages import InsertReply, ItemIds, ReplayBatch, ShardStats
+from system.replay.priority import build_priority, is_storable
+from system.replay.storage import TrajectoryStorage
+from system.replay.sum_tree import SumTree
+
+__all__ = ["ReplayShard"]
+
+
+class ReplayShard:
+    """Shard number `index` of the replay."""
+
+    def __init__(self, config: ReplayConfig, index: int, seed: int | np.random.SeedSequence) -> None:
+        self._config = config
+        self._index = index
+        if not isinstance(seed, np.random.SeedSequence):
+            seed = np.random.SeedSequence(seed, spawn_key=(index,))
+        self._generator = np.random.Generator(np.random.PCG64(seed))
+        self._storage = TrajectoryStorage(config.capacity_bytes, config.max_items, config.min_items)
+        self._priority = build_priority(config.priority, config.priority_exponent, config.truncation)
+        self._limiter = config.rate_limiter()
+        self._tree: SumTree | None = None
+        self._order: MeasurementOrder | None = None
+        self._refused = 0
+        self._late_priorities = 0
+        self._nonfinite_priorities = 0
+
+    def __len__(self) -> int:
+        return len(self._storage)
+
+    def insert(self, trajectory: Trajectory) -> InsertReply:
+        """Store what is new and sound in `trajectory`, unless samples have to catch up first."""
+        if not self._limiter.can_insert(len(trajectory)):
+            return InsertReply(accepted=False, retry_after=self._config.retry_seconds)
+        storable = is_storable(trajectory)
+        refused = int(np.count_nonzero(~storable))
+        sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
+        if not self._config.store_denoised:
+            sound = replace(sound, denoised=None)
+        slots = self._storage.append(sound)
+        self._refused += refused
+        if len(slots):
+            self._tree = self._tree or SumTree(self._storage.capacity)
+            self._priority.place(self._tree, self._storage, slots)
+            self._order = None
+        self._limiter.inserted(len(slots))
+        duplicates = len(sound) - len(slots)
+        return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused)
+
+    def sample(self, batch_size: int) -> ReplayBatch | None:
+        """Draw `batch_size` items with replacement; None while inserts have to catch up first."""
+        group_size = self._config.group_size
+        if batch_size < 1 or batch_size % group_size:
+            raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
+        if not self._limiter.can_sample(batch_size) or self._tree is None:
+            return None
+        mixture = Mixture(self._tree, self._storage, self._config.newest_share, self._config.newest_window)
+        if group_size > 1 and self._order is None:
+            self._order = MeasurementOrder(self._storage)
+        if self._order is not None and len(self._order) > 1:
+            slots = mixture.draw_groups(batch_size // group_size, group_size, self._order, self._generator)
+        else:
+            slots = mixture.draw(batch_size, self._generator)
+        self._limiter.sampled(batch_size)
+        return ReplayBatch(
+            trajectory=self._storage.take(slots),
+            ids=ItemIds(
+                shard=np.full(batch_size, self._index, dtype=np.int64),
+                slot=slots,
+                generation=self._storage.generation(slots),
+            ),
+            probability=mixture.probability(slots),
+        )
+
+    def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> int:
+        """Take in the learner's residuals [B]; how many were not ignored as late or not finite."""
+        values = np.asarray(residuals, dtype=np.float64)
+        if values.shape != (len(ids),):
+            raise ValueError(f"residuals must be [{len(ids)}] to match the ids, got {values.shape}")
+        if np.any(ids.shard != self._index):
+            raise ValueError(f"ids must be of shard {self._index}, got {np.unique(ids.shard).tolist()}")
+        current = self._storage.is_current(ids.slot, ids.generation)
+        finite = np.isfinite(values)
+        self._late_priorities += int(np.count_nonzero(~current))
+        self._nonfinite_priorities += int(np.count_nonzero(current & ~finite))
+        usable = current & finite
+        if self._tree is not None and usable.any():
+            self._priority.learn(self._tree, ids.slot[usable], values[usable])
+        return int(np.count_nonzero(usable))
+
+    def stats(self) -> ShardStats:
+        """Counters."""
+        return ShardStats(
+            size=len(self._storage),
+            capacity=self._storage.capacity,
+            bytes=len(self._storage) * self._storage.item_bytes,
+            inserts=self._limiter.inserts,
+            samples=self._limiter.samples,
+            duplicates=self._storage.duplicates,
+            refused=self._refused,
+            evictions=self._storage.evictions,
+            late_priorities=self._late_priorities,
+            nonfinite_priorities=self._nonfinite_priorities,
+            blocked_inserts=self._limiter.blocked_inserts,
+            blocked_samples=self._limiter.blocked_samples,
+            samples_per_insert=self._limiter.realised_samples_per_insert,
+            samples_per_insert_error=self._limiter.samples_per_insert_error,
+        )
+
+    def retire_ids(self) -> None:
+        """Treat all ids handed out so far as late; for a shard restored after a crash, see `TrajectoryStorage`."""
+        self._storage.retire_ids()
+
+    def state_dict(self) -> tuple[dict[str, NDArray[np.generic]], dict[str, Any]]:
+        """Arrays, and a dictionary fit for JSON: together all there is to go on with the same draws."""
+        stored, storage = self._storage.state_dict()
+        arrays: dict[str, NDArray[np.generic]] = {f"storage.{name}": value for name, value in stored.items()}
+        if self._tree is not None:
+            arrays["mass"] = self._tree.leaves()[: len(self._storage)]
+        arrays |= {f"priority.{name}": value for name, value in self._priority.state_dict().items()}
+        scalars = {
+            "storage": storage,
+            "limiter": self._limiter.state_dict(),
+            "generator": self._generator.bit_generator.state,
+            "priority": self._priority_settings(),
+            "refused": self._refused,
+            "late_priorities": self._late_priorities,
+            "nonfinite_priorities": self._nonfinite_priorities,
+        }
+        return arrays, scalars
+
+    def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]], scalars: Mapping[str, Any]) -> None:
+        """Restore; a smaller byte budget keeps the newest items, another priority gives them masses anew."""
+        stored = _under("storage.", arrays)
+        if not self._config.store_denoised:
+            stored.pop("denoised", None)
+        kept = self._storage.load_state_dict(stored, scalars["storage"])
+        if len(kept):
+            self._tree = SumTree(self._storage.capacity)
+            if scalars["priority"] == self._priority_settings():
+                self._tree.fill(arrays["mass"][kept])
+                self._priority.load_state_dict(_under("priority.", arrays))
+            else:
+                self._priority.place(self._tree, self._storage, np.arange(len(kept)))
+        self._limiter.load_state_dict(scalars["limiter"])
+        self._generator.bit_generator.state = scalars["generator"]
+        self._refused = scalars["refused"]
+        self._late_priorities = scalars["late_priorities"]
+        self._nonfinite_priorities = scalars["nonfinite_priorities"]
+
+    def _priority_settings(self) -> dict[str, Any]:
+        return {
+            "name": self._config.priority,
+            "exponent": self._config.priority_exponent,
+            "truncation": self._config.truncation,
+        }
+
+
+def _under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
