@@ -199,6 +199,9 @@ def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
 def _eigen(covariance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     if covariance.shape != (dim, dim):
         raise ValueError(f"the covariance must be [{dim}, {dim}] to match the mean, got {tuple(covariance.shape)}")
+    asymmetry = float((covariance - covariance.T).abs().max())
+    if asymmetry > 1e-5 * float(covariance.abs().max()):  # eigh would read one triangle and ignore the other
+        raise ValueError(f"the covariance must be symmetric, got one {asymmetry:.3g} off its transpose")
     eigenvalues, eigenvectors = torch.linalg.eigh(covariance.double())
     if not float(eigenvalues.min()) > 0:
         raise ValueError(

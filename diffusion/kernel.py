@@ -57,8 +57,10 @@ class DenoisingCoefficients:
         """`denoising_variance` [T] is v_k, the mean squared error per dimension of x^ at index k."""
         variance = denoising_variance.to(torch.float64)
         if variance.shape != (schedule.num_steps,) or not bool((variance >= 0).all()):
+            smallest = f", smallest value {float(variance.min())}" if variance.numel() else ""
             raise ValueError(
-                f"denoising_variance must be [{schedule.num_steps}] and non-negative, got shape {tuple(variance.shape)}"
+                f"denoising_variance must be [{schedule.num_steps}] and non-negative, "
+                f"got shape {tuple(variance.shape)}{smallest}"
             )
         ratio = schedule.alpha[:-1] / schedule.alpha[1:]
         noise, next_noise = schedule.sigma[:-1].square(), schedule.sigma[1:].square()

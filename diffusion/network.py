@@ -76,7 +76,12 @@ class UNet(nn.Module):
             norm_num_groups=groups,
             add_attention=True,
         )
-        self.head = self.network.conv_out
+
+    @property
+    def head(self) -> nn.Conv2d:
+        """The last layer. Not an attribute, or its weights would be twice in `state_dict()`."""
+        head: nn.Conv2d = self.network.conv_out
+        return head
 
     def forward(self, value: Tensor, level: Tensor) -> Tensor:
         """[N, C, H, W], [N] -> [N, out, H, W]; the level is stretched to the range of published time steps."""

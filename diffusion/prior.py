@@ -8,6 +8,7 @@ Coefficients: `diffusion.kernel`. The prior is never trained here, and says so w
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ class Prior(nn.Module):
                     f"the prior must be frozen, but its parameter {name!r} requires a gradient; "
                     "call denoiser.requires_grad_(False) first"
                 )
-        self.denoiser = denoiser.eval()  # no dropout: the log-density ratio must be exact
+        self.denoiser = denoiser.eval()
         self.schedule = schedule
         self.event_shape = tuple(event_shape)
         self.data_std = data_std
@@ -70,6 +71,10 @@ class Prior(nn.Module):
         self.register_buffer("state_coefficient", coefficients.state, persistent=False)
         self.register_buffer("denoised_coefficient", coefficients.denoised, persistent=False)
         self.register_buffer("std", coefficients.std, persistent=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
+        return super().train(False)
 
     @property
     def num_steps(self) -> int:

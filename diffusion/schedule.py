@@ -96,20 +96,22 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """The VP schedule shifted and stretched so that alpha_0 = 0: s_0 is pure noise, alpha_T stays 1."""
     scale = float((schedule.sigma[:-1].square() / (1 - schedule.alpha[:-1].square())).mean().sqrt())
     preserved = schedule.alpha.square() + (schedule.sigma / scale).square()
-    if not torch.allclose(preserved, torch.ones_like(preserved), atol=1e-6):
+    if not math.isfinite(scale) or not torch.allclose(preserved, torch.ones_like(preserved), atol=1e-6):
         raise ValueError("zero_terminal_snr needs a variance-preserving schedule (alpha^2 + sigma^2 constant)")
     first = schedule.alpha[0]
     return _variance_preserving((schedule.alpha - first) / (1 - first), scale)
 
 
-def ve(num_steps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0) -> Schedule:
-    """Geometric noise levels from `sigma_max` down to `sigma_min`, then 0; alpha = 1 throughout."""
+def ve(num_steps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0, scale: float = 1.0) -> Schedule:
+    """Geometric noise levels from `sigma_max` down to `sigma_min` times `scale`, then 0; alpha = 1 throughout."""
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+    if not scale > 0:
+        raise ValueError(f"scale must be a positive standard deviation, got {scale}")
     if num_steps < 2:
         raise ValueError(f"VE needs num_steps >= 2 (two noise levels and the clean end), got {num_steps}")
     exponent = torch.linspace(0.0, 1.0, num_steps, dtype=torch.float64)
-    sigma = sigma_max * (sigma_min / sigma_max) ** exponent
+    sigma = scale * sigma_max * (sigma_min / sigma_max) ** exponent
     return Schedule(torch.ones(num_steps + 1, dtype=torch.float64), torch.cat([sigma, sigma.new_zeros(1)]))
 
 

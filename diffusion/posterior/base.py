@@ -9,7 +9,7 @@ which does not subtract two large numbers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Protocol, Self
 
 from torch import Tensor, nn
 
@@ -46,6 +46,10 @@ class Posterior(nn.Module, ABC):
     def prior(self) -> Prior:
         """The frozen prior that the control acts on."""
         return self._prior[0]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
+        return super().train(False)
 
     @abstractmethod
     def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
