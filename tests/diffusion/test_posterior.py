@@ -1,0 +1,225 @@
+import pytest
+import torch
+
+from diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
+from diffusion.kernel import normal_log_prob
+from diffusion.network import MLP, UNet
+from diffusion.path import denoise_path, path_log_ratio
+from diffusion.posterior import ControlPosterior, FinetunePosterior, PosteriorConfig, log_ratio, make_posterior
+from diffusion.prior import Prior
+from diffusion.schedule import make_schedule
+
+FORMS = ["mlp with gradient", "mlp without gradient", "unet with gradient", "unet without gradient", "finetune"]
+
+
+def _gradient(value, measurement):
+    """Of log N(y; first element of x, 0.25)."""
+    gradient = torch.zeros_like(value)
+    gradient.flatten(1)[:, 0] = 4 * (measurement[:, 0].to(value) - value.flatten(1)[:, 0])
+    return gradient
+
+
+@pytest.fixture
+def image_prior():
+    denoiser = MixtureDenoiser(torch.linspace(-1, 1, 48).reshape(3, 16), 0.2, event_shape=(1, 4, 4))
+    return Prior(denoiser, make_schedule("vp-linear", 5), (1, 4, 4), 0.2)
+
+
+@pytest.fixture
+def make_form(network_prior, image_prior):
+    def make(name):
+        torch.manual_seed(1)
+        gradient = None if "without" in name else _gradient
+        if name == "finetune":
+            return make_posterior(PosteriorConfig(form="finetune"), network_prior, (1,), None)
+        if name.startswith("unet"):
+            config = PosteriorConfig(network="unet", hidden=8)
+            return make_posterior(config, image_prior, (1,), gradient)
+        return make_posterior(PosteriorConfig(hidden=16, depth=2), network_prior, (1,), gradient)
+
+    return make
+
+
+def _transitions(posterior, generator, count=12, dtype=torch.float32):
+    """(next state, state, step, denoised, measurement), every step among them."""
+    prior = posterior.prior
+    step = torch.arange(count) % prior.num_steps
+    state, noise = torch.randn(2, count, *prior.event_shape, generator=generator).to(dtype)
+    next_state = state + noise
+    return next_state, state, step, prior.denoised(state, step), torch.randn(count, 1, generator=generator)
+
+
+def _perturb(posterior):
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in posterior.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return posterior
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_starts_as_the_prior_to_the_last_bit(make_form, form, generator):
+    posterior = make_form(form)
+    next_state, state, step, denoised, measurement = _transitions(posterior, generator)
+    assert torch.equal(posterior.control(state, step, denoised, measurement), torch.zeros_like(state))
+    ratio = posterior.log_ratio(next_state, state, step, denoised, measurement)
+    assert torch.equal(ratio, torch.zeros(12))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_over_whole_paths_every_form_starts_with_a_log_ratio_of_nothing(make_form, form, generator):
+    posterior = make_form(form)
+    states = torch.randn(3, posterior.prior.num_steps + 1, *posterior.prior.event_shape, generator=generator)
+    ratio = path_log_ratio(posterior, states, denoise_path(posterior.prior, states), torch.zeros(3, 1))
+    assert ratio.shape == (3, posterior.prior.num_steps)
+    assert float(ratio.abs().max()) == 0.0
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_log_ratio_is_the_difference_of_two_normal_log_densities(make_form, form, generator):
+    posterior = _perturb(make_form(form))
+    next_state, state, step, denoised, measurement = _transitions(posterior, generator)
+    control = posterior.control(state, step, denoised, measurement).detach().double()
+    prior = posterior.prior
+    std, mean = prior.std[step], prior.mean(state.double(), step, denoised.double())
+    shift = control * std.reshape(-1, *[1] * (state.ndim - 1))
+    expected = normal_log_prob(next_state.double(), mean + shift, std) - normal_log_prob(next_state.double(), mean, std)
+    got = posterior.log_ratio(next_state, state, step, denoised, measurement)
+    assert float(control.abs().max()) > 0.01
+    assert got.shape == (12,)
+    assert got.double().detach().numpy() == pytest.approx(expected.numpy(), rel=1e-3, abs=1e-3)
+
+
+def test_the_log_ratio_integrates_to_a_normalised_posterior_transition():
+    noise = torch.linspace(-12, 12, 4001, dtype=torch.float64)[:, None]
+    for u in (-2.0, 0.0, 0.3, 1.5):
+        density = (-0.5 * noise[:, 0] ** 2 + log_ratio(noise, torch.full_like(noise, u))).exp() / (2 * torch.pi) ** 0.5
+        assert float(torch.trapezoid(density, noise[:, 0])) == pytest.approx(1.0, abs=1e-9)
+        assert float(torch.trapezoid(density * noise[:, 0], noise[:, 0])) == pytest.approx(u, abs=1e-9)
+
+
+def test_small_controls_keep_their_digits_in_float32(generator):
+    noise, control = 3 * torch.randn(64, 32, generator=generator), 1e-5 * torch.randn(64, 32, generator=generator)
+    exact = log_ratio(noise.double(), control.double())
+    error = (log_ratio(noise, control).double() - exact).abs().max()
+    assert float(error) < 1e-9  # two log densities of order 300 subtracted in float32 would be off by 1e-5
+    assert float(exact.abs().max()) > 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_prior_is_neither_trained_nor_saved_with_the_posterior(make_form, form, generator):
+    posterior = _perturb(make_form(form))
+    mine = {id(parameter) for parameter in posterior.parameters()}
+    assert mine and not mine & {id(parameter) for parameter in posterior.prior.parameters()}
+    assert posterior.prior not in list(posterior.modules())
+    assert not any("prior" in name for name in posterior.state_dict())
+    next_state, state, step, denoised, measurement = _transitions(posterior, generator)
+    posterior.log_ratio(next_state, state, step, denoised, measurement).sum().backward()
+    assert all(parameter.grad is None for parameter in posterior.prior.parameters())
+    assert any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in posterior.parameters())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_at_the_start_some_parameter_already_receives_a_gradient(make_form, form, generator):
+    posterior = make_form(form)
+    next_state, state, step, denoised, measurement = _transitions(posterior, generator)
+    posterior.log_ratio(next_state, state, step, denoised, measurement).sum().backward()
+    assert max(float(p.grad.abs().max()) for p in posterior.parameters() if p.grad is not None) > 1e-3
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_checkpoint_holds_every_parameter_once_and_restores_the_control(make_form, form, generator):
+    posterior, fresh = _perturb(make_form(form)), make_form(form)
+    state_dict = posterior.state_dict()
+    assert len({tensor.data_ptr() for tensor in state_dict.values()}) == len(state_dict)
+    fresh.load_state_dict(state_dict)
+    _, *inputs = _transitions(posterior, generator)
+    assert torch.equal(fresh.control(*inputs), posterior.control(*inputs))
+
+
+@pytest.mark.parametrize("form", ["mlp with gradient", "mlp without gradient", "unet with gradient"])
+def test_the_control_changes_with_the_measurement_once_weights_have_moved(make_form, form, generator):
+    posterior = _perturb(make_form(form))
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    change = posterior.control(state, step, denoised, measurement + 1) - posterior.control(
+        state, step, denoised, measurement
+    )
+    assert bool((change.flatten(1).abs().amax(1) > 1e-3).all())
+
+
+def test_the_gain_multiplies_the_likelihood_gradient_at_the_denoised_estimate(make_form, generator):
+    posterior = make_form("mlp with gradient")
+    gains = torch.linspace(0.1, 0.6, 6)
+    posterior.gain.data.copy_(gains)
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    scale = (gains * posterior.prior.std.float())[step, None]
+    expected = scale * _gradient(denoised, measurement)
+    assert posterior.control(state, step, denoised, measurement).detach().numpy() == pytest.approx(
+        expected.numpy(), rel=1e-5, abs=1e-7
+    )
+
+
+def test_an_endless_likelihood_gradient_is_cut_to_an_rms_of_ten_and_keeps_its_direction(network_prior):
+    posterior = ControlPosterior(network_prior, (1,), lambda value, measurement: torch.full_like(value, -1e12))
+    posterior.gain.data.fill_(1.0)
+    state, step = torch.zeros(6, 3), torch.arange(6)
+    control = posterior.control(state, step, state, torch.zeros(6, 1))
+    assert control.detach().numpy() == pytest.approx(torch.full((6, 3), -10.0).numpy(), rel=1e-5)
+
+
+def test_a_vanishing_likelihood_gradient_leaves_a_finite_control(network_prior):
+    posterior = _perturb(ControlPosterior(network_prior, (1,), lambda value, measurement: torch.zeros_like(value)))
+    state, step = torch.zeros(6, 3), torch.arange(6)
+    assert bool(posterior.control(state, step, state, torch.zeros(6, 1)).isfinite().all())
+
+
+def test_finetune_shifts_the_mean_to_that_of_its_own_estimate(network_prior, generator):
+    posterior = _perturb(FinetunePosterior(network_prior))
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    estimate = posterior.denoiser(state, network_prior.alpha[step], network_prior.sigma[step])
+    control = posterior.control(state, step, denoised, measurement)
+    shifted = network_prior.mean(state, step, denoised) + network_prior.std[step, None].float() * control
+    expected = network_prior.mean(state, step, estimate)
+    assert shifted.detach().numpy() == pytest.approx(expected.detach().numpy(), abs=1e-5)
+
+
+def test_dropout_does_not_make_the_ratio_noisy_even_in_training_mode(generator):
+    class Dropping(MLP):
+        def forward(self, value, level):
+            return torch.nn.functional.dropout(super().forward(value, level), 0.5, self.training)
+
+    prior = Prior(NetworkDenoiser(Dropping(3, 3, 16)).requires_grad_(False), make_schedule("vp-linear", 4), (3,))
+    posterior = FinetunePosterior(prior).train()
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    assert torch.equal(posterior.control(state, step, denoised, measurement), torch.zeros(12, 3))
+
+
+def test_a_unet_sees_images_and_an_mlp_any_shape(image_prior, generator):
+    for network in ("mlp", "unet"):
+        posterior = _perturb(ControlPosterior(image_prior, (2,), None, network, 8, 1))
+        state, step = torch.randn(3, 1, 4, 4, generator=generator), torch.arange(3)
+        assert posterior.control(state, step, state, torch.zeros(3, 2)).shape == (3, 1, 4, 4)
+
+
+def test_the_unet_tells_levels_apart():
+    torch.manual_seed(0)
+    network = UNet(1, 1, channels=(8, 16))
+    images = torch.ones(2, 1, 4, 4)
+    low, high = network(images, torch.tensor([-10.0, 10.0])).detach()
+    assert float((low - high).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (PosteriorConfig(form="lora"), "unknown posterior form 'lora'; expected 'control' or 'finetune'"),
+        (PosteriorConfig(network="cnn"), "unknown network 'cnn'; expected 'mlp' or 'unet'"),
+        (PosteriorConfig(network="unet"), r"a U-Net needs x of shape \[C, H, W\], got \(1,\)"),
+        (PosteriorConfig(hidden=0), "depth and hidden of at least 1, got 3 and 0"),
+        (PosteriorConfig(form="finetune"), "MixtureDenoiser has no parameters; use the control form"),
+    ],
+)
+def test_forms_that_do_not_fit_the_prior_are_refused(line_mixture, config, message):
+    prior = Prior(line_mixture, make_schedule("vp-linear", 4), (1,))
+    with pytest.raises(ValueError, match=message):
+        make_posterior(config, prior, (1,), None)
