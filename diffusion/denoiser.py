@@ -96,6 +96,7 @@ class MixtureDenoiser(nn.Module):
             if not covariance > 0:
                 raise ValueError(f"the component variance must be positive, got {covariance}")
             eigenvalues, eigenvectors = torch.full((dim,), float(covariance), dtype=torch.float64), None
+        self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self.register_buffer("means", means.double())
         self.register_buffer("log_weights", weights - weights.logsumexp(0))
         self.register_buffer("eigenvalues", eigenvalues)
@@ -119,7 +120,8 @@ class MixtureDenoiser(nn.Module):
         alpha, sigma = alpha.to(flat)[:, None], sigma.to(flat)[:, None]
         weights, rotated, means = self._weights(flat, alpha, sigma)
         mean = weights @ means  # [N, D] in the eigenbasis
-        gain = alpha * self.eigenvalues.to(flat) / (alpha**2 * self.eigenvalues.to(flat) + sigma**2)
+        eigenvalues = self._constants(flat)[2]
+        gain = alpha * eigenvalues / (alpha**2 * eigenvalues + sigma**2)
         denoised = mean + gain * (rotated - alpha * mean)
         if self.eigenvectors is not None:
             denoised = denoised @ self.eigenvectors.to(flat).T
@@ -130,14 +132,23 @@ class MixtureDenoiser(nn.Module):
 
         The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
         """
-        means = self.means.to(flat)
+        means, squares, eigenvalues, log_weights = self._constants(flat)
         if self.eigenvectors is not None:
-            basis = self.eigenvectors.to(flat)
-            flat, means = flat @ basis, means @ basis
-        precision = 1 / (alpha**2 * self.eigenvalues.to(flat) + sigma**2)  # [N, D]
-        norm = precision[:, :1] * means.square().sum(1) if self.eigenvectors is None else precision @ means.square().T
-        logits = alpha * ((precision * flat) @ means.T) - 0.5 * alpha**2 * norm + self.log_weights.to(flat)
+            flat = flat @ self.eigenvectors.to(flat)
+        precision = 1 / (alpha**2 * eigenvalues + sigma**2)  # [N, D]
+        norm = precision[:, :1] * squares.sum(0) if self.eigenvectors is None else precision @ squares
+        logits = torch.addmm(log_weights - 0.5 * alpha**2 * norm, alpha * precision * flat, means.T)
         return logits.softmax(1), flat, means
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Means [C, D] and their squares [D, C] in the eigenbasis, eigenvalues, log-weights; converted once."""
+        key = (like.dtype, like.device)
+        if key not in self._converted:
+            means = self.means if self.eigenvectors is None else self.means @ self.eigenvectors
+            parts = (means, means.square().T.contiguous(), self.eigenvalues, self.log_weights)
+            self._converted[key] = tuple(part.to(like) for part in parts)
+        means, squares, eigenvalues, log_weights = self._converted[key]
+        return means, squares, eigenvalues, log_weights
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, *D] exact draws of x, float64."""

@@ -74,7 +74,7 @@ class Learner:
         objective = OBJECTIVES[config.objective]
 
         def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-            residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta)
+            residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
             return residual_loss(residual, config.huber).mean(), residual
 
         self.optimizer.zero_grad(set_to_none=True)

@@ -49,8 +49,8 @@ class ControlPosterior(Posterior):
             self.network = UNet(features * shape[0], shape[0], channels=(hidden, 2 * hidden, 2 * hidden))
         else:
             raise ValueError(f"unknown network {network!r}; expected 'mlp' or 'unet'")
-        nn.init.zeros_(self.network.head.weight)
-        nn.init.zeros_(self.network.head.bias)
+        for parameter in self.network.head.parameters():
+            nn.init.zeros_(parameter)
         self.gain = nn.Parameter(torch.zeros(prior.num_steps))
 
     def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:

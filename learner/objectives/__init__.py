@@ -19,7 +19,13 @@ class Objective(Protocol):
     """The residual of each trajectory."""
 
     def __call__(
-        self, log_ratio: Tensor, log_likelihood: Tensor, log_partition: Tensor, group: Tensor, beta: float = 1.0
+        self,
+        log_ratio: Tensor,
+        log_likelihood: Tensor,
+        log_partition: Tensor,
+        group: Tensor,
+        beta: float = 1.0,
+        huber: float | None = None,
     ) -> Tensor:
         """[B] float64; see `learner.objectives.rtb.rtb` for the arguments."""
         ...

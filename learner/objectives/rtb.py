@@ -12,10 +12,17 @@ from torch import Tensor
 __all__ = ["rtb"]
 
 
-def rtb(log_ratio: Tensor, log_likelihood: Tensor, log_partition: Tensor, group: Tensor, beta: float = 1.0) -> Tensor:
+def rtb(
+    log_ratio: Tensor,
+    log_likelihood: Tensor,
+    log_partition: Tensor,
+    group: Tensor,
+    beta: float = 1.0,
+    huber: float | None = None,
+) -> Tensor:
     """[B] float64 residual of each trajectory.
 
     `log_ratio` [B] is the sum over the path of log q - log p, `log_likelihood` [B] untempered, `log_partition` [M] the
-    learned log Z, `group` [B] the measurement of each trajectory.
+    learned log Z, `group` [B] the measurement of each trajectory. `huber` makes no difference here.
     """
     return log_partition.double()[group] + log_ratio.double() - beta * log_likelihood.double()

@@ -1,10 +1,11 @@
-r"""`vargrad`: the residual centred on its own mean over the trajectories of the same measurement.
+r"""`vargrad`: the residual with log Z profiled out, per measurement.
 
-    delta_i - mean of delta_j over j with y_j = y_i,
+    delta_i - c(y_i),    c(y) = argmin over c of the sum over {j: y_j = y} of loss(delta_j - c),
 
-the mean being detached. log Z cancels, so nothing has to be learned for it (Richter et al. 2020, arXiv 2010.10436; per
-measurement as in Sendera et al. 2024, 2402.05098, section 3.3). The gradient of the mean square is that of the
-variance: the term through the mean has weight sum_i (delta_i - mean) = 0.
+detached. For the square loss c is the mean, and this is the log-variance loss (Richter et al. 2020, arXiv 2010.10436;
+per measurement as in Sendera et al. 2024, 2402.05098, section 3.3). For Huber's loss c is Huber's location, so that
+a few trajectories far from the posterior (prior rollouts, say) do not shift the centre of all others. log Z cancels,
+nothing has to be learned for it, and since c is a minimum the gradient through it is zero.
 """
 
 from __future__ import annotations
@@ -16,12 +17,31 @@ from learner.objectives.rtb import rtb
 
 __all__ = ["vargrad"]
 
+ITERATIONS = 30  # of reweighted means; the location is then stationary to well below the spread of the residuals
+
 
 def vargrad(
-    log_ratio: Tensor, log_likelihood: Tensor, log_partition: Tensor, group: Tensor, beta: float = 1.0
+    log_ratio: Tensor,
+    log_likelihood: Tensor,
+    log_partition: Tensor,
+    group: Tensor,
+    beta: float = 1.0,
+    huber: float | None = None,
 ) -> Tensor:
-    """[B] float64 centred residual of each trajectory; as `rtb`, `log_partition` [M] only telling the number M."""
+    """[B] float64 centred residual of each trajectory; as `rtb`, `log_partition` [M] only telling the number M.
+
+    `huber` is the loss's c, None for the square.
+    """
     residual = rtb(log_ratio, log_likelihood, torch.zeros_like(log_partition), group, beta)
-    total = residual.new_zeros(len(log_partition)).index_add(0, group, residual.detach())
-    count = residual.new_zeros(len(log_partition)).index_add(0, group, torch.ones_like(residual))
-    return residual - (total / count.clamp_min(1.0))[group]
+    centre = _group_mean(residual.detach(), torch.ones_like(residual), group, len(log_partition))
+    if huber is not None:
+        for _ in range(ITERATIONS):
+            distance = (residual.detach() - centre[group]).abs()
+            weight = (huber / distance.clamp_min(1e-12)).clamp_max(1.0)
+            centre = _group_mean(residual.detach(), weight, group, len(log_partition))
+    return residual - centre[group]
+
+
+def _group_mean(value: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
+    total = value.new_zeros(groups).index_add(0, group, weight * value)
+    return total / value.new_zeros(groups).index_add(0, group, weight).clamp_min(1e-300)
