@@ -1,0 +1,68 @@
+"""The pictures that suit a problem: images, points in the plane, or coordinates of a vector, and its classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs.problem import InverseProblem
+from evaluation.evaluation import Evaluation
+from evaluation.figures.images import image_picture
+from evaluation.figures.marginals import class_picture, plane_picture, vector_picture
+from evaluation.figures.picture import Picture
+
+__all__ = ["problem_pictures"]
+
+
+@torch.no_grad()
+def problem_pictures(
+    problem: InverseProblem,
+    measurement_id: int,
+    prior_samples: Tensor,
+    samples: Tensor,
+    evaluation: Evaluation,
+    *,
+    seed: int = 0,
+) -> tuple[Picture, ...]:
+    """Pictures of posterior `samples` [N, *D] beside `prior_samples` [N', *D] and, where known, the exact posterior."""
+    prior, learned = _array(prior_samples), _array(samples)
+    truth = None if problem.truth is None else _array(problem.truth[measurement_id])
+    exact = None
+    if problem.exact:
+        exact = _array(problem.exact[measurement_id].sample(len(samples), torch.Generator().manual_seed(seed)))
+    pictures = []
+    if problem.image_shape is not None:
+        shape = problem.image_shape
+        measurement = None
+        if problem.measurement_image is not None:
+            measurement = _array(problem.measurement_image(problem.measurements[measurement_id]))
+        pictures.append(
+            image_picture(
+                prior.reshape(-1, *shape),
+                learned.reshape(-1, *shape),
+                None if exact is None else exact.reshape(-1, *shape),
+                measurement,
+                None if truth is None else truth.reshape(shape),
+            )
+        )
+    elif samples[0].numel() == 2:
+        pictures.append(plane_picture(prior, learned, exact))
+    else:
+        pictures.append(vector_picture(prior, learned, exact, truth))
+    probabilities = evaluation.class_probabilities
+    if problem.classes is not None and probabilities is not None:
+        known = evaluation.exact_class_probabilities
+        label = None
+        if problem.truth is not None:
+            label = int(problem.classes.probabilities(problem.truth[measurement_id][None])[0].argmax())
+        pictures.append(
+            class_picture(
+                problem.classes.names, np.array(probabilities), None if known is None else np.array(known), label
+            )
+        )
+    return tuple(pictures)
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().double().numpy()
