@@ -140,6 +140,10 @@ class MixtureDenoiser(nn.Module):
         logits = torch.addmm(log_weights - 0.5 * alpha**2 * norm, alpha * precision * flat, means.T)
         return logits.softmax(1), flat, means
 
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._converted.clear()
+
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Means [C, D] and their squares [D, C] in the eigenbasis, eigenvalues, log-weights; converted once."""
         key = (like.dtype, like.device)

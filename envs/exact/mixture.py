@@ -63,9 +63,11 @@ def condition_mixture(
 ) -> MixturePosterior:
     """The posterior of a mixture (`means` [C, D], shared `covariance` [D, D], `log_weights` [C]) given y.
 
-    `matrix` is A [Y, D], `noise_std` the standard deviation of the noise, `measurement` y [Y]. All in float64.
+    `matrix` is A [Y, D], `noise_std` the standard deviation of the noise, `measurement` y [Y]. All in float64; the
+    weights need not be normalised.
     """
     means, covariance, matrix = means.double(), covariance.double(), matrix.double()
+    log_weights = log_weights.double().log_softmax(0)
     noise = noise_std**2 * torch.eye(len(matrix), dtype=torch.float64)
     evidence_covariance = matrix @ covariance @ matrix.T + noise
     factor = torch.linalg.cholesky(evidence_covariance)
