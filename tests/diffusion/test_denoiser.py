@@ -132,6 +132,15 @@ def test_the_mixture_density_integrates_to_one(line_mixture, plane_mixture):
     assert float(total) == pytest.approx(1, abs=1e-9)
 
 
+def test_a_mixture_that_loads_other_parameters_forgets_the_old_ones(plane_mixture):
+    loaded = MixtureDenoiser(torch.zeros(3, 2), torch.eye(2))
+    state = torch.tensor([[0.3, -0.2], [-1.5, 1.0]])
+    levels = _level(0.8, 2), _level(0.6, 2)
+    loaded(state, *levels)
+    loaded.load_state_dict(plane_mixture.state_dict())
+    assert torch.equal(loaded(state, *levels), plane_mixture(state, *levels))
+
+
 def test_responsibilities_are_bayes_rule_over_the_components(plane_mixture, generator):
     state = torch.randn(6, 2, generator=generator, dtype=torch.float64)
     noised = _mixture(plane_mixture, 0.8, 0.6)

@@ -1,0 +1,65 @@
+import dataclasses
+
+import pytest
+import torch
+
+from envs import make_problem
+
+
+def test_each_trajectory_is_scored_against_its_own_measurement(gaussian_problem, generator):
+    measurements = torch.randn(3, 2, generator=generator)
+    problem = dataclasses.replace(gaussian_problem, measurements=measurements, exact=())
+    value, rows = torch.randn(4, 4, generator=generator), torch.tensor([2, 0, 2, 1])
+    got = problem.log_likelihood(value, rows)
+    for index, row in enumerate(rows.tolist()):
+        one = problem.likelihood.log_prob(value[index][None], measurements[row][None])
+        assert float(got[index]) == pytest.approx(float(one), rel=1e-6)
+    assert got.shape == (4,)
+
+
+def test_a_problem_passes_on_shape_steps_and_gradient(gaussian_problem, generator):
+    assert (gaussian_problem.event_shape, gaussian_problem.num_steps) == ((4,), 10)
+    value = torch.randn(2, 4, generator=generator)
+    measurement = gaussian_problem.measurements.expand(2, 2)
+    expected = gaussian_problem.likelihood.gradient(value, measurement)
+    assert torch.equal(gaussian_problem.gradient(value, measurement), expected)
+
+
+def test_a_likelihood_without_a_gradient_leaves_none(gaussian_problem):
+    class Scored:
+        measurement_shape = (2,)
+
+        def log_prob(self, value, measurement):
+            return value.flatten(1).sum(1)
+
+    assert dataclasses.replace(gaussian_problem, likelihood=Scored()).gradient is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measurements": torch.zeros(2)}, r"measurements must be \[M, 2\], got \[2\]"),
+        ({"measurements": torch.zeros(1, 3)}, r"measurements must be \[M, 2\], got \[1, 3\]"),
+        ({"measurements": torch.zeros(1, 2, 1)}, r"measurements must be \[M, 2\], got \[1, 2, 1\]"),
+        (
+            {"measurements": torch.tensor([[float("nan"), float("inf")]])},
+            "'gaussian-linear': the measurement must be finite, got 2 NaN or infinite values",
+        ),
+        ({"measurements": torch.zeros(3, 2)}, "3 measurements need as many exact posteriors, got 1"),
+    ],
+)
+def test_a_problem_refuses_measurements_it_cannot_score(gaussian_problem, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(gaussian_problem, **changes)
+
+
+@pytest.mark.parametrize("name", ["digits-half", "gaussian-linear", "gmm-25-to-9", "gmm-linear"])
+def test_every_exact_posterior_gives_evidence_moments_and_samples(name, generator):
+    problem = make_problem(name, {"num_steps": 10})
+    for exact in problem.exact:
+        draws = exact.sample(20_000, generator)
+        assert isinstance(exact.log_partition, float)
+        assert draws.shape == (20_000, *problem.event_shape)
+        error = (draws.mean(0) - exact.mean) / (exact.variance / 20_000).sqrt()
+        assert float(error.abs().max()) < 4.5  # of up to 64 normal deviates
+        assert draws.var(0).flatten().tolist() == pytest.approx(exact.variance.flatten().tolist(), rel=0.12)
