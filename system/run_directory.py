@@ -6,6 +6,7 @@ tensorboard/     the same numbers as TensorBoard events
 checkpoints/     step-000000123/ ...
 samples.npz      posterior samples
 report.html      the report, with its figures inside
+results.json     the numbers of the last evaluation
 figures/         the figures as files
 """
 
@@ -57,6 +58,11 @@ class RunDirectory:
     def report(self) -> Path:
         """The report."""
         return self.path / "report.html"
+
+    @property
+    def results(self) -> Path:
+        """The numbers of the last evaluation."""
+        return self.path / "results.json"
 
     @property
     def figures(self) -> Path:

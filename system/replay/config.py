@@ -39,10 +39,10 @@ class ReplayConfig:
     """Items to be inserted before the first draw."""
     tolerance: float | None = None
     """Items drawn that the pace may be off by; None is twice the least possible, or a tenth of the first fill."""
-    insert_batch: int = 64
-    """Most items an actor inserts at once."""
-    sample_batch: int = 256
-    """Most items the learner draws at once."""
+    insert_batch: int | None = None
+    """Most items an actor inserts at once; None is the actors' batch size."""
+    sample_batch: int | None = None
+    """Most items the learner draws at once; None is the learner's batch size."""
     retry_seconds: float = 0.05
     """How long an actor is asked to wait when its insert is not accepted."""
 
@@ -50,11 +50,11 @@ class ReplayConfig:
         if self.priority not in PRIORITY_NAMES:
             raise ValueError(f"priority must be one of {', '.join(PRIORITY_NAMES)}, got {self.priority!r}")
         for name in ("capacity_bytes", "newest_window", "group_size", "min_size", "insert_batch", "sample_batch"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.max_items is not None and self.max_items < self.min_items:
             raise ValueError(
-                f"max_items must hold min_size = {self.min_size} and insert_batch = {self.insert_batch} items, "
+                f"max_items must hold min_size = {self.min_size} and insert_batch = {self.batches[0]} items, "
                 f"got {self.max_items}"
             )
         if not 0 < self.priority_exponent <= 10:
@@ -73,18 +73,23 @@ class ReplayConfig:
     @property
     def min_items(self) -> int:
         """Fewest items the byte budget has to hold."""
-        return max(self.min_size, self.insert_batch)
+        return max(self.min_size, self.batches[0])
+
+    @property
+    def batches(self) -> tuple[int, int]:
+        """Most items (inserted, drawn) at once, with the defaults of a shard that stands alone."""
+        return self.insert_batch or 64, self.sample_batch or 256
 
     def rate_limiter(self) -> RateLimiter:
         """A limiter with these settings, at zero; ValueError where the settings could never be met."""
         tolerance = self.tolerance
         if tolerance is None and self.samples_per_insert is not None:
-            least = smallest_tolerance(self.samples_per_insert, self.insert_batch, self.sample_batch)
+            least = smallest_tolerance(self.samples_per_insert, *self.batches)
             tolerance = max(2 * least, 0.1 * self.samples_per_insert * self.min_size)
         return RateLimiter(
             self.samples_per_insert,
             self.min_size,
             tolerance or 0.0,
-            insert_batch=self.insert_batch,
-            sample_batch=self.sample_batch,
+            insert_batch=self.batches[0],
+            sample_batch=self.batches[1],
         )

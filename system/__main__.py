@@ -1,0 +1,150 @@
+"""The command line: `rtb COMMAND`, also `python -m system COMMAND`."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes share the cores
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from system.errors import UserError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 2 when the user can mend it (one line on stderr), 130 when interrupted."""
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "train":
+        parser.error(f"unknown argument {rest[0]!r} of `rtb {known.command}`")
+    try:
+        return int(known.run(known, rest) or 0)
+    except UserError as error:
+        if known.debug:
+            traceback.print_exc()
+        sys.stderr.write(f"rtb: error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("rtb: interrupted; `rtb resume RUN` goes on from the last checkpoint\n")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    shared.add_argument("--quiet", action="store_true", help="show no progress")
+    parser = argparse.ArgumentParser(prog="rtb", description="Posterior samples under a diffusion prior, checked.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, text: str, run: object, *, help_flag: bool = True) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text, parents=[shared], add_help=help_flag)
+        command.set_defaults(run=run)
+        return command
+
+    train = add("train", "train a posterior from a configuration", _train, help_flag=False)
+    train.add_argument("config", type=Path, nargs="?", help="YAML file; then any --section.key value")
+    train.add_argument("--run", type=Path, dest="directory", help="run directory (default: runs/NAME-N)")
+    train.add_argument("--cluster", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one at hand)")
+    train.add_argument("-h", "--help", action="store_true", dest="help", help="show all configuration keys")
+    resume = add("resume", "go on with an interrupted run", _resume)
+    resume.add_argument("directory", type=Path, metavar="RUN")
+    resume.add_argument("--cluster", metavar="ADDRESS", help="run on this Ray cluster")
+    sample = add("sample", "draw posterior samples from a run", _sample)
+    sample.add_argument("directory", type=Path, metavar="RUN")
+    sample.add_argument("--num", type=int, default=1_000, help="number of samples (default 1000)")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
+    sample.add_argument("--output", type=Path, help="npz file (default: RUN/samples.npz)")
+    evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
+    evaluate.add_argument("directory", type=Path, metavar="RUN")
+    evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
+    problems = add("problems", "list the problems, or the options of one", _problems)
+    problems.add_argument("name", nargs="?", help="a problem")
+    add("doctor", "check this machine", _doctor)
+    return parser
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from system.config import load_config
+    from system.run import train
+
+    if arguments.help:
+        _train_help(arguments.config)
+        return
+    if arguments.config is None:
+        raise UserError("rtb train needs a configuration file, e.g. configs/experiments/digits_half.yaml")
+    if arguments.cluster is not None:
+        overrides = [*overrides, "--runner", "ray", "--ray.address", arguments.cluster]
+    config = load_config(arguments.config, overrides)
+    _closing(train(config, arguments.directory, quiet=arguments.quiet), arguments.quiet)
+
+
+def _train_help(path: Path | None) -> None:
+    from system.config import help_text
+
+    sys.stdout.write("rtb train CONFIG [--run DIR] [--cluster ADDRESS] [--quiet] [--debug] and any of these:\n\n")
+    sys.stdout.write(help_text(path))
+
+
+def _resume(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.run import resume
+
+    run = resume(arguments.directory, cluster=arguments.cluster, quiet=arguments.quiet)
+    _closing(run, arguments.quiet)
+
+
+def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.run import sample
+
+    path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output)
+    sys.stdout.write(f"{arguments.num} samples: {path}\n")
+
+
+def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.run import evaluate_run
+
+    _closing(evaluate_run(arguments.directory, arguments.num), arguments.quiet)
+
+
+def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
+    import inspect
+
+    from envs import problem_names
+    from envs.registry import problem_factory
+
+    try:
+        factories = {name: problem_factory(name) for name in ([arguments.name] if arguments.name else problem_names())}
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for name, factory in factories.items():
+        first = (inspect.getdoc(factory) or "").split("\n")[0]
+        sys.stdout.write(f"{name:16} {first}\n")
+        if arguments.name:
+            for parameter in inspect.signature(factory).parameters.values():
+                sys.stdout.write(f"  --problem.{parameter.name.replace('_', '-')} ({parameter.default})\n")
+
+
+def _doctor(arguments: argparse.Namespace, _: list[str]) -> int:
+    from system.doctor import examine, render
+
+    checks = examine()
+    sys.stdout.write(render(checks) + "\n")
+    return 2 if any(check.ok is False for check in checks) else 0
+
+
+def _closing(run: object, quiet: bool) -> None:
+    from system.run import closing_lines
+    from system.run_directory import RunDirectory
+
+    assert isinstance(run, RunDirectory)
+    if not quiet:
+        sys.stdout.write(closing_lines(run))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""Builds the parts of a run from its configuration, the same way in every process."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from actors import Actor
+from diffusion.posterior import Posterior, make_posterior
+from envs import InverseProblem, make_problem
+from learner import Learner
+from system.config import RunConfig
+from system.errors import ConfigError
+from system.replay.shard import ReplayShard
+
+__all__ = ["build_actor", "build_learner", "build_posterior", "build_problem", "build_shard", "stream_seed"]
+
+
+def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
+    """A 63-bit seed for the random stream of one part, from the run's seed, the part's role and its index."""
+    key = int.from_bytes(role.encode(), "big")
+    word = np.random.SeedSequence((config.seed, key, index)).generate_state(1, np.uint64)[0]
+    return int(word) & (2**63 - 1)
+
+
+def build_problem(config: RunConfig) -> InverseProblem:
+    """The inverse problem; a value that its factory refuses is a `ConfigError`."""
+    for plugin in config.plugins:
+        __import__(plugin)
+    try:
+        return make_problem(config.problem.name, config.problem.options)
+    except ValueError as error:
+        raise ConfigError(f"problem {config.problem.name!r}: {error}") from None
+
+
+def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
+    """The posterior at its initial weights, which depend on the run's seed alone."""
+    shape = tuple(problem.measurements.shape[1:])
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(stream_seed(config, "posterior"))
+        try:
+            return make_posterior(config.posterior, problem.prior, shape, problem.gradient)
+        except ValueError as error:
+            raise ConfigError(f"posterior: {error}") from None
+
+
+def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, restarts: int = 0) -> Actor:
+    """Actor number `index` in its life number `restarts`."""
+    seed = stream_seed(config, "actor")
+    return Actor(problem, build_posterior(config, problem), config.actor, seed=seed, index=index, restarts=restarts)
+
+
+def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
+    """The learner at the start of the run."""
+    return Learner(problem, build_posterior(config, problem), config.learner)
+
+
+def build_shard(config: RunConfig, index: int = 0) -> ReplayShard:
+    """Replay shard number `index`, empty."""
+    return ReplayShard(config.shard_config(), index, stream_seed(config, "replay", index))

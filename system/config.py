@@ -1,0 +1,324 @@
+"""Configuration of a run: nested frozen dataclasses, a YAML file, and `--section.key value` on the command line.
+
+A configuration is data. It is checked once, here: unknown keys are refused with the nearest known one, types must fit,
+and every section validates its own values. The resolved configuration is written into the run's directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+import io
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from actors import ActorConfig
+from diffusion.posterior import PosteriorConfig
+from envs.registry import problem_factory
+from learner import LearnerConfig
+from system.errors import ConfigError
+from system.replay.config import ReplayConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "EvaluationConfig",
+    "ProblemConfig",
+    "RayConfig",
+    "RunConfig",
+    "config_from_tree",
+    "help_text",
+    "load_config",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProblemConfig:
+    """Which inverse problem."""
+
+    name: str = "digits-half"
+    """Registered name; `rtb problems` lists them."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the problem's factory; in YAML and on the command line they stand beside the name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured while training, and at its end."""
+
+    interval_seconds: float = 10.0
+    """Time between evaluations while training."""
+    trajectories: int = 512
+    """Trajectories of an evaluation while training."""
+    final_trajectories: int = 4096
+    """Trajectories of the last evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    interval_seconds: float = 60.0
+    """Time between checkpoints."""
+    keep: int = 2
+    """How many are kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RayConfig:
+    """The distributed runner."""
+
+    address: str | None = None
+    """Address of a running cluster; null starts Ray on this machine. `--cluster ADDRESS` sets it."""
+    num_actors: int = 2
+    """Rollout actors."""
+    num_shards: int = 1
+    """Replay shards."""
+    cpus_per_actor: float = 1.0
+    """CPUs that Ray reserves for an actor."""
+    cpus_per_learner: float = 1.0
+    """CPUs that Ray reserves for a learner rank."""
+    gpus_per_learner: float = 0.0
+    """GPUs that Ray reserves for a learner rank."""
+    publish_interval: int = 5
+    """Updates between two versions of the weights."""
+    prefetch: int = 2
+    """Batches under way to the learner."""
+    slice_seconds: float = 2.0
+    """How long a worker works between two reports to the driver."""
+    timeout_seconds: float = 60.0
+    """How long a worker may stay silent before it is taken for hung and replaced."""
+    start_timeout_seconds: float = 120.0
+    """How long the start of all processes may take."""
+    max_restarts: int = 20
+    """Restarts of one actor before the run goes on without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A run."""
+
+    name: str = "run"
+    """Name of the run's directory under `runs/`."""
+    runner: Literal["local", "ray"] = "local"
+    """local (one process, reproducible bit for bit) or ray (actors, shards and learner in processes)."""
+    seed: int = 0
+    """Seed of every random stream."""
+    updates: int = 2_000
+    """Optimiser steps; schedules run over them."""
+    max_seconds: float | None = None
+    """Training time after which the run ends early; schedules then follow whichever is further on."""
+    plugins: tuple[str, ...] = ()
+    """Modules to import first, which register problems of yours."""
+    problem: ProblemConfig = field(default_factory=ProblemConfig)
+    """The inverse problem."""
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    """The posterior network."""
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    """Exploration."""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    """Replay."""
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    """Objective and optimiser."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Evaluation."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """The distributed runner."""
+
+    def __post_init__(self) -> None:
+        if self.updates < 1:
+            raise ValueError(f"updates must be at least 1, got {self.updates}")
+        if self.max_seconds is not None and not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive or null, got {self.max_seconds}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        self.shard_config()
+
+    def shard_config(self) -> ReplayConfig:
+        """The replay settings of one shard, with the batch sizes that actors and learner use."""
+        return dataclasses.replace(
+            self.replay,
+            insert_batch=self.replay.insert_batch or self.actor.batch_size,
+            sample_batch=self.replay.sample_batch or self.learner.batch_size,
+        )
+
+    def to_yaml(self) -> str:
+        """The whole configuration, problem options beside the problem's name."""
+        tree = dataclasses.asdict(self)
+        options = tree["problem"].pop("options")
+        tree["problem"] |= options
+        tree["plugins"] = list(self.plugins)
+        text: str = yaml.safe_dump(tree, sort_keys=False)
+        return text
+
+
+def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rtb train CONFIG") -> RunConfig:
+    """The configuration in the YAML file `path`, changed by `overrides` (`--section.key value ...`).
+
+    Raises:
+        ConfigError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}; the ones that ship are in configs/experiments/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from None
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
+    config = config_from_tree(tree, str(path), overrides)
+    return _override(config, list(overrides), program) if overrides else config
+
+
+def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration in a parsed YAML tree; `source` names it in errors."""
+    tree = dict(tree)
+    plugins = _plugins(tree, overrides)
+    for plugin in plugins:
+        try:
+            __import__(plugin)
+        except ImportError as error:
+            raise ConfigError(f"plugins: cannot import {plugin!r}: {error}") from None
+    problem = tree.get("problem", {})
+    if not isinstance(problem, dict):
+        raise ConfigError(f"{source}: problem must be a mapping with a name, got {problem!r}")
+    options_type = _problem_type(str(problem.get("name", ProblemConfig().name)), source)
+    options = dataclasses.asdict(_build(options_type, problem, "problem", source))
+    tree["problem"] = {"name": options.pop("name"), "options": options}
+    return _build(RunConfig, tree, "", source)
+
+
+def _plugins(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+    """Plug-ins must be imported before the problem's options are known, so the flag is read ahead of the others."""
+    named = list(tree.get("plugins") or ())
+    if "--plugins" in overrides:
+        rest = list(overrides)[list(overrides).index("--plugins") + 1 :]
+        named = []
+        for word in rest:
+            if word.startswith("--"):
+                break
+            named.append(word)
+    return tuple(str(name) for name in named)
+
+
+def _problem_type(name: str, source: str) -> type:
+    """A dataclass with the problem's name and its factory's arguments, so that they are checked like all others."""
+    try:
+        factory = problem_factory(name)
+    except ValueError as error:
+        raise ConfigError(f"{source}: problem.name: {error}") from None
+    hints = typing.get_type_hints(factory)
+    fields: list[Any] = [("name", str, field(default=name))]
+    for parameter in inspect.signature(factory).parameters.values():
+        fields.append((parameter.name, hints[parameter.name], field(default=parameter.default)))
+    return dataclasses.make_dataclass("ProblemOptions", fields, frozen=True, kw_only=True)
+
+
+def _build(kind: type[T], tree: Mapping[str, Any], prefix: str, source: str) -> T:
+    """An instance of the dataclass `kind` from a mapping, strictly."""
+    hints = typing.get_type_hints(kind)
+    known = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+            raise ConfigError(f"{source}: unknown key {name!r}; {hint}")
+        values[key] = _convert(hints[key], value, name, source)
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN401 - any annotation, any YAML value
+    """`value` as the annotated type `hint`, or a ConfigError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, Mapping):
+        return _build(hint, value, name, source)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, name, source)
+    if origin is Literal and value in arguments:
+        return value
+    if origin is dict and isinstance(value, Mapping):
+        return {str(key): _convert(arguments[1], entry, f"{name}.{key}", source) for key, entry in value.items()}
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], entry, name, source) for entry in value)
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    expected = getattr(hint, "__name__", None) or str(hint)
+    if origin is Literal:
+        expected = "one of " + ", ".join(map(str, arguments))
+    raise ConfigError(f"{source}: {name} must be {expected}, got {value!r}")
+
+
+def help_text(path: Path | None = None) -> str:
+    """Every key with its type, meaning and default, those of the configuration file `path` if given."""
+    config = RunConfig() if path is None else load_config(path)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        _override(config, ["--help"], "rtb train CONFIG")
+    return output.getvalue()
+
+
+def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfig:
+    """`config` with flags applied by tyro, which also writes the help."""
+    import tyro  # half a second to import, and needed only where there are flags
+
+    name = next((overrides[i + 1] for i, flag in enumerate(overrides[:-1]) if flag == "--problem.name"), None)
+    known = config.problem.options if name in (None, config.problem.name) else {}
+    problem_type = _problem_type(name or config.problem.name, "command line")
+    problem = problem_type(**known)
+    fields: list[Any] = []
+    for entry in dataclasses.fields(RunConfig):
+        value = problem if entry.name == "problem" else getattr(config, entry.name)
+        hint = problem_type if entry.name == "problem" else typing.get_type_hints(RunConfig)[entry.name]
+        fields.append((entry.name, hint, field(default=value)))
+    flags = dataclasses.make_dataclass("RunFlags", fields, frozen=True, kw_only=True)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed = tyro.cli(flags, args=overrides, default=flags(), prog=program, description=RunConfig.__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise ConfigError(_one_line(errors.getvalue())) from None
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
+    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(RunConfig)}
+    options = dataclasses.asdict(values["problem"])
+    values["problem"] = ProblemConfig(name=options.pop("name"), options=options)
+    try:
+        return RunConfig(**values)
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's error box, without its frame and its pointer to the help."""
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
+    return text.split(" For full helptext")[0]

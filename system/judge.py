@@ -1,0 +1,86 @@
+"""Draws from a posterior with given weights and has it evaluated; writes the report of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from actors import rollout
+from diffusion.posterior import Posterior
+from envs import InverseProblem
+from evaluation import Evaluation, evaluate
+from evaluation.figures import bounds_picture, loss_picture, problem_pictures
+from evaluation.report import summary_rows, write_report
+from system.assembly import build_posterior, stream_seed
+from system.config import RunConfig
+from system.metrics import read_metrics
+from system.run_directory import RunDirectory, write_text
+
+__all__ = ["draw", "final_report", "judge", "load_posterior"]
+
+BATCH = 512  # trajectories at once
+
+
+def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32]) -> Posterior:
+    """The posterior of `config` with the flat vector `weights`."""
+    posterior = build_posterior(config, problem).requires_grad_(False)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(np.array(weights)), posterior.parameters())
+    return posterior
+
+
+def draw(
+    problem: InverseProblem, posterior: Posterior, count: int, *, seed: int, measurement_id: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(samples [count, *D], log importance weight of their paths [count] float64) under `posterior`."""
+    generator = torch.Generator().manual_seed(seed)
+    samples, log_weights = [], []
+    for start in range(0, count, BATCH):
+        rows = torch.full((min(BATCH, count - start),), measurement_id)
+        batch = rollout(problem, posterior.control, rows, generator=generator)
+        samples.append(batch.states[:, -1])
+        log_weights.append(batch.log_weight)
+    return torch.cat(samples), torch.cat(log_weights)
+
+
+def judge(
+    config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32], *, quick: bool
+) -> tuple[Evaluation, NDArray[np.float32], NDArray[np.float64]]:
+    """(evaluation, samples [N, *D], log weights [N]) of the posterior with `weights`, on the first measurement."""
+    posterior = load_posterior(config, problem, weights)
+    count = config.evaluation.trajectories if quick else config.evaluation.final_trajectories
+    seed = stream_seed(config, "evaluation", int(quick))
+    samples, log_weight = draw(problem, posterior, count, seed=seed)
+    evaluation = evaluate(problem, 0, samples, log_weight, posterior, seed=seed, quick=quick)
+    return evaluation, samples.float().numpy(), log_weight.numpy()
+
+
+def final_report(
+    config: RunConfig,
+    problem: InverseProblem,
+    run: RunDirectory,
+    evaluation: Evaluation,
+    samples: NDArray[np.float32],
+    notes: Sequence[str] = (),
+) -> None:
+    """Writes report.html, its figures, and the same numbers as results.json."""
+    generator = torch.Generator().manual_seed(stream_seed(config, "prior samples"))
+    prior = rollout(problem, None, torch.zeros(BATCH, dtype=torch.long), generator=generator).states[:, -1]
+    history = read_metrics(run.metrics)
+    pictures = [
+        *problem_pictures(problem, 0, prior, torch.from_numpy(samples), evaluation),
+        bounds_picture(history, evaluation.exact_log_partition),
+        loss_picture(history),
+    ]
+    shown = [picture for picture in pictures if picture is not None]
+    for picture in shown:
+        (run.figures / f"{picture.name}.png").write_bytes(picture.png)
+    rows = summary_rows(evaluation)
+    title = f"{config.problem.name}: learned posterior"
+    write_report(run.report, title, rows, shown, config.to_yaml(), list(notes), run.path.name)
+    results = {"summary": [dataclasses.asdict(row) for row in rows], "metrics": evaluation.as_metrics()}
+    write_text(run.results, json.dumps(results, indent=1) + "\n")

@@ -1,0 +1,160 @@
+"""The local runner: one actor, one shard and the learner take turns in this process. No Ray, reproducible bit for bit.
+
+Whose turn it is follows from the shard's rate limiter alone, so a run with a budget of updates is a pure function of
+its configuration, however often it is interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion.trajectory import Trajectory
+from envs import InverseProblem
+from learner import Update
+from system.assembly import build_actor, build_learner, build_shard
+from system.config import RunConfig
+from system.errors import RunnerError
+from system.part import Part, write_part
+from system.runner import run_progress
+
+__all__ = ["LocalRunner"]
+
+SLICE_SECONDS = 1.0
+
+
+class LocalRunner:
+    """See `system.runner.Runner`."""
+
+    def __init__(self, config: RunConfig, problem: InverseProblem) -> None:
+        self.config = config
+        self.learner = build_learner(config, problem)
+        self.actor = build_actor(config, problem)
+        self.shard = build_shard(config)
+        self.trajectories = 0
+        self._seconds_before = 0.0
+        self._start: float | None = None
+        self._acting = 0.0
+        self._metrics: dict[str, float] = {}
+
+    @property
+    def updates(self) -> int:
+        """See `Runner`."""
+        return self.learner.updates
+
+    @property
+    def seconds(self) -> float:
+        """See `Runner`."""
+        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        return self._seconds_before + running
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done."""
+        return run_progress(self.updates, self.seconds, self.config.updates, self.config.max_seconds)
+
+    @property
+    def finished(self) -> bool:
+        """See `Runner`."""
+        return self.progress >= 1.0
+
+    def advance(self) -> dict[str, float]:
+        """See `Runner`."""
+        if self._start is None:
+            self._start = time.perf_counter()
+        until = time.perf_counter() + SLICE_SECONDS
+        updates = self.updates
+        while not self.finished and (time.perf_counter() < until or self.updates == updates):
+            self._turn()
+        return self._metrics | self._counters()
+
+    def _turn(self) -> None:
+        batch = self.shard.sample(self.config.learner.batch_size)
+        if batch is not None:
+            update = self.learner.update(batch.trajectory, self.progress)
+            self.shard.update_priorities(batch.ids, update.residual)
+            self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)
+            return
+        started = time.perf_counter()
+        self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
+        trajectory = self.actor.act()
+        if not self.shard.insert(trajectory).accepted:
+            raise RunnerError("replay refuses samples and inserts at once; raise replay.tolerance")
+        self.trajectories += len(trajectory)
+        self._acting += time.perf_counter() - started
+
+    def _counters(self) -> dict[str, float]:
+        return {
+            "actor/trajectories": float(self.trajectories),
+            "actor/seconds": self._acting,
+            "actor/restarts": 0.0,
+            "learner/updates": float(self.updates),
+            "learner/skipped": float(self.learner.skipped),
+            "system/progress": self.progress,
+            **replay_metrics([dataclasses.asdict(self.shard.stats())]),
+        }
+
+    def weights(self) -> NDArray[np.float32]:
+        """See `Runner`."""
+        return self.learner.weights(averaged=True)
+
+    def save(self, directory: Path) -> tuple[str, ...]:
+        """See `Runner`."""
+        run = {
+            "seconds": self.seconds,
+            "trajectories": self.trajectories,
+            "acting": self._acting,
+            "config": self.config.to_yaml(),
+        }
+        parts = {
+            "run": Part(scalars=run),
+            "learner": _part(self.learner.state_dict()),
+            "actor-0": _part(self.actor.state_dict()),
+            "replay-0": _part(self.shard.state_dict()),
+        }
+        for name, part in parts.items():
+            write_part(directory, name, part)
+        return tuple(parts)
+
+    def load(self, parts: Mapping[str, Part]) -> None:
+        """See `Runner`."""
+        run = parts["run"].scalars
+        self._seconds_before, self._acting = float(run["seconds"]), float(run["acting"])
+        self.trajectories = int(run["trajectories"])
+        for target, name in ((self.learner, "learner"), (self.actor, "actor-0"), (self.shard, "replay-0")):
+            target.load_state_dict(parts[name].arrays, parts[name].scalars)
+
+    def close(self) -> None:
+        """See `Runner`; there is nothing to end."""
+
+
+def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
+    """Metrics of one optimiser step."""
+    lag = version - 1 - trajectory.policy_version
+    return {
+        "learner/loss": update.loss,
+        "learner/residual_std": float(np.std(update.residual)),
+        "learner/gradient_norm": update.gradient_norm,
+        "learner/lag_mean": float(lag.mean()),
+        "learner/lag_max": float(lag.max()),
+    }
+
+
+def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of the replay: counts are summed over the shards, ratios averaged."""
+    metrics = {}
+    for name in shards[0]:
+        values = [float(shard[name]) for shard in shards]
+        mean = name.startswith("samples_per_insert")
+        metrics[f"replay/{name}"] = sum(values) / (len(values) if mean else 1)
+    return metrics
+
+
+def _part(state: tuple[dict[str, NDArray[np.generic]], dict[str, object]]) -> Part:
+    arrays, scalars = state
+    return Part(arrays=arrays, scalars=scalars)

@@ -1,0 +1,202 @@
+"""One run from start to report: the loop that trains, evaluates, saves and shows, on either runner."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+
+from envs import InverseProblem
+from system.assembly import build_problem
+from system.checkpoint import Checkpoint, CheckpointStore
+from system.config import RunConfig, config_from_tree, load_config
+from system.errors import CheckpointError, ConfigError, RunnerError
+from system.judge import draw, final_report, judge, load_posterior
+from system.metrics import MetricsWriter
+from system.progress import Progress
+from system.run_directory import RunDirectory, write_text
+from system.runner import Runner
+
+__all__ = ["closing_lines", "evaluate_run", "make_runner", "open_run", "resume", "sample", "train"]
+
+_log = logging.getLogger(__name__)
+
+
+def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = False) -> RunDirectory:
+    """Trains `config` in a new run directory (`runs/<name>-<n>` if None) and writes the report."""
+    problem = build_problem(config)
+    run = RunDirectory.create(directory, config.name)
+    write_text(run.config, config.to_yaml())
+    _train(config, problem, run, None, quiet)
+    return run
+
+
+def resume(directory: Path, *, cluster: str | None = None, quiet: bool = False) -> RunDirectory:
+    """Goes on with the run in `directory` from its newest sound checkpoint.
+
+    Raises:
+        ConfigError: the run's configuration is not the one its checkpoint was made with.
+        CheckpointError: there is no sound checkpoint.
+    """
+    run, config = open_run(directory, cluster=cluster)
+    checkpoint = CheckpointStore(run.checkpoints, config.checkpoint.keep).load()
+    _same_config(config, checkpoint)
+    _train(config, build_problem(config), run, checkpoint, quiet)
+    return run
+
+
+def open_run(directory: Path, *, cluster: str | None = None) -> tuple[RunDirectory, RunConfig]:
+    """The run in `directory` and its configuration, with the address of another cluster where given."""
+    run = RunDirectory.open(directory)
+    overrides = [] if cluster is None else ["--ray.address", cluster]
+    return run, load_config(run.config, overrides)
+
+
+def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> Runner:
+    """The runner that `config` asks for."""
+    if config.runner == "local":
+        from system.local import LocalRunner
+
+        return LocalRunner(config, problem)
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise RunnerError(
+            "runner is 'ray', but Ray is not installed here; install ray[default] or use --runner local"
+        ) from None
+    from system.distributed.runner import RayRunner
+
+    return RayRunner(config, problem, run.path)
+
+
+def _train(
+    config: RunConfig, problem: InverseProblem, run: RunDirectory, checkpoint: Checkpoint | None, quiet: bool
+) -> None:
+    torch.set_num_threads(1)  # processes share the cores; more threads each are many times slower
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
+    notes = list(checkpoint.warnings) if checkpoint else []
+    runner = make_runner(config, problem, run)
+    resumed_at = None if checkpoint is None else checkpoint.step
+    title = f"{config.problem.name} - {config.runner} runner - {run.path}"
+    budget = {"budget_seconds": config.max_seconds, "budget_updates": config.updates}
+    try:
+        with MetricsWriter(run, resumed_at) as writer, Progress(title, **budget, quiet=quiet) as progress:  # type: ignore[arg-type]
+            if checkpoint is not None:
+                runner.load(checkpoint.parts)
+                for line in checkpoint.warnings:
+                    progress.warn(line)
+            _loop(config, problem, runner, store, writer, progress)
+        evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+    finally:
+        runner.close()
+    save_samples(run.samples, samples, log_weight)
+    final_report(config, problem, run, evaluation, samples, notes)
+
+
+def _loop(
+    config: RunConfig,
+    problem: InverseProblem,
+    runner: Runner,
+    store: CheckpointStore,
+    writer: MetricsWriter,
+    progress: Progress,
+) -> None:
+    """Trains until the budget is spent; the last act is a checkpoint."""
+    evaluated = saved = time.perf_counter()
+    shown: dict[str, float] = {}
+    while not runner.finished:
+        shown |= runner.advance()
+        now = time.perf_counter()
+        if now - evaluated >= config.evaluation.interval_seconds or runner.finished:
+            shown |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
+            evaluated = time.perf_counter()
+        if now - saved >= config.checkpoint.interval_seconds and not runner.finished:
+            _save(runner, store, progress, last=False)
+            saved = time.perf_counter()
+        shown["system/seconds"] = runner.seconds
+        writer.write(runner.updates, shown)
+        progress.update(shown)
+    _save(runner, store, progress, last=True)
+
+
+def _save(runner: Runner, store: CheckpointStore, progress: Progress, *, last: bool) -> None:
+    """A checkpoint; one that cannot be written (disk full) is a warning, as the run and the old one are intact."""
+    try:
+        directory = store.begin(runner.updates)
+        names = runner.save(directory)
+        store.commit(directory, names)
+    except CheckpointError as error:
+        progress.warn(str(error))
+        _log.warning("%s", error)
+        if last:
+            raise
+
+
+def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[np.float64]) -> None:
+    """Posterior samples and the log importance weights of their paths, as an npz without pickles."""
+    np.savez_compressed(path, samples=samples, log_weight=log_weight)
+
+
+def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint of another configuration; where the cluster is may differ."""
+    saved = config_from_tree(yaml.safe_load(checkpoint.parts["run"].scalars["config"]), "checkpoint")
+    ours, theirs = (_flat(yaml.safe_load(value.to_yaml())) for value in (config, saved))
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key != "ray.address" and ours.get(key) != theirs.get(key):
+            raise ConfigError(
+                f"the run's config.yaml has {key} = {ours.get(key)!r}, but its checkpoint was made with "
+                f"{theirs.get(key)!r}; put it back, or start a new run with `rtb train`"
+            )
+
+
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def sample(directory: Path, count: int, seed: int, output: Path | None) -> Path:
+    """Draws `count` posterior samples from the newest checkpoint of a run into an npz file."""
+    if count < 1:
+        raise ConfigError(f"--num must be at least 1, got {count}")
+    run, config, problem, weights = _trained(directory)
+    samples, log_weight = draw(problem, load_posterior(config, problem, weights), count, seed=seed)
+    path = run.samples if output is None else output
+    save_samples(path, samples.float().numpy(), log_weight.numpy())
+    return path
+
+
+def evaluate_run(directory: Path, count: int | None = None) -> RunDirectory:
+    """Evaluates the newest checkpoint of a run and rewrites its report."""
+    run, config, problem, weights = _trained(directory)
+    if count is not None:
+        config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
+    evaluation, samples, _ = judge(config, problem, weights, quick=False)
+    final_report(config, problem, run, evaluation, samples)
+    return run
+
+
+def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, NDArray[np.float32]]:
+    run, config = open_run(directory)
+    checkpoint = CheckpointStore(run.checkpoints, config.checkpoint.keep).load(only=("learner",))
+    return run, config, build_problem(config), checkpoint.parts["learner"].arrays["average"].astype(np.float32)
+
+
+def closing_lines(run: RunDirectory) -> str:
+    """What the user is told at the end: the numbers that matter, and where the rest is."""
+    results = json.loads(run.results.read_text(encoding="utf-8"))
+    lines = [f"{'':52} {'learned':>10} {'exact':>10}"]
+    lines += [f"{row['quantity']:52} {row['learned']:>10} {row['exact']:>10}" for row in results["summary"]]
+    return "\n".join([*lines, f"report: {run.report}", ""])

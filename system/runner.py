@@ -1,0 +1,61 @@
+"""What the run loop asks of a runner, local or distributed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from system.part import Part
+
+__all__ = ["Runner", "run_progress"]
+
+
+class Runner(Protocol):
+    """Actors, replay and learner of one run."""
+
+    @property
+    def updates(self) -> int:
+        """Optimiser steps made so far, those before a resume included."""
+        ...
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, that before a resume included."""
+        ...
+
+    @property
+    def finished(self) -> bool:
+        """Whether the budget of updates or seconds is spent."""
+        ...
+
+    def advance(self) -> dict[str, float]:
+        """Trains for a moment (a second or two) and returns the newest metrics."""
+        ...
+
+    def weights(self) -> NDArray[np.float32]:
+        """The averaged weights, as one flat vector."""
+        ...
+
+    def save(self, directory: Path) -> tuple[str, ...]:
+        """Writes the parts of a checkpoint into `directory` and returns their names."""
+        ...
+
+    def load(self, parts: Mapping[str, Part]) -> None:
+        """Takes up the state of a checkpoint; called before the first `advance`."""
+        ...
+
+    def close(self) -> None:
+        """Ends every process that the runner started; harmless when called twice."""
+        ...
+
+
+def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: float | None) -> float:
+    """Fraction of the run that is done: by updates, or by time where that is further on."""
+    done = updates / max_updates
+    if max_seconds is not None:
+        done = max(done, seconds / max_seconds)
+    return min(done, 1.0)
