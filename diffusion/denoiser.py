@@ -174,8 +174,10 @@ class MixtureDenoiser(nn.Module):
         constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
         return torch.logsumexp(self.log_weights - 0.5 * distance, dim=1) - constant
 
-    def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int = 2_000, seed: int = 0) -> Tensor:
+    def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int | None = None, seed: int = 0) -> Tensor:
         """[K] Monte-Carlo E |x - x^|^2 / D at levels `alpha`, `sigma` [K], from `count` draws with a fixed seed."""
+        if count is None:  # 32,768 numbers give each level to 1 % or better
+            count = max(32_768 // self.means.shape[1], 500)
         generator = torch.Generator().manual_seed(seed)
         clean = self.sample(count, generator)
         noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)

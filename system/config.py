@@ -98,7 +98,7 @@ class RayConfig:
     """How long a worker works between two reports to the driver."""
     timeout_seconds: float = 60.0
     """How long a worker may stay silent before it is taken for hung and replaced."""
-    start_timeout_seconds: float = 120.0
+    start_timeout_seconds: float = 180.0
     """How long the start of all processes may take."""
     max_restarts: int = 20
     """Restarts of one actor before the run goes on without it."""

@@ -14,14 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.trajectory import Trajectory
 from envs import InverseProblem
-from learner import Update
 from system.assembly import build_actor, build_learner, build_shard
 from system.config import RunConfig
 from system.errors import RunnerError
 from system.part import Part, write_part
-from system.runner import run_progress
+from system.runner import replay_metrics, run_progress, state_part, update_metrics
 
 __all__ = ["LocalRunner"]
 
@@ -113,9 +111,9 @@ class LocalRunner:
         }
         parts = {
             "run": Part(scalars=run),
-            "learner": _part(self.learner.state_dict()),
-            "actor-0": _part(self.actor.state_dict()),
-            "replay-0": _part(self.shard.state_dict()),
+            "learner": state_part(self.learner.state_dict()),
+            "actor-0": state_part(self.actor.state_dict()),
+            "replay-0": state_part(self.shard.state_dict()),
         }
         for name, part in parts.items():
             write_part(directory, name, part)
@@ -131,30 +129,3 @@ class LocalRunner:
 
     def close(self) -> None:
         """See `Runner`; there is nothing to end."""
-
-
-def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
-    """Metrics of one optimiser step."""
-    lag = version - 1 - trajectory.policy_version
-    return {
-        "learner/loss": update.loss,
-        "learner/residual_std": float(np.std(update.residual)),
-        "learner/gradient_norm": update.gradient_norm,
-        "learner/lag_mean": float(lag.mean()),
-        "learner/lag_max": float(lag.max()),
-    }
-
-
-def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:
-    """Metrics of the replay: counts are summed over the shards, ratios averaged."""
-    metrics = {}
-    for name in shards[0]:
-        values = [float(shard[name]) for shard in shards]
-        mean = name.startswith("samples_per_insert")
-        metrics[f"replay/{name}"] = sum(values) / (len(values) if mean else 1)
-    return metrics
-
-
-def _part(state: tuple[dict[str, NDArray[np.generic]], dict[str, object]]) -> Part:
-    arrays, scalars = state
-    return Part(arrays=arrays, scalars=scalars)

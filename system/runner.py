@@ -1,4 +1,4 @@
-"""What the run loop asks of a runner, local or distributed."""
+"""What the run loop asks of a runner, local or distributed, and what both kinds measure alike."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.trajectory import Trajectory
+from learner import Update
 from system.part import Part
 
-__all__ = ["Runner", "run_progress"]
+__all__ = ["Runner", "replay_metrics", "run_progress", "state_part", "update_metrics"]
 
 
 class Runner(Protocol):
@@ -59,3 +61,31 @@ def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: fl
     if max_seconds is not None:
         done = max(done, seconds / max_seconds)
     return min(done, 1.0)
+
+
+def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
+    """Metrics of one optimiser step."""
+    lag = version - 1 - trajectory.policy_version
+    return {
+        "learner/loss": update.loss,
+        "learner/residual_std": float(np.std(update.residual)),
+        "learner/gradient_norm": update.gradient_norm,
+        "learner/lag_mean": float(lag.mean()),
+        "learner/lag_max": float(lag.max()),
+    }
+
+
+def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of the replay: counts are summed over the shards, ratios averaged."""
+    metrics = {}
+    for name in shards[0]:
+        values = [float(shard[name]) for shard in shards]
+        mean = name.startswith("samples_per_insert")
+        metrics[f"replay/{name}"] = sum(values) / (len(values) if mean else 1)
+    return metrics
+
+
+def state_part(state: tuple[dict[str, NDArray[np.generic]], dict[str, object]]) -> Part:
+    """The part of a checkpoint that holds the state_dict of one object."""
+    arrays, scalars = state
+    return Part(arrays=arrays, scalars=scalars)

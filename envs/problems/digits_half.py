@@ -8,7 +8,6 @@ with Gaussian noise. Class of a component: the label of its digit.
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from diffusion.denoiser import MixtureDenoiser
@@ -41,6 +40,8 @@ def digits_half(
     """Complete held-out digit number `digit` (0..296) from its left half; the noise is drawn with `seed`."""
     if not 0 <= digit < HELD_OUT:
         raise ValueError(f"digit must be one of the {HELD_OUT} held-out digits, 0..{HELD_OUT - 1}, got {digit}")
+    from sklearn.datasets import load_digits  # a second to import, and only this problem needs it
+
     data = load_digits()
     images = torch.from_numpy(data.data).double() / 8.0 - 1.0  # [1797, 64], from 0..16
     labels = torch.from_numpy(data.target[:TRAINING_DIGITS])

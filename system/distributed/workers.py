@@ -1,0 +1,247 @@
+"""What runs in the processes of a distributed run. Plain classes; `system.distributed.runner` makes Ray actors of them.
+
+    RolloutWorker --insert--> ShardWorker --sample--> LearnerWorker --priorities--> ShardWorker
+          ^---------------------- WeightStore <--publish--------------|
+
+The driver gives rollout and learner workers slices of a second or two of work, two at a time, so that none is ever
+idle, and hears from each when a slice ends: that is their heartbeat. Tensors go from worker to worker only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion.trajectory import Trajectory
+from system.assembly import build_actor, build_learner, build_problem, build_shard
+from system.config import RunConfig
+from system.part import Part, write_part
+from system.replay.messages import InsertReply, ItemIds, ReplayBatch
+from system.runner import run_progress, state_part, update_metrics
+
+__all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
+
+POLL_SECONDS = 0.005  # between two questions for a batch that is not there yet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """Handles of those a worker talks to; sent along with every slice, as any of them may have been replaced."""
+
+    shards: tuple[Any, ...]
+    """Replay shards."""
+    store: Any
+    """The weight store."""
+    timeout: float
+    """Seconds after which a silent peer is given up for this slice."""
+
+
+class WeightStore:
+    """Holds references to the newest weights; never the weights themselves."""
+
+    def __init__(self) -> None:
+        # The last two: a reader may be about to fetch the older one.
+        self._published: deque[tuple[int, float, list[Any]]] = deque(maxlen=2)
+
+    def publish(self, version: int, progress: float, reference: list[Any]) -> None:
+        """Takes `[reference]` of the flat weights of `version`; in a list, so that Ray does not fetch it."""
+        self._published.append((version, progress, reference))
+
+    def latest(self, have: int) -> tuple[int, float, list[Any]] | None:
+        """(version, progress, [reference]) if newer than version `have`."""
+        if self._published and self._published[-1][0] != have:
+            return self._published[-1]
+        return None
+
+
+class ShardWorker:
+    """A replay shard in its own process."""
+
+    def __init__(self, config: RunConfig, index: int) -> None:
+        self._index = index
+        self._shard = build_shard(config, index)
+
+    def ready(self) -> bool:
+        """True once the process is up."""
+        return True
+
+    def insert(self, trajectory: Trajectory) -> InsertReply:
+        """See `ReplayShard.insert`."""
+        return self._shard.insert(trajectory)
+
+    def sample(self, batch_size: int) -> ReplayBatch | None:
+        """See `ReplayShard.sample`."""
+        return self._shard.sample(batch_size)
+
+    def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> None:
+        """See `ReplayShard.update_priorities`."""
+        self._shard.update_priorities(ids, residuals)
+
+    def stats(self) -> dict[str, float]:
+        """The shard's counters."""
+        return dataclasses.asdict(self._shard.stats())
+
+    def save(self, directory: Path) -> str:
+        """Writes the shard into a checkpoint that is being made, and returns the part's name."""
+        write_part(directory, f"replay-{self._index}", state_part(self._shard.state_dict()))
+        return f"replay-{self._index}"
+
+    def load(self, part: Part, crashed: bool) -> int:
+        """Restores a snapshot, returning the number of items; after a crash, ids handed out since then are void."""
+        self._shard.load_state_dict(part.arrays, part.scalars)
+        if crashed:
+            self._shard.retire_ids()
+        return len(self._shard)
+
+
+class RolloutWorker:
+    """An actor in its own process: pulls weights, pushes trajectories."""
+
+    def __init__(self, config: RunConfig, index: int, restarts: int) -> None:
+        torch.set_num_threads(1)
+        self._actor = build_actor(config, build_problem(config), index, restarts)
+        self._index = index
+        self._pending: Trajectory | None = None
+        self._next_shard = index
+
+    def ready(self) -> bool:
+        """True once the process is up."""
+        return True
+
+    def work(self, seconds: float, peers: Peers) -> dict[str, float]:
+        """Makes trajectories for `seconds`; returns counts and where the time went."""
+        start = time.perf_counter()
+        made, blocked, acting = 0, 0.0, 0.0
+        while time.perf_counter() - start < seconds:
+            if self._pending is None:
+                self._pull(peers)
+                began = time.perf_counter()
+                self._pending = self._actor.act()
+                acting += time.perf_counter() - began
+            shard = peers.shards[self._next_shard % len(peers.shards)]
+            reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
+            if reply.accepted:
+                made += len(self._pending)
+                self._pending = None
+                self._next_shard += 1
+            else:
+                time.sleep(reply.retry_after)
+                blocked += reply.retry_after
+        return {
+            "trajectories": float(made),
+            "seconds": time.perf_counter() - start,
+            "acting": acting,
+            "blocked": blocked,
+            "version": float(self._actor.version),
+        }
+
+    def _pull(self, peers: Peers) -> None:
+        newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)
+        if newest is not None:
+            version, progress, (reference,) = newest
+            self._actor.load_weights(ray.get(reference, timeout=peers.timeout), version, progress)
+
+    def save(self, directory: Path) -> str:
+        """Writes random stream and counters into a checkpoint that is being made."""
+        write_part(directory, f"actor-{self._index}", state_part(self._actor.state_dict()))
+        return f"actor-{self._index}"
+
+    def load(self, part: Part) -> None:
+        """Restores random stream and counters."""
+        self._actor.load_state_dict(part.arrays, part.scalars)
+
+
+class LearnerWorker:
+    """A learner rank in its own process: pulls batches ahead of need, pushes priorities and weights."""
+
+    def __init__(self, config: RunConfig) -> None:
+        torch.set_num_threads(1)
+        self._config = config
+        self._learner = build_learner(config, build_problem(config))
+        self._requests: deque[tuple[Any, Any]] = deque()  # (shard, reference of a batch under way)
+        self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
+        self._next_shard = 0
+
+    def ready(self) -> bool:
+        """True once the process is up."""
+        return True
+
+    def work(self, seconds: float, peers: Peers, clock_origin: float) -> dict[str, Any]:
+        """Trains for `seconds` or to the end of the run; `clock_origin` is the time.time() at which the run began."""
+        start = time.perf_counter()
+        waited = published = 0.0
+        metrics: dict[str, float] = {}
+        updates = self._learner.updates
+        while time.perf_counter() - start < seconds and self._progress(clock_origin) < 1:
+            began = time.perf_counter()
+            shard, batch = self._next_batch(peers)
+            waited += time.perf_counter() - began
+            if batch is None:
+                continue
+            update = self._learner.update(batch.trajectory, self._progress(clock_origin))
+            shard.update_priorities.remote(batch.ids, update.residual)
+            metrics = update_metrics(update, batch.trajectory, self._learner.updates)
+            if self._learner.updates % self._config.ray.publish_interval == 0:
+                began = time.perf_counter()
+                self._publish(peers, clock_origin)
+                published += time.perf_counter() - began
+        if not self._published:
+            self._publish(peers, clock_origin)
+        return {
+            "metrics": metrics,
+            "updates": self._learner.updates,
+            "made": self._learner.updates - updates,
+            "skipped": self._learner.skipped,
+            "progress": self._progress(clock_origin),
+            "seconds": time.perf_counter() - start,
+            "waited": waited,
+            "published": published,
+        }
+
+    def _progress(self, clock_origin: float) -> float:
+        elapsed = time.time() - clock_origin
+        return run_progress(self._learner.updates, elapsed, self._config.updates, self._config.max_seconds)
+
+    def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
+        """(shard, batch); None for a batch that is not there yet, after a short wait."""
+        while len(self._requests) < self._config.ray.prefetch:
+            shard = peers.shards[self._next_shard % len(peers.shards)]
+            self._requests.append((shard, shard.sample.remote(self._config.learner.batch_size)))
+            self._next_shard += 1
+        shard, reference = self._requests.popleft()
+        try:
+            batch: ReplayBatch | None = ray.get(reference, timeout=peers.timeout)
+        except ray.exceptions.RayError:
+            self._requests.clear()  # the shard is gone, and so are all batches it was to make
+            raise
+        if batch is None:
+            time.sleep(POLL_SECONDS)
+        return shard, batch
+
+    def _publish(self, peers: Peers, clock_origin: float) -> None:
+        reference = ray.put(self._learner.weights())
+        self._published.append(reference)
+        peers.store.publish.remote(self._learner.updates, self._progress(clock_origin), [reference])
+
+    def weights(self) -> NDArray[np.float32]:
+        """The averaged weights."""
+        return self._learner.weights(averaged=True)
+
+    def save(self, directory: Path) -> tuple[str, int]:
+        """Writes the learner into a checkpoint that is being made; (part's name, updates)."""
+        write_part(directory, "learner", state_part(self._learner.state_dict()))
+        return "learner", self._learner.updates
+
+    def load(self, part: Part) -> int:
+        """Restores a checkpoint; the number of updates it stands at."""
+        self._learner.load_state_dict(part.arrays, part.scalars)
+        return self._learner.updates
