@@ -11,34 +11,49 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 
 from envs.problem import InverseProblem
 
-__all__ = ["make_problem", "problem_factory", "problem_names", "register"]
+__all__ = ["make_problem", "on_register", "problem_factory", "problem_names", "register"]
 
 Factory = Callable[..., InverseProblem]
 
 _FACTORIES: dict[str, Factory] = {}
+_LISTENERS: list[Callable[[str], None]] = []
 
 
 def register(name: str) -> Callable[[Factory], Factory]:
     """Registers the decorated factory under `name`.
 
     Raises:
-        ValueError: the name is taken, or an argument has no default or no annotation.
+        ValueError: the name is taken or has characters that an environment's name cannot have, or an argument has no
+            default or no annotation.
     """
+    if not re.fullmatch(r"[\w.-]+", name):
+        raise ValueError(f"the name of a problem must be of letters, digits, '_', '-' and '.', got {name!r}")
 
     def decorate(factory: Factory) -> Factory:
-        if _FACTORIES.get(name, factory).__qualname__ != factory.__qualname__:
-            raise ValueError(f"a problem named {name!r} is registered already, by {_FACTORIES[name].__module__}")
+        taken = _FACTORIES.get(name, factory)
+        if (taken.__module__, taken.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise ValueError(f"a problem named {name!r} is registered already, by {taken.__module__}")
         for parameter in inspect.signature(factory).parameters.values():
             if parameter.default is parameter.empty or parameter.annotation is parameter.empty:
                 raise ValueError(f"argument {parameter.name!r} of problem {name!r} needs a type and a default")
         _FACTORIES[name] = factory
+        for listener in _LISTENERS:
+            listener(name)
         return factory
 
     return decorate
+
+
+def on_register(listener: Callable[[str], None]) -> None:
+    """Calls `listener` with the name of every problem, those there are now and those registered later."""
+    _LISTENERS.append(listener)
+    for name in problem_names():
+        listener(name)
 
 
 def problem_names() -> tuple[str, ...]:

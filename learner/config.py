@@ -50,6 +50,8 @@ class LearnerConfig:
                 raise ValueError(f"learner.{name} must be positive, got {getattr(self, name)}")
         if self.huber is not None and not self.huber > 0:
             raise ValueError(f"learner.huber must be positive or null, got {self.huber}")
+        if not 0 <= self.final_learning_rate <= 1:
+            raise ValueError(f"learner.final_learning_rate must be within [0, 1], got {self.final_learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"learner.ema_decay must be within [0, 1), got {self.ema_decay}")
         if not 0 < self.beta_start <= 1 or not 0 <= self.beta_until <= 1:

@@ -111,19 +111,18 @@ def _loop(
 ) -> None:
     """Trains until the budget is spent; the last act is a checkpoint."""
     evaluated = saved = time.perf_counter()
-    shown: dict[str, float] = {}
     while not runner.finished:
-        shown |= runner.advance()
+        fresh = runner.advance()
         now = time.perf_counter()
         if now - evaluated >= config.evaluation.interval_seconds or runner.finished:
-            shown |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
+            fresh |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
             evaluated = time.perf_counter()
         if now - saved >= config.checkpoint.interval_seconds and not runner.finished:
             _save(runner, store, progress, last=False)
             saved = time.perf_counter()
-        shown["system/seconds"] = runner.seconds
-        writer.write(runner.updates, shown)
-        progress.update(shown)
+        fresh["system/seconds"] = runner.seconds
+        writer.write(runner.updates, fresh)
+        progress.update(fresh)
     _save(runner, store, progress, last=True)
 
 

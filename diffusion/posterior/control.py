@@ -1,6 +1,6 @@
 r"""The `control` form: a small network for u beside the frozen prior.
 
-    u_k = F(s_k, x^_k, g_k, y; k) + c_k g_k,    g_k = std_k grad_x log p(y | x) at x = x^_k,
+    u_k = F(s_k, x^_k, g_k, y; k) / sqrt(d) + c_k g_k,    g_k = std_k grad_x log p(y | x) at x = x^_k,
 
 with one learned gain c_k per step. F's last layer and every c_k start at zero, so u = 0: the posterior starts as the
 prior. The idea of the likelihood gradient as a feature with a learned gain is that of Zhang and Chen 2022
@@ -39,6 +39,7 @@ class ControlPosterior(Posterior):
         self._gradient = gradient
         shape, features = prior.event_shape, 2 if gradient is None else 3
         dim = torch.Size(shape).numel()
+        self._scale = dim**-0.5  # an output of order one is then a control of about one nat, in any dimension
         self.network: MLP | UNet
         if network == "mlp":
             inputs = features * dim + torch.Size(measurement_shape).numel()
@@ -66,9 +67,9 @@ class ControlPosterior(Posterior):
         if isinstance(self.network, MLP):
             inputs.append(measurement.to(state))
             flat = torch.cat([value.flatten(1) for value in inputs], dim=1)
-            control = self.network(flat, level).reshape(state.shape)
+            control = self._scale * self.network(flat, level).reshape(state.shape)
         else:
-            control = self.network(torch.cat(inputs, dim=1), level)
+            control = self._scale * self.network(torch.cat(inputs, dim=1), level)
         return control if guide is None else control + expand(self.gain[step], state) * guide
 
     @torch.no_grad()
