@@ -1,0 +1,369 @@
+"""The learner: formulas of its schedules and optimiser, what it refuses, and that it learns what is known."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from actors import Actor, ActorConfig, rollout
+from diffusion.path import denoise_path, path_log_prior
+from diffusion.posterior import ControlPosterior, Posterior
+from diffusion.trajectory import Origin, Trajectory
+from envs import make_problem
+from evaluation.bounds import elbo, iw_log_partition
+from learner import Learner, LearnerConfig
+from learner.average import WeightAverage
+from learner.gradient import accumulate_gradient
+from learner.loss import residual_loss
+from learner.objectives import OBJECTIVES
+
+
+def _posterior(problem, *, hidden=8, depth=1, seed=0):
+    torch.manual_seed(seed)
+    shape = tuple(problem.measurements.shape[1:])
+    return ControlPosterior(problem.prior, shape, problem.gradient, hidden=hidden, depth=depth)
+
+
+def _learner(problem, seed=0, **options):
+    return Learner(problem, _posterior(problem, seed=seed), LearnerConfig(**options))
+
+
+def _batch(problem, seed=0, count=16, **options):
+    options = {"mixture": {"prior": 1.0}, "final_mixture": {"prior": 1.0}} | options
+    return Actor(problem, _posterior(problem), ActorConfig(batch_size=count, **options), seed=seed).act()
+
+
+def _state(learner):
+    arrays, scalars = learner.state_dict()
+    return {name: value.copy() for name, value in arrays.items()}, scalars
+
+
+def _assert_same_state(ours, theirs):
+    assert ours[1] == theirs[1] and ours[0].keys() == theirs[0].keys()
+    for name, value in ours[0].items():
+        np.testing.assert_array_equal(value, theirs[0][name], err_msg=name)
+
+
+# --- formulas ---
+
+
+def test_the_step_size_rises_over_the_warm_up_and_falls_as_a_cosine(gaussian_problem):
+    learner = _learner(gaussian_problem, warmup_updates=10, final_learning_rate=0.1)
+    learner.updates = 5
+    assert learner.learning_rate_factor(0.0) == pytest.approx(0.5)
+    learner.updates = 10
+    assert learner.learning_rate_factor(0.0) == 1.0
+    assert learner.learning_rate_factor(0.5) == pytest.approx(0.55)
+    assert learner.learning_rate_factor(2 / 3) == pytest.approx(0.1 + 0.9 * 0.25)
+    assert learner.learning_rate_factor(1.0) == pytest.approx(0.1)
+    assert learner.learning_rate_factor(1.7) == pytest.approx(0.1)
+
+
+def test_without_warm_up_the_first_step_is_full(gaussian_problem):
+    learner = _learner(gaussian_problem, warmup_updates=0)
+    learner.update(_batch(gaussian_problem), 0.0)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-3, 1e-2, 1e-1]
+
+
+def test_the_first_update_of_a_warm_up_of_ten_has_a_tenth_of_every_step_size(gaussian_problem):
+    learner = _learner(gaussian_problem, warmup_updates=10, learning_rate=0.2, gain_learning_rate=0.3)
+    learner.update(_batch(gaussian_problem), 0.0)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.02, 0.03, 0.01])
+
+
+def test_beta_rises_linearly_to_one_and_stays(gaussian_problem):
+    learner = _learner(gaussian_problem, beta_start=0.2, beta_until=0.4)
+    assert [learner.beta(at) for at in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0.2, 0.4, 0.6, 1, 1, 1])
+
+
+def test_beta_is_one_from_the_start_by_default(gaussian_problem):
+    assert _learner(gaussian_problem).beta(0.0) == 1.0
+
+
+def test_beta_scales_the_log_likelihood_in_the_residual(gaussian_problem):
+    batch = _batch(gaussian_problem)
+    learner = _learner(gaussian_problem, objective="rtb", beta_start=0.25, beta_until=0.5)
+    residual = learner.update(batch, 0.0).residual  # the posterior is still the prior: no log-ratio, log Z = 0
+    assert residual == pytest.approx(-0.25 * batch.log_likelihood, rel=1e-6)
+
+
+def test_the_average_starts_at_the_weights_and_forgets_them_slowly():
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(2.0)
+    average = WeightAverage(module, decay=0.5)
+    assert average.vector.tolist() == [2.0]
+    module.weight.data.fill_(3.0)
+    expected = 2.0
+    for update in range(1, 12):
+        average.update(module)
+        decay = min(0.5, (1 + update) / (10 + update))  # 2/11, 3/12, ... until 1/2
+        expected = decay * expected + (1 - decay) * 3.0
+        assert float(average.vector) == pytest.approx(expected, rel=1e-6)
+
+
+def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem):
+    options = {"warmup_updates": 2, "gradient_clip": 0.5, "objective": "rtb", "ema_decay": 0.9, "huber": 1.0}
+    learner, reference = _learner(gaussian_problem, **options), _posterior(gaussian_problem)
+    log_partition = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    parameters = {"log Z": log_partition, **dict(reference.named_parameters())}
+    sizes = {"log Z": 0.1, "gain": 1e-2}
+    first = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    second = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    average = torch.nn.utils.parameters_to_vector(reference.parameters()).detach().clone()
+    for update in range(1, 4):
+        batch, progress = _batch(gaussian_problem, seed=update), update / 4
+        found = learner.update(batch, progress)
+
+        log_likelihood, group = torch.from_numpy(batch.log_likelihood), torch.from_numpy(batch.measurement_id)
+
+        def loss(log_ratio, log_likelihood=log_likelihood, group=group):
+            residual = OBJECTIVES["rtb"](log_ratio, log_likelihood, log_partition, group)
+            return residual_loss(residual, 1.0).mean(), residual
+
+        reference.zero_grad()
+        log_partition.grad = None
+        output = accumulate_gradient(reference, learner._batch(batch), loss, 10_000)
+        norm = math.sqrt(sum(float(value.grad.square().sum()) for value in reference.parameters()))
+        assert found.loss == pytest.approx(float(output.loss), rel=1e-5)
+        assert found.gradient_norm == pytest.approx(norm, rel=1e-4) and norm > 0.5
+        factor = min(1.0, update / 2) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for name, value in parameters.items():
+            gradient = value.grad if name == "log Z" else value.grad * 0.5 / norm
+            first[name] = 0.9 * first[name] + 0.1 * gradient
+            second[name] = 0.99 * second[name] + 0.01 * gradient.square()
+            ahead = (first[name] / (1 - 0.9**update)) / ((second[name] / (1 - 0.99**update)).sqrt() + 1e-8)
+            value.data -= factor * sizes.get(name, 1e-3) * ahead
+        decay = min(0.9, (1 + update) / (10 + update))
+        vector = torch.nn.utils.parameters_to_vector(reference.parameters()).detach()
+        average = decay * average + (1 - decay) * vector
+    assert learner.weights() == pytest.approx(vector.numpy(), abs=1e-5)
+    assert learner.weights(averaged=True) == pytest.approx(average.numpy(), abs=1e-5)
+    assert learner.log_partition.item() == pytest.approx(log_partition.item(), rel=1e-5)
+    assert abs(log_partition.item()) > 0.05
+
+
+def test_an_update_does_not_depend_on_how_many_transitions_fit_in_memory(gaussian_problem):
+    learners = [_learner(gaussian_problem, max_rows=rows, objective="rtb", warmup_updates=0) for rows in (7, 16_384)]
+    for seed in range(5):
+        small, large = (learner.update(_batch(gaussian_problem, seed=seed), 0.0) for learner in learners)
+        assert small.gradient_norm == pytest.approx(large.gradient_norm, rel=1e-4)
+        assert small.residual == pytest.approx(large.residual, abs=1e-3)
+    assert learners[0].weights() == pytest.approx(learners[1].weights(), abs=2e-3)
+
+
+def test_stored_and_recomputed_denoised_estimates_give_the_same_update(gaussian_problem):
+    batch = _batch(gaussian_problem)
+    updates = [
+        _learner(gaussian_problem).update(given, 0.0) for given in (batch, dataclasses.replace(batch, denoised=None))
+    ]
+    assert updates[0].residual == pytest.approx(updates[1].residual, abs=1e-4)
+    assert updates[0].gradient_norm == pytest.approx(updates[1].gradient_norm, rel=1e-4)
+
+
+def test_the_residual_of_an_update_is_one_float32_number_a_trajectory(gaussian_problem):
+    update = _learner(gaussian_problem).update(_batch(gaussian_problem, count=9), 0.0)
+    assert update.residual.shape == (9,) and update.residual.dtype == np.float32
+    assert update.loss == pytest.approx(float(np.mean(residual_loss(torch.tensor(update.residual), 30.0).numpy())))
+
+
+def test_weights_are_a_copy_that_later_updates_leave_alone(gaussian_problem):
+    learner = _learner(gaussian_problem, warmup_updates=0)
+    before, averaged = learner.weights(), learner.weights(averaged=True)
+    kept = before.copy()
+    learner.update(_batch(gaussian_problem), 0.0)
+    assert (before == kept).all() and (averaged == kept).all() and (learner.weights() != kept).any()
+    assert before.dtype == np.float32 and before.ndim == 1
+
+
+# --- bad batches ---
+
+
+@pytest.mark.parametrize("field", ["log_likelihood", "states"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("objective", ["vargrad", "rtb"])
+@pytest.mark.parametrize("max_rows", [30, 16_384])
+def test_a_batch_with_one_number_that_is_not_finite_is_counted_and_changes_no_weight(
+    gaussian_problem, field, value, objective, max_rows
+):
+    learner = _learner(gaussian_problem, objective=objective, max_rows=max_rows)
+    learner.update(_batch(gaussian_problem), 0.0)
+    before = _state(learner)
+    good = _batch(gaussian_problem, seed=1)
+    array = getattr(good, field).copy()
+    array[3] = value
+    update = learner.update(dataclasses.replace(good, **{field: array}), 0.0)
+    assert update.skipped and (learner.updates, learner.skipped) == (2, 1)
+    after = _state(learner)
+    after[1].update(updates=1, skipped=0)
+    _assert_same_state(after, before)
+    assert not learner.update(good, 0.0).skipped and np.isfinite(learner.weights()).all()
+
+
+# --- state ---
+
+
+@pytest.mark.parametrize("objective", ["vargrad", "rtb"])
+def test_a_restored_learner_is_the_same_bit_for_bit_and_stays_so(gaussian_problem, objective):
+    learner = _learner(gaussian_problem, objective=objective)
+    for seed in range(3):
+        learner.update(_batch(gaussian_problem, seed=seed), 0.1 * seed)
+    other = _learner(gaussian_problem, seed=7, objective=objective)
+    assert (other.weights() != learner.weights()).any()
+    other.load_state_dict(*_state(learner))
+    _assert_same_state(_state(other), _state(learner))
+    for seed in range(3, 6):
+        updates = [each.update(_batch(gaussian_problem, seed=seed), 0.1 * seed) for each in (learner, other)]
+        assert updates[0].loss == updates[1].loss and updates[0].gradient_norm == updates[1].gradient_norm
+        np.testing.assert_array_equal(updates[0].residual, updates[1].residual)
+    _assert_same_state(_state(other), _state(learner))
+
+
+def test_a_learner_that_has_made_no_update_can_be_saved_and_restored(gaussian_problem):
+    learner = _learner(gaussian_problem)
+    other = _learner(gaussian_problem, seed=7)
+    other.update(_batch(gaussian_problem), 0.0)
+    other.load_state_dict(*_state(learner))
+    _assert_same_state(_state(other), _state(learner))
+
+
+def test_the_state_holds_weights_average_log_z_and_both_moments_of_adam(gaussian_problem):
+    learner = _learner(gaussian_problem, objective="rtb")
+    learner.update(_batch(gaussian_problem), 0.0)
+    arrays, scalars = learner.state_dict()
+    names = {name.split(".")[0] for name in arrays}
+    assert names == {"posterior", "average", "log_partition", "optimizer"}
+    parameters = sum(1 for _ in learner.posterior.parameters()) + 1
+    assert sum(name.endswith("exp_avg_sq") for name in arrays) == parameters
+    assert scalars == {"updates": 1, "skipped": 0, "average_updates": 1}
+
+
+def test_loading_the_state_of_another_network_names_the_first_array_that_does_not_fit(gaussian_problem):
+    arrays, scalars = _learner(gaussian_problem).state_dict()
+    other = Learner(gaussian_problem, _posterior(gaussian_problem, hidden=6), LearnerConfig())
+    message = r"has shape \(10,\) where posterior.gain|has shape \(8, 78\) where posterior\.network\.body\.0\.weight"
+    with pytest.raises(ValueError, match=message + r" of shape \(6, 78\) is expected"):
+        other.load_state_dict(arrays, scalars)
+    del arrays["posterior.gain"]
+    with pytest.raises(ValueError, match=r"has nothing where posterior\.gain of shape \(10,\) is expected"):
+        _learner(gaussian_problem).load_state_dict(arrays, scalars)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": "dpo"}, "learner.objective must be one of rtb, vargrad, got 'dpo'"),
+        ({"batch_size": 1}, "learner.batch_size must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learner.learning_rate must be positive, got 0.0"),
+        ({"learning_rate": math.nan}, "learner.learning_rate must be positive, got nan"),
+        ({"gradient_clip": -1.0}, "learner.gradient_clip must be positive, got -1.0"),
+        ({"huber": 0.0}, "learner.huber must be positive or null, got 0.0"),
+        ({"ema_decay": 1.0}, r"learner.ema_decay must be within \[0, 1\), got 1.0"),
+        ({"beta_start": 0.0}, r"learner.beta_start must be within \(0, 1\] and beta_until within \[0, 1\], got 0.0"),
+        ({"beta_until": 1.5}, r"beta_until within \[0, 1\], got 1.0 and 1.5"),
+        ({"warmup_updates": -1}, "learner.warmup_updates must be >= 0 and max_rows >= 1, got -1 and 16384"),
+        ({"max_rows": 0}, "max_rows >= 1, got 100 and 0"),
+        ({"final_learning_rate": -0.1}, r"learner.final_learning_rate must be within \[0, 1\], got -0.1"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        LearnerConfig(**options)
+
+
+# --- the fixed point ---
+
+
+class _TiltedExact(Posterior):
+    """The exact posterior of a linear Gaussian chain, shifted along every direction by one learnable number."""
+
+    def __init__(self, problem, shift):
+        super().__init__(problem.prior)
+        self.exact = (problem.exact[0],)
+        self.shift = torch.nn.Parameter(torch.full((4,), shift))
+
+    def control(self, state, step, denoised, measurement):
+        raise NotImplementedError
+
+    def log_ratio(self, next_state, state, step, denoised, measurement):
+        exact = self.exact[0].log_ratio(next_state, state, step, denoised, measurement)
+        return exact + (next_state - self.prior.mean(state, step, denoised)) @ self.shift
+
+
+def _exact_paths(problem, count):
+    """Trajectories of the exact posterior as a message."""
+    states = problem.exact[0].sample_path(count, torch.Generator().manual_seed(0)).float()
+    denoised, rows = denoise_path(problem.prior, states), torch.zeros(count, dtype=torch.long)
+    return Trajectory(
+        uid=np.arange(count, dtype=np.uint64),
+        states=states.numpy(),
+        log_prior=path_log_prior(problem.prior, states, denoised).numpy(),
+        log_behaviour_ratio=np.zeros(count, np.float32),
+        log_likelihood=problem.log_likelihood(states[:, -1], rows).numpy(),
+        measurement_id=rows.numpy(),
+        policy_version=np.zeros(count, np.int64),
+        origin=np.full(count, Origin.EXACT, np.uint8),
+    )
+
+
+@pytest.mark.parametrize("objective", ["vargrad", "rtb"])
+@pytest.mark.parametrize("behaviour", ["on-policy", "noise-inflated", "prior", "exact"])
+def test_at_the_exact_posterior_paths_of_any_behaviour_have_no_gradient(gaussian_problem, objective, behaviour):
+    """Without importance weights: whatever replay holds, the solution stays where it is."""
+    if behaviour == "exact":
+        batch = _exact_paths(gaussian_problem, 64)
+    else:
+        shares = {behaviour: 1.0}
+        batch = _batch(gaussian_problem, count=64, mixture=shares, final_mixture=shares)
+    norms = []
+    for shift in (0.0, 0.05):
+        learner = Learner(gaussian_problem, _TiltedExact(gaussian_problem, shift), LearnerConfig(objective=objective))
+        learner.log_partition.data.fill_(gaussian_problem.exact[0].log_partition)
+        update = learner.update(batch, 0.0)
+        norms.append((update.gradient_norm, np.abs(update.residual).max(), abs(learner.log_partition.grad or 0)))
+    (norm, residual, log_z), (norm_off, residual_off, _) = norms
+    assert norm < 2e-3 * norm_off and residual < 2e-3 * residual_off and log_z < 1e-4
+    assert residual < 2e-4 and norm_off > 1e-3
+
+
+# --- it learns ---
+
+
+def _learned(problem, updates, kinds, objective="vargrad", batch_size=64):
+    """(exact log Z, ELBO, importance-weighted log Z, learner) after `updates` on fresh rollouts."""
+    settings = LearnerConfig(objective=objective, warmup_updates=20, batch_size=batch_size, learning_rate=3e-3)
+    learner = Learner(problem, _posterior(problem, hidden=32, depth=2), settings)
+    behaviour = ActorConfig(batch_size=batch_size, mixture=kinds, final_mixture=kinds)
+    actor = Actor(problem, _posterior(problem, hidden=32, depth=2), behaviour, seed=0)
+    for update in range(updates):
+        actor.load_weights(learner.weights(), update, update / updates)
+        learner.update(actor.act(), update / updates)
+    actor.load_weights(learner.weights(averaged=True), updates, 1.0)
+    rows, generator = torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(1)
+    log_weight = rollout(problem, actor.posterior.control, rows, generator=generator).log_weight
+    exact = problem.exact[0].log_partition
+    return exact, elbo(log_weight), iw_log_partition(log_weight), learner
+
+
+@pytest.mark.parametrize("objective", ["vargrad", "rtb"])
+def test_a_gaussian_posterior_is_learned_to_a_fiftieth_of_a_nat(objective):
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
+    exact, lower, bound, learner = _learned(problem, 300, {"on-policy": 1.0}, objective)
+    assert bound == pytest.approx(exact, abs=0.02)
+    assert 0 < exact - lower < 0.06  # the Gaussian with the prior's variance per step costs a little at 20 steps
+    if objective == "rtb":
+        assert learner.log_partition.item() == pytest.approx(exact, abs=0.1)
+
+
+def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone():
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
+    exact, lower, bound, _ = _learned(problem, 300, {"prior": 1.0})
+    assert bound == pytest.approx(exact, abs=0.05) and exact - lower < 0.15
+
+
+def test_a_posterior_of_several_modes_is_learned_to_a_twentieth_of_a_nat():
+    problem = make_problem("gmm-linear", {"dim": 2, "modes": 4, "num_steps": 20})
+    mixture = {"on-policy": 0.7, "noise-inflated": 0.2, "prior": 0.1}
+    exact, lower, bound, _ = _learned(problem, 400, mixture)
+    assert bound == pytest.approx(exact, abs=0.05) and exact - lower < 0.3
