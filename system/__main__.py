@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from system.errors import UserError
 
@@ -19,14 +20,14 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 2 when the user can mend it (one line on stderr), 130 when interrupted."""
-    parser = _parser()
-    known, rest = parser.parse_known_args(arguments)
-    if rest and known.command != "train":
-        parser.error(f"unknown argument {rest[0]!r} of `rtb {known.command}`")
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        known, rest = _parser().parse_known_args(given)
+        if rest and known.command != "train":
+            raise UserError(f"unknown argument {rest[0]!r} of `rtb {known.command}`; see `rtb {known.command} --help`")
         return int(known.run(known, rest) or 0)
     except UserError as error:
-        if known.debug:
+        if "--debug" in given:
             traceback.print_exc()
         sys.stderr.write(f"rtb: error: {error}\n")
         return 2
@@ -35,11 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all errors of users are said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
 def _parser() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
     shared.add_argument("--quiet", action="store_true", help="show no progress")
-    parser = argparse.ArgumentParser(prog="rtb", description="Posterior samples under a diffusion prior, checked.")
+    parser = _Parser(prog="rtb", description="Posterior samples under a diffusion prior, checked.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, run: object, *, help_flag: bool = True) -> argparse.ArgumentParser:

@@ -14,8 +14,8 @@ import io
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -63,6 +63,9 @@ class EvaluationConfig:
     final_trajectories: int = 4096
     """Trajectories of the last evaluation."""
 
+    def __post_init__(self) -> None:
+        _require(self, "evaluation", at_least={"interval_seconds": 0, "trajectories": 2, "final_trajectories": 2})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointConfig:
@@ -72,6 +75,9 @@ class CheckpointConfig:
     """Time between checkpoints."""
     keep: int = 2
     """How many are kept."""
+
+    def __post_init__(self) -> None:
+        _require(self, "checkpoint", at_least={"interval_seconds": 0, "keep": 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +108,12 @@ class RayConfig:
     """How long the start of all processes may take."""
     max_restarts: int = 20
     """Restarts of one actor before the run goes on without it."""
+
+    def __post_init__(self) -> None:
+        counts = ("num_actors", "num_shards", "publish_interval", "prefetch")
+        amounts = ("cpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
+        _require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
+        _require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +156,11 @@ class RunConfig:
             raise ValueError(f"max_seconds must be positive or null, got {self.max_seconds}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.learner.batch_size % self.replay.group_size:
+            raise ValueError(
+                f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
+                f"got {self.learner.batch_size}"
+            )
         self.shard_config()
 
     def shard_config(self) -> ReplayConfig:
@@ -164,6 +181,17 @@ class RunConfig:
         return text
 
 
+def _require(
+    section: object, name: str, *, at_least: Mapping[str, float] | None = None, above: Mapping[str, float] | None = None
+) -> None:
+    """ValueError for the first key of `section` that is not at least, or not above, its limit."""
+    for limits, word in ((at_least or {}, "at least"), (above or {}, "above")):
+        for key, limit in limits.items():
+            value = getattr(section, key)
+            if not (value > limit or (word == "at least" and value == limit)):
+                raise ValueError(f"{name}.{key} must be {word} {limit}, got {value}")
+
+
 def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rtb train CONFIG") -> RunConfig:
     """The configuration in the YAML file `path`, changed by `overrides` (`--section.key value ...`).
 
@@ -180,14 +208,17 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
-    config = config_from_tree(tree, str(path), overrides)
-    return _override(config, list(overrides), program) if overrides else config
+    # --key=value as two words, as the search for plug-ins and the problem's name expects; null as tyro spells it
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    words = ["None" if word == "null" else word for word in words]
+    config = config_from_tree(tree, str(path), words)
+    return _override(config, words, program) if words else config
 
 
 def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a parsed YAML tree; `source` names it in errors."""
     tree = dict(tree)
-    plugins = _plugins(tree, overrides)
+    plugins = _plugins(tree, source, overrides)
     for plugin in plugins:
         try:
             __import__(plugin)
@@ -196,15 +227,20 @@ def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[s
     problem = tree.get("problem", {})
     if not isinstance(problem, dict):
         raise ConfigError(f"{source}: problem must be a mapping with a name, got {problem!r}")
-    options_type = _problem_type(str(problem.get("name", ProblemConfig().name)), source)
+    name = problem.get("name", ProblemConfig().name)
+    if not isinstance(name, str):
+        raise ConfigError(f"{source}: problem.name must be text, got {name!r}")
+    options_type = _problem_type(name, source)
     options = dataclasses.asdict(_build(options_type, problem, "problem", source))
     tree["problem"] = {"name": options.pop("name"), "options": options}
     return _build(RunConfig, tree, "", source)
 
 
-def _plugins(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ...]:
+def _plugins(tree: Mapping[str, Any], source: str, overrides: Sequence[str]) -> tuple[str, ...]:
     """Plug-ins must be imported before the problem's options are known, so the flag is read ahead of the others."""
-    named = list(tree.get("plugins") or ())
+    named = tree.get("plugins", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ConfigError(f"{source}: plugins must be a list of module names, got {named!r}")
     if "--plugins" in overrides:
         rest = list(overrides)[list(overrides).index("--plugins") + 1 :]
         named = []
@@ -212,7 +248,7 @@ def _plugins(tree: Mapping[str, Any], overrides: Sequence[str]) -> tuple[str, ..
             if word.startswith("--"):
                 break
             named.append(word)
-    return tuple(str(name) for name in named)
+    return tuple(named)
 
 
 def _problem_type(name: str, source: str) -> type:
@@ -222,10 +258,10 @@ def _problem_type(name: str, source: str) -> type:
     except ValueError as error:
         raise ConfigError(f"{source}: problem.name: {error}") from None
     hints = typing.get_type_hints(factory)
-    fields: list[Any] = [("name", str, field(default=name))]
+    entries: list[Any] = [("name", str, field(default=name))]
     for parameter in inspect.signature(factory).parameters.values():
-        fields.append((parameter.name, hints[parameter.name], field(default=parameter.default)))
-    return dataclasses.make_dataclass("ProblemOptions", fields, frozen=True, kw_only=True)
+        entries.append((parameter.name, hints[parameter.name], field(default=parameter.default)))
+    return dataclasses.make_dataclass("ProblemOptions", entries, frozen=True, kw_only=True)
 
 
 def _build(kind: type[T], tree: Mapping[str, Any], prefix: str, source: str) -> T:
@@ -243,7 +279,8 @@ def _build(kind: type[T], tree: Mapping[str, Any], prefix: str, source: str) -> 
     try:
         return kind(**values)
     except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from None
+        section = f"{prefix}: " if prefix not in str(error) else ""
+        raise ConfigError(f"{source}: {section}{error}") from None
 
 
 def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN401 - any annotation, any YAML value
@@ -271,6 +308,8 @@ def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN
     if hint in (int, str, bool) and type(value) is hint:
         return value
     expected = getattr(hint, "__name__", None) or str(hint)
+    if dataclasses.is_dataclass(hint) or origin is dict:
+        expected = "a mapping"
     if origin is Literal:
         expected = "one of " + ", ".join(map(str, arguments))
     raise ConfigError(f"{source}: {name} must be {expected}, got {value!r}")
@@ -293,12 +332,13 @@ def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfi
     known = config.problem.options if name in (None, config.problem.name) else {}
     problem_type = _problem_type(name or config.problem.name, "command line")
     problem = problem_type(**known)
-    fields: list[Any] = []
+    entries: list[Any] = []
     for entry in dataclasses.fields(RunConfig):
         value = problem if entry.name == "problem" else getattr(config, entry.name)
         hint = problem_type if entry.name == "problem" else typing.get_type_hints(RunConfig)[entry.name]
-        fields.append((entry.name, hint, field(default=value)))
-    flags = dataclasses.make_dataclass("RunFlags", fields, frozen=True, kw_only=True)
+        entries.append((entry.name, hint, field(default=value)))
+    flags = dataclasses.make_dataclass("RunFlags", entries, frozen=True, kw_only=True)
+    _known_flags(overrides, flags())
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -306,7 +346,7 @@ def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfi
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
-        raise ConfigError(_one_line(errors.getvalue())) from None
+        raise ConfigError(f"command line: {_one_line(errors.getvalue())}") from None
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from None
     values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(RunConfig)}
@@ -318,7 +358,31 @@ def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfi
         raise ConfigError(f"command line: {error}") from None
 
 
+def _known_flags(overrides: Sequence[str], defaults: object) -> None:
+    """Refuses a flag that no key of `defaults` has; tyro would offer every key that is a little like it."""
+    known = ["--help", *_flag_names(defaults)]
+    for word in overrides:
+        if word.startswith("--") and word.replace("_", "-") not in known:
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`rtb train CONFIG --help` lists them all"
+            raise ConfigError(f"command line: unknown option {word}; {hint}")
+
+
+def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN401 - any configuration value
+    """The flags that tyro makes of a dataclass."""
+    entries = value.items() if isinstance(value, dict) else [(f.name, getattr(value, f.name)) for f in fields(value)]
+    for key, entry in entries:
+        name = key.replace("_", "-")
+        if dataclasses.is_dataclass(entry) or (isinstance(entry, dict) and entry):
+            yield from _flag_names(entry, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+            if isinstance(entry, bool):
+                yield f"{prefix}no-{name}"
+
+
 def _one_line(box: str) -> str:
-    """The text of tyro's error box, without its frame and its pointer to the help."""
-    text = " ".join(re.sub(r"[╭╮╰╯│─]+", " ", box).split())
-    return text.split(" For full helptext")[0]
+    """What tyro's error box says, without its frame, its title and its pointers to the help."""
+    inside = [line for line in box.splitlines() if not line.startswith("╭")]
+    text = " ".join(re.sub(r"[╰╯│─]+", " ", " ".join(inside)).split()).removeprefix("Error parsing ")
+    return re.split(r" (?:Argument helptext:|For full helptext)", text)[0]

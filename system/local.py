@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from envs import InverseProblem
 from system.assembly import build_actor, build_learner, build_shard
 from system.config import RunConfig
-from system.errors import RunnerError
+from system.errors import ConfigError, RunnerError
 from system.part import Part, write_part
 from system.runner import replay_metrics, run_progress, state_part, update_metrics
 
@@ -81,7 +81,11 @@ class LocalRunner:
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
         trajectory = self.actor.act()
-        if not self.shard.insert(trajectory).accepted:
+        try:
+            accepted = self.shard.insert(trajectory).accepted
+        except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
+            raise ConfigError(f"replay: {error}; raise replay.capacity_bytes") from None
+        if not accepted:
             raise RunnerError("replay refuses samples and inserts at once; raise replay.tolerance")
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started

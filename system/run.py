@@ -179,6 +179,8 @@ def sample(directory: Path, count: int, seed: int, output: Path | None) -> Path:
 
 def evaluate_run(directory: Path, count: int | None = None) -> RunDirectory:
     """Evaluates the newest checkpoint of a run and rewrites its report."""
+    if count is not None and count < 2:
+        raise ConfigError(f"--num must be at least 2, got {count}")
     run, config, problem, weights = _trained(directory)
     if count is not None:
         config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
