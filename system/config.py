@@ -332,17 +332,17 @@ def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfi
     known = config.problem.options if name in (None, config.problem.name) else {}
     problem_type = _problem_type(name or config.problem.name, "command line")
     problem = problem_type(**known)
-    entries: list[Any] = []
-    for entry in dataclasses.fields(RunConfig):
-        value = problem if entry.name == "problem" else getattr(config, entry.name)
-        hint = problem_type if entry.name == "problem" else typing.get_type_hints(RunConfig)[entry.name]
-        entries.append((entry.name, hint, field(default=value)))
-    flags = dataclasses.make_dataclass("RunFlags", entries, frozen=True, kw_only=True)
-    _known_flags(overrides, flags())
+    # A subclass, because tyro takes the meaning of each key from the docstrings in the source of its class.
+    flags = dataclasses.make_dataclass(
+        "RunFlags", [("problem", problem_type, field(default=problem))], bases=(RunConfig,), frozen=True, kw_only=True
+    )
+    values = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)} | {"problem": problem}
+    defaults = flags(**values)
+    _known_flags(overrides, defaults)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(flags, args=overrides, default=flags(), prog=program, description=RunConfig.__doc__)
+            parsed = tyro.cli(flags, args=overrides, default=defaults, prog=program, description=RunConfig.__doc__)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
@@ -384,5 +384,9 @@ def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN40
 def _one_line(box: str) -> str:
     """What tyro's error box says, without its frame, its title and its pointers to the help."""
     inside = [line for line in box.splitlines() if not line.startswith("╭")]
-    text = " ".join(re.sub(r"[╰╯│─]+", " ", " ".join(inside)).split()).removeprefix("Error parsing ")
+    text = (
+        " ".join(re.sub(r"[╰╯│─]+", " ", " ".join(inside)).split())
+        .removeprefix("Error parsing ")
+        .removeprefix("RunFlags: ")
+    )
     return re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
