@@ -1,0 +1,300 @@
+"""What a configuration refuses, in which words; and that what it accepts survives being written and read."""
+
+import dataclasses
+import textwrap
+from pathlib import Path
+
+import pytest
+import yaml
+
+from system.assembly import build_posterior, build_problem, stream_seed
+from system.config import EvaluationConfig, RayConfig, RunConfig, help_text, load_config
+from system.errors import ConfigError
+
+EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiments"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Loads a configuration given as text, with flags."""
+
+    def call(text="", *flags):
+        path = tmp_path / "run.yaml"
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+        return load_config(path, flags)
+
+    return call
+
+
+@pytest.fixture
+def refusal(load):
+    """The one line a configuration is refused with, without the file's path."""
+
+    def call(text="", *flags):
+        with pytest.raises(ConfigError) as caught:
+            load(text, *flags)
+        line = str(caught.value)
+        assert "\n" not in line and len(line) < 300
+        return line.split("run.yaml: ")[-1]
+
+    return call
+
+
+# --- YAML ---
+
+
+def test_an_empty_file_is_the_default_configuration(load):
+    config = load("")
+    assert (config.seed, config.updates, config.learner.batch_size) == (0, 2_000, 64)
+    assert config.problem.name == "digits-half" and config.problem.options["digit"] == 20
+
+
+def test_sections_keys_and_problem_options_are_taken_from_the_file(load):
+    config = load(
+        """
+        name: mine
+        updates: 7
+        max_seconds: 5
+        problem: {name: gaussian-linear, dim: 3, noise_std: 2}
+        learner: {learning_rate: 1e-3, huber: null, objective: rtb}
+        actor:
+          mixture: {prior: 1}
+        """
+    )
+    assert (config.name, config.updates, config.max_seconds) == ("mine", 7, 5.0)
+    assert config.problem.options["dim"] == 3 and config.problem.options["noise_std"] == 2.0
+    assert config.learner.learning_rate == 0.001 and config.learner.huber is None
+    assert config.actor.mixture == {"prior": 1.0}
+    assert type(config.max_seconds) is type(config.problem.options["noise_std"]) is float
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "0.001", "'1e-3'"])
+def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
+    assert load(f"learner: {{learning_rate: {text}}}").learner.learning_rate == 0.001
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("updats: 3", "unknown key 'updats'; did you mean 'updates'?"),
+        ("learner: {learning_rat: 3}", "unknown key 'learner.learning_rat'; did you mean 'learning_rate'?"),
+        ("problem: {name: gaussian-linear, dimm: 3}", "unknown key 'problem.dimm'; did you mean 'dim'?"),
+        (
+            "checkpoint: {zzz: 3}",
+            "unknown key 'checkpoint.zzz'; expected one of interval_seconds, keep",
+        ),
+        ("problem: {name: gausian-linear}", "problem.name: unknown problem 'gausian-linear'; did you mean"),
+        ("problem: {name: 3}", "problem.name must be text, got 3"),
+        ("problem: null", "problem must be a mapping with a name, got None"),
+        ("problem: gaussian-linear", "problem must be a mapping with a name, got 'gaussian-linear'"),
+        ("learner: 3", "learner must be a mapping, got 3"),
+        ("learner: null", "learner must be a mapping, got None"),
+        ("actor: {mixture: [1]}", "actor.mixture must be a mapping, got [1]"),
+        ("updates: 1.5", "updates must be int, got 1.5"),
+        ("updates: 1e3", "updates must be int, got '1e3'"),
+        ("updates: true", "updates must be int, got True"),
+        ("name: 3", "name must be str, got 3"),
+        ("learner: {huber: yes}", "learner.huber must be float, got True"),
+        ("learner: {learning_rate: fast}", "learner.learning_rate must be float, got 'fast'"),
+        ("learner: {batch_size: null}", "learner.batch_size must be int, got None"),
+        ("posterior: {likelihood_gradient: 1}", "posterior.likelihood_gradient must be bool, got 1"),
+        ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
+        ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, got"),
+        ("plugins: mine", "plugins must be a list of module names, got 'mine'"),
+        ("plugins: [3]", "plugins must be a list of module names, got [3]"),
+        ("plugins: [no_such_module]", "plugins: cannot import 'no_such_module': No module named 'no_such_module'"),
+    ],
+)
+def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, message):
+    assert refusal(text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("updates: 0", "updates must be at least 1, got 0"),
+        ("seed: -1", "seed must not be negative, got -1"),
+        ("max_seconds: 0", "max_seconds must be positive or null, got 0.0"),
+        ("learner: {learning_rate: -1}", "learner.learning_rate must be positive, got -1.0"),
+        ("learner: {learning_rate: .nan}", "learner.learning_rate must be positive, got nan"),
+        ("actor: {mixture: {prior: 0.5}}", "the shares of actor.mixture must be non-negative and sum to 1, got"),
+        ("replay: {min_size: 0}", "replay: min_size must be at least 1, got 0"),
+        ("replay: {tolerance: 1}", "tolerance must be at least"),
+        ("replay: {group_size: 3}", "learner.batch_size must be a multiple of replay.group_size = 3, got 64"),
+        ("evaluation: {trajectories: 0}", "evaluation.trajectories must be at least 2, got 0"),
+        ("checkpoint: {keep: 0}", "checkpoint.keep must be at least 1, got 0"),
+        ("checkpoint: {interval_seconds: -1}", "checkpoint.interval_seconds must be at least 0, got -1.0"),
+        ("ray: {num_actors: 0}", "ray.num_actors must be at least 1, got 0"),
+        ("ray: {slice_seconds: 0}", "ray.slice_seconds must be above 0, got 0.0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(refusal, text, message):
+    assert message in refusal(text)
+
+
+def test_a_nan_is_never_within_a_limit():
+    with pytest.raises(ValueError, match=r"evaluation\.interval_seconds must be at least 0, got nan"):
+        EvaluationConfig(interval_seconds=float("nan"))
+    with pytest.raises(ValueError, match=r"ray\.timeout_seconds must be above 0, got nan"):
+        RayConfig(timeout_seconds=float("nan"))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("just text", "str"), ("3", "int")])
+def test_a_file_that_is_not_a_mapping_is_refused(load, text, kind):
+    with pytest.raises(ConfigError, match=rf"run\.yaml must hold a mapping of sections, got {kind}"):
+        load(text)
+
+
+def test_a_file_that_is_not_yaml_is_refused_on_one_line_that_says_where(load, tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot read .*run.yaml as YAML: .*line 1, column 10") as caught:
+        load("learner: [1\n")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"cannot read .*binary\.yaml as YAML"):
+        load_config(tmp_path / "binary.yaml")
+    with pytest.raises(ConfigError, match=r"cannot read .* as YAML: .*directory"):
+        load_config(tmp_path)
+
+
+def test_yaml_that_would_build_objects_is_refused(load):
+    with pytest.raises(ConfigError, match="could not determine a constructor"):
+        load("name: !!python/object/apply:os.getcwd []")
+
+
+def test_a_missing_file_points_to_the_ones_that_ship():
+    with pytest.raises(ConfigError, match=r"no configuration file no\.yaml; .* are in configs/experiments/"):
+        load_config(Path("no.yaml"))
+
+
+# --- flags ---
+
+
+def test_flags_win_over_the_file_and_the_last_of_two_wins(load):
+    text = "updates: 5\nlearner: {batch_size: 32, learning_rate: 0.5}"
+    config = load(text, "--updates", "9", "--learner.batch-size", "16", "--updates", "11")
+    assert (config.updates, config.learner.batch_size, config.learner.learning_rate) == (11, 16, 0.5)
+
+
+@pytest.mark.parametrize("flags", [("--problem.dim", "5"), ("--problem.dim=5",), ("--problem.dim=5", "--seed", "1")])
+def test_flags_may_be_one_word_or_two(load, flags):
+    config = load("problem: {name: gaussian-linear, noise_std: 0.25}", *flags)
+    assert config.problem.options["dim"] == 5 and config.problem.options["noise_std"] == 0.25
+
+
+@pytest.mark.parametrize("flags", [("--problem.name", "gmm-linear"), ("--problem.name=gmm-linear",)])
+def test_another_problem_by_flag_has_its_own_options(load, flags):
+    config = load("problem: {name: gaussian-linear, dim: 3}", *flags, "--problem.modes", "5")
+    assert config.problem.name == "gmm-linear"
+    assert config.problem.options["modes"] == 5 and config.problem.options["dim"] == 16
+    assert "measurement_dim" not in config.problem.options
+
+
+def test_switches_nulls_and_shares_can_be_given_as_flags(load):
+    config = load(
+        "", "--posterior.no-likelihood-gradient", "--learner.huber", "null", "--max-seconds", "None",
+        "--actor.mixture.on-policy", "0.9", "--actor.mixture.prior", "0.0",
+    )  # fmt: skip
+    assert config.posterior.likelihood_gradient is False
+    assert config.learner.huber is None and config.max_seconds is None
+    assert config.actor.mixture == {"on-policy": 0.9, "noise-inflated": 0.1, "prior": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--learner.learning-rat", "3"),
+            "command line: unknown option --learner.learning-rat; did you mean --learner.learning-rate?",
+        ),
+        (("--updats", "3"), "command line: unknown option --updats; did you mean --updates?"),
+        (("--problem.dimm", "3"), "command line: unknown option --problem.dimm; did you mean --problem.dim?"),
+        (("--qqqqqqqq", "3"), "command line: unknown option --qqqqqqqq; `rtb train CONFIG --help` lists them all"),
+        (("--updates", "1.5"), "command line: --updates: invalid literal for int() with base 10: '1.5'"),
+        (("--updates",), "command line: Missing value for argument '--updates'."),
+        (("--updates", "0"), "command line: updates must be at least 1, got 0"),
+        (("--runner", "mpi"), "command line: invalid choice 'mpi' for argument '--runner'"),
+        (("--learner.learning-rate", "-1"), "command line: learner: learner.learning_rate must be positive, got -1.0"),
+        (("--replay.min-size", "0"), "command line: replay: min_size must be at least 1, got 0"),
+        (("--checkpoint.keep", "0"), "command line: checkpoint: checkpoint.keep must be at least 1, got 0"),
+        (("--problem.name", "gausian"), "command line: problem.name: unknown problem 'gausian'; did you mean"),
+        (("--plugins", "no_such_module"), "plugins: cannot import 'no_such_module'"),
+    ],
+)
+def test_a_flag_that_does_not_fit_is_refused_on_one_short_line(refusal, flags, message):
+    assert refusal("problem: {name: gaussian-linear}", *flags).startswith(message)
+
+
+def test_every_key_is_a_flag_in_the_help_with_its_meaning_and_the_files_value_as_default(load, tmp_path):
+    load("updates: 123\nproblem: {name: gmm-25-to-9}")
+    text = help_text(tmp_path / "run.yaml")
+    flags = " ".join(text.split())
+    assert "--learner.learning-rate FLOAT Adam's step size after warm-up. (default: 0.001)" in flags
+    assert "--updates INT Optimiser steps; schedules run over them. (default: 123)" in flags
+    for section in dataclasses.fields(RunConfig):
+        assert f"--{section.name.replace('_', '-')}" in flags
+
+
+# --- writing, assembling ---
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_written_configuration_reads_back_as_the_same(path, tmp_path):
+    config = load_config(path, ["--learner.huber", "null", "--plugins", "json", "string"])
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(tmp_path / "config.yaml") == config
+    tree = yaml.safe_load(config.to_yaml())
+    assert tree["plugins"] == ["json", "string"] and "options" not in tree["problem"]
+
+
+def test_the_shard_gets_the_batch_sizes_of_actors_and_learner_unless_told_otherwise(load):
+    config = load("actor: {batch_size: 48}\nlearner: {batch_size: 96}\nreplay: {insert_batch: 128}")
+    assert config.shard_config().insert_batch == 128 and config.shard_config().sample_batch == 96
+    assert load("actor: {batch_size: 48}").shard_config().insert_batch == 48
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("noise_std: 0", "problem 'gaussian-linear': noise_std must be a positive finite standard deviation, got 0.0"),
+        (
+            "noise_std: -1",
+            "problem 'gaussian-linear': noise_std must be a positive finite standard deviation, got -1.0",
+        ),
+        ("noise_std: .inf", "noise_std must be a positive finite standard deviation, got inf"),
+        ("noise_std: .nan", "noise_std must be a positive finite standard deviation, got nan"),
+        ("measurement_dim: 17", r"measurement_dim must be within 1..dim = 16, got 17"),
+        ("num_steps: 0", "num_steps|at least"),
+        ("schedule: fast", "schedule 'fast'"),
+    ],
+)
+def test_a_problem_that_cannot_be_is_refused_with_its_name(load, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build_problem(load(f"problem: {{name: gaussian-linear, {options}}}"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("form: lor", "posterior: unknown posterior form 'lor'; expected 'control' or 'finetune'"),
+        ("form: finetune", "posterior: the finetune form trains a copy of the prior's network, but GaussianDenoiser"),
+        ("network: unet", r"posterior: a U-Net needs x of shape \[C, H, W\], got \(16,\)"),
+        ("network: rnn", "posterior: unknown network 'rnn'"),
+        ("hidden: 0", "posterior: an MLP needs depth and hidden of at least 1, got 3 and 0"),
+    ],
+)
+def test_a_posterior_that_cannot_be_is_refused(load, options, message):
+    config = load(f"problem: {{name: gaussian-linear}}\nposterior: {{{options}}}")
+    with pytest.raises(ConfigError, match=message):
+        build_posterior(config, build_problem(config))
+
+
+def test_streams_of_roles_indices_and_seeds_differ_and_are_the_same_every_time(load):
+    config, other = load("seed: 1"), load("seed: 2")
+    seeds = [
+        stream_seed(each, role, index)
+        for each in (config, other)
+        for role in ("actor", "replay", "posterior")
+        for index in range(3)
+    ]
+    assert len(set(seeds)) == 18 and all(0 <= seed < 2**63 for seed in seeds)
+    assert stream_seed(load("seed: 1"), "actor", 2) == stream_seed(config, "actor", 2)
