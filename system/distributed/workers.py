@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import zlib
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from system.runner import run_progress, state_part, update_metrics
 __all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
 
 POLL_SECONDS = 0.005  # between two questions for a batch that is not there yet
+SENT_UNDER_WAY = 4  # priorities and weights that the learner has sent and not seen confirmed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,7 @@ class Peers:
     store: Any
     """The weight store."""
     timeout: float
-    """Seconds after which a silent peer is given up for this slice."""
+    """Seconds after which a silent peer is given up, and the slice with it."""
 
 
 class WeightStore:
@@ -52,12 +54,16 @@ class WeightStore:
         # The last two: a reader may be about to fetch the older one.
         self._published: deque[tuple[int, float, list[Any]]] = deque(maxlen=2)
 
+    def ready(self) -> bool:
+        """True once the process is up."""
+        return True
+
     def publish(self, version: int, progress: float, reference: list[Any]) -> None:
         """Takes `[reference]` of the flat weights of `version`; in a list, so that Ray does not fetch it."""
         self._published.append((version, progress, reference))
 
     def latest(self, have: int) -> tuple[int, float, list[Any]] | None:
-        """(version, progress, [reference]) if newer than version `have`."""
+        """(version, progress, [reference]) if other than version `have`: a learner that was restored goes back."""
         if self._published and self._published[-1][0] != have:
             return self._published[-1]
         return None
@@ -106,10 +112,11 @@ class ShardWorker:
 class RolloutWorker:
     """An actor in its own process: pulls weights, pushes trajectories."""
 
-    def __init__(self, config: RunConfig, index: int, restarts: int) -> None:
+    def __init__(self, config: RunConfig, index: int, life: int) -> None:
         torch.set_num_threads(1)
-        self._actor = build_actor(config, build_problem(config), index, restarts)
-        self._index = index
+        self._config, self._index = config, index
+        self._problem = build_problem(config)
+        self._actor = build_actor(config, self._problem, index, life)
         self._pending: Trajectory | None = None
         self._next_shard = index
 
@@ -146,18 +153,30 @@ class RolloutWorker:
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)
-        if newest is not None:
-            version, progress, (reference,) = newest
-            self._actor.load_weights(ray.get(reference, timeout=peers.timeout), version, progress)
+        if newest is None:
+            return
+        version, progress, (reference,) = newest
+        try:
+            weights = ray.get(reference, timeout=peers.timeout)
+        except ray.exceptions.ObjectLostError:  # with the learner that made them; its successor publishes its own
+            return
+        self._actor.load_weights(weights, version, progress)
+
+    def policy(self) -> tuple[int, int]:
+        """(version, checksum) of the weights in use."""
+        weights = torch.nn.utils.parameters_to_vector(self._actor.posterior.parameters())
+        return self._actor.version, zlib.crc32(weights.numpy().tobytes())
 
     def save(self, directory: Path) -> str:
         """Writes random stream and counters into a checkpoint that is being made."""
         write_part(directory, f"actor-{self._index}", state_part(self._actor.state_dict()))
         return f"actor-{self._index}"
 
-    def load(self, part: Part) -> None:
-        """Restores random stream and counters."""
-        self._actor.load_state_dict(part.arrays, part.scalars)
+    def load(self, part: Part | None, life: int) -> None:
+        """Goes on as process number `life` of this actor, with the random stream and counters in `part` if any."""
+        self._actor = build_actor(self._config, self._problem, self._index, life)
+        if part is not None:
+            self._actor.load_state_dict(part.arrays, part.scalars)
 
 
 class LearnerWorker:
@@ -168,47 +187,57 @@ class LearnerWorker:
         self._config = config
         self._learner = build_learner(config, build_problem(config))
         self._requests: deque[tuple[Any, Any]] = deque()  # (shard, reference of a batch under way)
+        self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
         self._next_shard = 0
+        self._origin: float | None = None  # time.monotonic() at which the run began
 
     def ready(self) -> bool:
         """True once the process is up."""
         return True
 
-    def work(self, seconds: float, peers: Peers, clock_origin: float) -> dict[str, Any]:
-        """Trains for `seconds` or to the end of the run; `clock_origin` is the time.time() at which the run began."""
+    def work(self, seconds: float, peers: Peers, elapsed: float) -> dict[str, Any]:
+        """Trains for `seconds` or to the end of the run, which has trained for `elapsed` seconds when this is asked."""
+        if self._origin is None:
+            self._origin = time.monotonic() - elapsed
         start = time.perf_counter()
         waited = published = 0.0
         metrics: dict[str, float] = {}
         updates = self._learner.updates
-        while time.perf_counter() - start < seconds and self._progress(clock_origin) < 1:
-            began = time.perf_counter()
-            shard, batch = self._next_batch(peers)
-            waited += time.perf_counter() - began
-            if batch is None:
-                continue
-            update = self._learner.update(batch.trajectory, self._progress(clock_origin))
-            shard.update_priorities.remote(batch.ids, update.residual)
-            metrics = update_metrics(update, batch.trajectory, self._learner.updates)
-            if self._learner.updates % self._config.ray.publish_interval == 0:
+        try:
+            if not self._published:
+                self._publish(peers)
+            while time.perf_counter() - start < seconds and self._progress < 1:
                 began = time.perf_counter()
-                self._publish(peers, clock_origin)
-                published += time.perf_counter() - began
-        if not self._published:
-            self._publish(peers, clock_origin)
+                shard, batch = self._next_batch(peers)
+                waited += time.perf_counter() - began
+                if batch is None:
+                    continue
+                update = self._learner.update(batch.trajectory, self._progress)
+                self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
+                metrics = update_metrics(update, batch.trajectory, self._learner.updates)
+                if self._learner.updates % self._config.ray.publish_interval == 0:
+                    began = time.perf_counter()
+                    self._publish(peers)
+                    published += time.perf_counter() - began
+        except ray.exceptions.RayError:
+            self._requests.clear()  # a peer is gone, and with it the answers that it owed
+            self._sent.clear()
+            raise
         return {
             "metrics": metrics,
             "updates": self._learner.updates,
             "made": self._learner.updates - updates,
             "skipped": self._learner.skipped,
-            "progress": self._progress(clock_origin),
+            "progress": self._progress,
             "seconds": time.perf_counter() - start,
             "waited": waited,
             "published": published,
         }
 
-    def _progress(self, clock_origin: float) -> float:
-        elapsed = time.time() - clock_origin
+    @property
+    def _progress(self) -> float:
+        elapsed = 0.0 if self._origin is None else time.monotonic() - self._origin
         return run_progress(self._learner.updates, elapsed, self._config.updates, self._config.max_seconds)
 
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
@@ -218,19 +247,21 @@ class LearnerWorker:
             self._requests.append((shard, shard.sample.remote(self._config.learner.batch_size)))
             self._next_shard += 1
         shard, reference = self._requests.popleft()
-        try:
-            batch: ReplayBatch | None = ray.get(reference, timeout=peers.timeout)
-        except ray.exceptions.RayError:
-            self._requests.clear()  # the shard is gone, and so are all batches it was to make
-            raise
+        batch: ReplayBatch | None = ray.get(reference, timeout=peers.timeout)
         if batch is None:
             time.sleep(POLL_SECONDS)
         return shard, batch
 
-    def _publish(self, peers: Peers, clock_origin: float) -> None:
+    def _publish(self, peers: Peers) -> None:
         reference = ray.put(self._learner.weights())
         self._published.append(reference)
-        peers.store.publish.remote(self._learner.updates, self._progress(clock_origin), [reference])
+        self._send(peers.store.publish.remote(self._learner.updates, self._progress, [reference]), peers)
+
+    def _send(self, answer: Any, peers: Peers) -> None:  # noqa: ANN401 - a Ray reference
+        """Lets a few messages be under way at a time; raises what became of the oldest."""
+        self._sent.append(answer)
+        if len(self._sent) > SENT_UNDER_WAY:
+            ray.get(self._sent.popleft(), timeout=peers.timeout)
 
     def weights(self) -> NDArray[np.float32]:
         """The averaged weights."""
@@ -244,4 +275,5 @@ class LearnerWorker:
     def load(self, part: Part) -> int:
         """Restores a checkpoint; the number of updates it stands at."""
         self._learner.load_state_dict(part.arrays, part.scalars)
+        self._published.clear()  # what is out there is not of these weights
         return self._learner.updates
