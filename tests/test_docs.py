@@ -1,0 +1,138 @@
+"""The documentation is true: links lead somewhere, generated tables are current, and what it shows runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def python(*arguments: str, cwd: Path = ROOT, path: Path = ROOT) -> str:
+    """Output of Python in a process of its own, where what a plug-in registers stays."""
+    environment = os.environ | {"PYTHONPATH": f"{path}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def snippets(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def example_region() -> str:
+    """The part of the example that the README shows."""
+    text = (ROOT / "examples" / "add_a_problem.py").read_text(encoding="utf-8")
+    found = re.search(r"# --- the problem ---\n(.*?)\n+# --- end of the problem ---", text, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def metrics_of(run: Path) -> set[str]:
+    """Keys of every metric of a run."""
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {key for line in lines for key in json.loads(line) if "/" in key}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_relative_link_leads_to_a_file_of_the_repository(page):
+    links = [link.split("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8"))]
+    local = [link for link in links if link and "://" not in link]
+
+    missing = [link for link in local if not (page.parent / link).exists()]
+
+    assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_within_a_page_leads_to_a_heading(page):
+    text = page.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line[:1] == "#"
+    }
+    anchors = [link[1:] for link in LINK.findall(text) if link.startswith("#")]
+
+    assert [anchor for anchor in anchors if anchor not in headings] == []
+
+
+def test_every_file_of_the_packages_that_holds_a_concept_is_in_the_readme_or_beside_one_that_is():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = {Path(link) for row in text.splitlines() if row.startswith("|") for link in LINK.findall(row)}
+
+    assert len(table) > 30
+    assert all((ROOT / file).is_file() for file in table)
+    packages = {file.parts[0] for file in table}
+    assert packages == {"diffusion", "envs", "actors", "learner", "evaluation", "system"}
+
+
+def test_every_file_and_module_that_contributing_names_exists():
+    names = re.findall(r"`([\w./]+/(?:\w+\.\w+)?)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+
+    assert [name for name in names if not (ROOT / name).exists()] == []
+
+
+def test_the_tables_of_the_configuration_page_are_those_of_the_code():
+    python("docs/make_configuration.py", "--check")
+
+
+def test_the_readme_shows_the_problem_of_the_example():
+    assert any(block.strip() == example_region().strip() for block in snippets("README.md"))
+
+
+def test_the_snippets_of_the_readme_run(tmp_path):
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    blocks = [block for block in snippets("README.md") if block.strip() != example_region().strip()]
+    (tmp_path / "snippets.py").write_text("\n".join(blocks), encoding="utf-8")
+
+    output = python("snippets.py", cwd=tmp_path)
+
+    assert len(blocks) == 2
+    assert "Evaluation(count=1000" in output
+    assert (tmp_path / "runs" / "gaussian-linear-1" / "report.html").is_file()
+
+
+def test_the_example_of_a_new_problem_bounds_the_exact_evidence():
+    output = python("examples/add_a_problem.py", "--updates", "100")
+
+    values = {line[:22].strip(): float(line[22:].split()[0].rstrip("%")) for line in output.splitlines()}
+    assert values["exact log Z"] == pytest.approx(-0.735, abs=1e-3)
+    assert values["ELBO"] < values["exact log Z"]
+    assert values["importance-weighted"] == pytest.approx(values["exact log Z"], abs=0.2)
+
+
+def test_a_plugin_brings_a_problem_to_the_command_line_and_every_metric_is_documented(tmp_path):
+    options = "--plugins examples.add_a_problem --problem.name range-finder --problem.distance 1.2 --updates 5"
+    run = tmp_path / "run"
+
+    config = "configs/experiments/gaussian_linear.yaml"
+    python("-m", "system", "train", config, *options.split(), "--run", str(run), "--runner", "local")
+
+    assert "distance: 1.2" in (run / "config.yaml").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert [key for key in sorted(metrics_of(run)) if f"`{key}`" not in page] == []
+    assert [entry.name for entry in run.iterdir() if f"`{entry.name}" not in page] == []
+
+
+def test_a_plugin_brings_an_objective_and_an_exploration(tmp_path):
+    (tmp_path / "mine.py").write_text(snippets("CONTRIBUTING.md")[0], encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        "plugins: [mine]\nupdates: 5\nproblem: {name: gaussian-linear, dim: 2, measurement_dim: 1, num_steps: 5}\n"
+        "learner: {objective: square-root}\nactor: {mixture: {wide: 0.5, on-policy: 0.5}}\n",
+        encoding="utf-8",
+    )
+
+    run = tmp_path / "run"
+    python("-m", "system", "train", "mine.yaml", "--run", str(run), cwd=tmp_path, path=tmp_path)
+
+    assert (run / "report.html").is_file()
