@@ -1,0 +1,47 @@
+"""Every configuration that ships loads, builds, takes one step and can be judged."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from system.assembly import build_problem
+from system.config import load_config
+from system.judge import judge
+from system.local import LocalRunner
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "configs" / "experiments").glob("*.yaml"))
+SMALL = {
+    "--runner": "local",
+    "--updates": "1",
+    "--max-seconds": "null",
+    "--actor.batch-size": "16",
+    "--learner.batch-size": "16",
+    "--learner.warmup-updates": "0",
+    "--replay.min-size": "16",
+    "--evaluation.trajectories": "8",
+}
+
+
+def test_the_main_job_and_the_exact_check_ship():
+    assert {"digits_half", "gaussian_linear"} <= {path.stem for path in EXPERIMENTS}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_takes_one_step_that_changes_the_weights(path):
+    config = load_config(path, [word for pair in SMALL.items() for word in pair])
+    problem = build_problem(config)
+    runner = LocalRunner(config, problem)
+    before = runner.weights()
+    metrics = runner.advance()
+    assert runner.updates == 1 and metrics["learner/skipped"] == 0 and np.isfinite(metrics["learner/loss"])
+    assert (runner.weights() != before).any() and np.isfinite(runner.weights()).all()
+    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=True)
+    assert np.isfinite(evaluation.elbo) and samples.shape == (8, *problem.event_shape)
+    assert np.isfinite(log_weight).all()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_shipped_configuration_starts_with_a_sentence_and_names_itself(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# ") and load_config(path).name == path.stem.replace("_", "-")

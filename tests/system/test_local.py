@@ -1,0 +1,173 @@
+"""The local runner: a pure function of its configuration, however often it is interrupted."""
+
+import numpy as np
+import pytest
+
+import system.local
+from system.assembly import build_problem
+from system.config import config_from_tree
+from system.errors import ConfigError, RunnerError
+from system.local import LocalRunner
+from system.part import read_part
+from system.replay.messages import InsertReply
+
+TREE = {
+    "updates": 60,
+    "problem": {"name": "gaussian-linear", "dim": 2, "measurement_dim": 1, "num_steps": 5},
+    "posterior": {"hidden": 8, "depth": 1},
+    "actor": {"batch_size": 8},
+    "learner": {"batch_size": 8, "warmup_updates": 5},
+    "replay": {"min_size": 16, "newest_window": 32, "max_items": 64, "priority": "residual"},
+}
+
+
+def _runner(**changes):
+    tree = {name: dict(value) if isinstance(value, dict) else value for name, value in TREE.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            tree[section][name] = value
+        else:
+            tree[section] = value
+    config = config_from_tree(tree, "test")
+    return LocalRunner(config, build_problem(config))
+
+
+def _turns(runner, count):
+    for _ in range(count):
+        runner._turn()
+
+
+def _finish(runner):
+    while not runner.finished:
+        runner.advance()
+    return runner
+
+
+def _save(runner, directory):
+    directory.mkdir()
+    return {name: read_part(directory, name) for name in runner.save(directory)}
+
+
+def _state(runner):
+    return {
+        "learner": runner.learner.state_dict(),
+        "actor": runner.actor.state_dict(),
+        "replay": runner.shard.state_dict(),
+    }
+
+
+def _assert_equal(ours, theirs):
+    for part, (arrays, scalars) in ours.items():
+        assert theirs[part][1] == scalars, part
+        assert theirs[part][0].keys() == arrays.keys()
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(theirs[part][0][name], value, err_msg=f"{part}.{name}")
+
+
+def test_two_runs_with_the_same_seed_end_in_the_same_bits():
+    ours, theirs = (_finish(_runner()) for _ in range(2))
+    _assert_equal(_state(ours), _state(theirs))
+    assert ours.updates == 60 and ours.trajectories == theirs.trajectories > 100
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"learner__learning_rate": 2e-3}])
+def test_another_seed_or_setting_ends_in_other_weights(changes):
+    assert (_finish(_runner()).weights() != _finish(_runner(**changes)).weights()).any()
+
+
+@pytest.mark.parametrize("interruptions", [[1], [7], [33], [5, 6, 50], list(range(1, 40, 3))])
+def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions):
+    """Weights, averages, Adam's moments, replay with its masses, limiter, and every random stream."""
+    straight = _runner()
+    _turns(straight, 80)
+
+    runner, done = _runner(), 0
+    for number, turn in enumerate(interruptions):
+        _turns(runner, turn - done)
+        done = turn
+        parts = _save(runner, tmp_path / str(number))
+        runner = _runner()
+        runner.load(parts)
+    _turns(runner, 80 - done)
+    _assert_equal(_state(runner), _state(straight))
+    assert runner.trajectories == straight.trajectories
+
+    ours, theirs = (each.shard.sample(8) for each in (runner, straight))
+    np.testing.assert_array_equal(ours.ids.slot, theirs.ids.slot)
+    np.testing.assert_array_equal(ours.trajectory.states, theirs.trajectory.states)
+    np.testing.assert_array_equal(runner.actor.act().states, straight.actor.act().states)
+
+
+def test_a_save_changes_nothing_of_the_run(tmp_path):
+    straight, saved = _runner(), _runner()
+    for turn in range(20):
+        _turns(straight, 1)
+        _turns(saved, 1)
+        if turn % 5 == 0:
+            _save(saved, tmp_path / str(turn))
+    _assert_equal(_state(saved), _state(straight))
+
+
+@pytest.mark.parametrize("target", [0.5, 1.0, 4.0, 16.0])
+def test_samples_per_insert_are_within_5_percent_of_the_target(target):
+    runner = _finish(_runner(updates=200, replay__samples_per_insert=target, replay__max_items=None))
+    stats = runner.shard.stats()
+    assert stats.samples == 200 * 8
+    assert stats.samples / (stats.inserts - 16) == pytest.approx(target, rel=0.05)
+    assert runner.advance()["replay/samples_per_insert"] == pytest.approx(target, rel=0.05)
+
+
+def test_the_run_ends_at_its_budget_of_updates_and_says_so():
+    runner = _runner(updates=7)
+    assert not runner.finished and runner.progress == 0.0
+    metrics = _finish(runner).advance()
+    assert runner.updates == 7 and runner.progress == 1.0 and metrics["system/progress"] == 1.0
+    assert metrics["learner/updates"] == 7 and metrics["actor/trajectories"] == runner.trajectories
+    assert np.isfinite(metrics["learner/loss"])
+
+
+def test_the_run_ends_at_its_budget_of_seconds_those_before_a_resume_included(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(system.local.time, "perf_counter", lambda: clock[0])
+    runner = _runner(max_seconds=10.0, updates=10**6)
+    runner._start = clock[0]
+    clock[0] += 4.0
+    assert runner.seconds == 4.0 and runner.progress == pytest.approx(0.4)
+    resumed = _runner(max_seconds=10.0, updates=10**6)
+    resumed.load(_save(runner, tmp_path / "saved"))
+    assert resumed.seconds == 4.0  # the clock stands still until it trains
+    resumed._start = clock[0]
+    clock[0] += 6.5
+    assert resumed.finished and resumed.seconds == 10.5
+
+
+def test_evaluated_weights_are_the_averaged_ones():
+    runner = _finish(_runner())
+    assert (runner.weights() == runner.learner.average.vector.numpy()).all()
+    assert (runner.weights() != runner.learner.weights()).any()
+
+
+def test_the_actor_uses_the_newest_weights_of_the_learner():
+    runner = _runner()
+    _turns(runner, 30)
+    while runner.shard.sample(8) is not None:
+        pass
+    runner._turn()
+    assert runner.actor.version == runner.learner.updates > 0
+    actor = np.concatenate([value.detach().numpy().ravel() for value in runner.actor.posterior.parameters()])
+    assert (actor == runner.learner.weights()).all()
+
+
+def test_a_byte_budget_that_holds_too_little_is_refused_with_what_it_would_take():
+    runner = _runner(replay__capacity_bytes=1000, replay__max_items=None)
+    with pytest.raises(ConfigError, match=r"replay: a budget of 1000 bytes holds .* but at least 16 are needed; raise"):
+        runner.advance()
+
+
+def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
+    runner = _runner()
+    monkeypatch.setattr(runner.shard, "sample", lambda _: None)
+    monkeypatch.setattr(runner.shard, "insert", lambda _: InsertReply(accepted=False, retry_after=0.1))
+    with pytest.raises(RunnerError, match=r"replay refuses samples and inserts at once; raise replay\.tolerance"):
+        runner.advance()

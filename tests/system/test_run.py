@@ -1,0 +1,314 @@
+"""A run from start to report: what is left behind, and what survives being stopped at any moment."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import system.local
+import system.part
+import system.run
+from evaluation.report import summary_rows
+from system.checkpoint import CheckpointStore
+from system.config import config_from_tree
+from system.errors import CheckpointError, ConfigError, UserError
+from system.metrics import read_metrics
+from system.run import evaluate_run, resume, sample, train
+from system.run_directory import write_text
+
+TREE = {
+    "name": "tiny",
+    "updates": 200,
+    "problem": {"name": "gaussian-linear", "dim": 2, "measurement_dim": 1, "num_steps": 5},
+    "posterior": {"hidden": 8, "depth": 1},
+    "actor": {"batch_size": 8},
+    "learner": {"batch_size": 8, "warmup_updates": 5},
+    "replay": {"min_size": 16, "newest_window": 32, "max_items": 64, "priority": "residual"},
+    "evaluation": {"interval_seconds": 1000, "trajectories": 16, "final_trajectories": 32},
+    "checkpoint": {"interval_seconds": 0},
+}
+
+
+def _config(**changes):
+    return config_from_tree(TREE | changes, "test")
+
+
+def _checkpoint(run):
+    return CheckpointStore(run.checkpoints).load()
+
+
+def _assert_same_end(ours, theirs):
+    """The last checkpoints (all but clocks) and the samples of two runs."""
+    first, second = _checkpoint(ours), _checkpoint(theirs)
+    assert first.step == second.step == 200
+    for part in ("learner", "actor-0", "replay-0"):
+        assert first.parts[part].scalars == second.parts[part].scalars
+        for name, value in first.parts[part].arrays.items():
+            np.testing.assert_array_equal(second.parts[part].arrays[name], value, err_msg=f"{part}.{name}")
+    assert first.parts["run"].scalars["trajectories"] == second.parts["run"].scalars["trajectories"]
+    with np.load(ours.samples) as one, np.load(theirs.samples) as other:
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+class _StopError(Exception):
+    """Stands for a driver that dies between two slices."""
+
+
+@pytest.fixture(autouse=True)
+def _short_slices_and_a_plain_report(monkeypatch):
+    """A checkpoint every 0.05 s, and results without figures, which take seconds; one test draws them."""
+    monkeypatch.setattr(system.local, "SLICE_SECONDS", 0.05)
+
+    def results_only(config, problem, run, evaluation, samples, notes=()):
+        rows = [
+            {"quantity": row.quantity, "learned": row.learned, "exact": row.exact} for row in summary_rows(evaluation)
+        ]
+        write_text(run.results, json.dumps({"summary": rows, "notes": list(notes)}))
+
+    monkeypatch.setattr(system.run, "final_report", results_only)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run with its real report."""
+    slices, system.local.SLICE_SECONDS = system.local.SLICE_SECONDS, 0.05
+    run = train(_config(), tmp_path_factory.mktemp("runs") / "straight", quiet=True)
+    system.local.SLICE_SECONDS = slices
+    return run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A copy of the finished run, to be harmed."""
+    return type(finished)(path=Path(shutil.copytree(finished.path, tmp_path / "copy")))
+
+
+def _interrupted(tmp_path, monkeypatch, saves=3, **changes):
+    """A run whose driver has died after `saves` checkpoints."""
+    original, left = system.run._save, [saves]
+
+    def save(*arguments, **options):
+        original(*arguments, **options)
+        left[0] -= 1
+        if not left[0]:
+            raise _StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(system.run, "_save", save)
+        with pytest.raises(_StopError):
+            train(_config(**changes), tmp_path / "stopped", quiet=True)
+    return tmp_path / "stopped"
+
+
+def test_a_run_leaves_configuration_metrics_events_checkpoints_samples_and_results(finished):
+    assert config_from_tree(TREE, "test").to_yaml() == finished.config.read_text(encoding="utf-8")
+    assert len(CheckpointStore(finished.checkpoints).steps()) == 2 and _checkpoint(finished).step == 200
+    assert read_metrics(finished.metrics) and list(finished.tensorboard.iterdir())
+    assert "<html" in finished.report.read_text(encoding="utf-8") and len(list(finished.figures.glob("*.png"))) >= 2
+    with np.load(finished.samples, allow_pickle=False) as stored:
+        assert stored["samples"].shape == (32, 2) and stored["log_weight"].shape == (32,)
+        assert stored["samples"].dtype == np.float32 and stored["log_weight"].dtype == np.float64
+    assert json.loads(finished.results.read_text(encoding="utf-8"))["summary"]
+
+
+def test_a_run_without_a_directory_gets_the_next_free_number(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [str(train(_config(updates=1), quiet=True).path) for _ in range(2)] == ["runs/tiny-1", "runs/tiny-2"]
+
+
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, finished):
+    stopped = _interrupted(tmp_path, monkeypatch)
+    assert 0 < max(CheckpointStore(stopped / "checkpoints").steps()) < 200
+    _assert_same_end(resume(stopped, quiet=True), finished)
+
+
+def test_a_killed_process_loses_nothing_but_time(tmp_path, finished):
+    """SIGKILL while it trains and saves, then `resume`: the same bits as the run that was left alone."""
+    config, directory = tmp_path / "tiny.yaml", tmp_path / "killed"
+    config.write_text(_config().to_yaml(), encoding="utf-8")
+    program = (
+        "import sys, system.local; from system.__main__ import main; system.local.SLICE_SECONDS = 0.0; "
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, "train", str(config), "--run", str(directory), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        deadline = time.monotonic() + 120
+        while not CheckpointStore(directory / "checkpoints").steps():
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read().decode()
+            time.sleep(0.01)
+        time.sleep(0.15)  # into a later slice, or the writing of a later checkpoint
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert (
+        0 < max(CheckpointStore(directory / "checkpoints").steps()) < 200 and not (directory / "samples.npz").exists()
+    )
+    _assert_same_end(resume(directory, quiet=True), finished)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_and_the_run_ends_the_same(
+    tmp_path, monkeypatch, finished, capfd
+):
+    stopped = _interrupted(tmp_path, monkeypatch)
+    _, newest = CheckpointStore(stopped / "checkpoints").steps()
+    file = stopped / "checkpoints" / f"step-{newest:09d}" / "learner.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    run = resume(stopped)
+    _assert_same_end(run, finished)
+    warning = f"checkpoint step-{newest:09d} is damaged and was not used: learner.safetensors has"
+    printed = capfd.readouterr()
+    assert warning in " ".join((printed.out + printed.err).split())
+    assert any(warning in note for note in json.loads(run.results.read_text(encoding="utf-8"))["notes"])
+
+
+def test_resume_of_a_finished_run_changes_no_weight(copy, finished):
+    _assert_same_end(resume(copy.path, quiet=True), finished)
+
+
+def test_resume_without_a_checkpoint_says_that_there_is_none(copy):
+    shutil.rmtree(copy.checkpoints)
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .*; the run stopped before its first one"):
+        resume(copy.path, quiet=True)
+
+
+def test_resume_with_only_damaged_checkpoints_names_each_and_touches_nothing(copy):
+    for step in CheckpointStore(copy.checkpoints).steps():
+        (copy.checkpoints / f"step-{step:09d}" / "manifest.json").write_text("{", encoding="utf-8")
+    before = sorted(copy.path.rglob("*"))
+    with pytest.raises(
+        CheckpointError, match=r"no usable checkpoint in .*: checkpoint step-000000200 is damaged .*; ch"
+    ):
+        resume(copy.path, quiet=True)
+    assert sorted(copy.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("updates: 200", "updates: 300", "config.yaml has updates = 300, but its checkpoint was made with 200; put it"),
+        ("hidden: 8", "hidden: 16", "config.yaml has posterior.hidden = 16, but its checkpoint was made with 8"),
+        ("noise_std: 0.5", "noise_std: 0.25", r"has problem.noise_std = 0.25, but its checkpoint was made with 0.5"),
+        ("seed: 0", "seed: 4", r"has (problem\.)?seed = 4, but its checkpoint was made with 0"),
+    ],
+)
+def test_resume_of_a_run_whose_configuration_was_edited_names_the_key(copy, old, new, message):
+    text = copy.config.read_text(encoding="utf-8")
+    assert old in text
+    copy.config.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        resume(copy.path, quiet=True)
+
+
+def test_where_the_cluster_is_may_change_between_train_and_resume(copy, finished):
+    text = copy.config.read_text(encoding="utf-8")
+    copy.config.write_text(text.replace("address: null", "address: 10.0.0.1:6379"), encoding="utf-8")
+    _assert_same_end(resume(copy.path, quiet=True), finished)
+
+
+def test_a_directory_that_is_no_run_is_refused(tmp_path):
+    for act in (lambda: resume(tmp_path), lambda: sample(tmp_path, 3, 0, None), lambda: evaluate_run(tmp_path)):
+        with pytest.raises(UserError, match=r"expected the directory of a run, but .* has no config\.yaml"):
+            act()
+
+
+def test_training_into_the_directory_of_a_run_is_refused_and_harms_nothing(copy):
+    before = {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"holds a run; continue it with `rtb resume "):
+        train(_config(), copy.path, quiet=True)
+    assert {path: path.read_bytes() for path in copy.path.rglob("*") if path.is_file()} == before
+
+
+def _full_disk(monkeypatch, after):
+    """Every array file after the first `after` finds the disk full."""
+    original, left = system.part.save_file, [after]
+
+    def save_file(arrays, path):
+        left[0] -= 1
+        if left[0] < 0:
+            path.write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(arrays, path)
+
+    monkeypatch.setattr(system.part, "save_file", save_file)
+    return left
+
+
+def test_a_full_disk_while_saving_is_a_warning_the_run_goes_on_and_the_old_checkpoint_is_intact(
+    tmp_path, monkeypatch, finished, capfd
+):
+    left, steps = _full_disk(monkeypatch, after=6), []  # two parts of the second checkpoint fit
+    original = system.run._save
+
+    def save(runner, store, progress, *, last):
+        if last:
+            steps.extend(store.steps())
+            assert store.load().warnings == ()
+            left[0] = 10**9  # space again
+        original(runner, store, progress, last=last)
+
+    monkeypatch.setattr(system.run, "_save", save)
+    run = train(_config(), tmp_path / "full")
+    _assert_same_end(run, finished)
+    assert len(steps) == 1 and steps[0] < 200  # the first checkpoint, and no half of a later one
+    printed = capfd.readouterr()
+    line = " ".join((printed.out + printed.err).split())
+    assert re.search(
+        r"No space left on device; it needs [\d,]+ bytes and [\d,]+ are free; earlier checkpoints are", line
+    )
+
+
+def test_a_full_disk_at_the_end_is_an_error_and_the_earlier_checkpoint_resumes_to_the_same_end(
+    tmp_path, monkeypatch, finished
+):
+    with monkeypatch.context() as patch:
+        _full_disk(patch, after=4)
+        with pytest.raises(CheckpointError, match="No space left on device"):
+            train(_config(), tmp_path / "full", quiet=True)
+    _assert_same_end(resume(tmp_path / "full", quiet=True), finished)
+
+
+def test_sample_draws_as_many_as_asked_from_the_averaged_weights(finished, tmp_path):
+    path = sample(finished.path, 600, 3, tmp_path / "drawn.npz")
+    assert path == tmp_path / "drawn.npz"
+    with (
+        np.load(path, allow_pickle=False) as stored,
+        np.load(sample(finished.path, 600, 3, tmp_path / "a.npz")) as same,
+    ):
+        assert stored["samples"].shape == (600, 2) and np.isfinite(stored["log_weight"]).all()
+        np.testing.assert_array_equal(stored["samples"], same["samples"])
+    with np.load(sample(finished.path, 600, 4, tmp_path / "b.npz")) as other, np.load(path) as stored:
+        assert (other["samples"] != stored["samples"]).any()
+    with pytest.raises(ConfigError, match="--num must be at least 1, got 0"):
+        sample(finished.path, 0, 0, None)
+
+
+def test_sample_and_evaluate_need_only_the_learners_part_of_a_checkpoint(copy):
+    for file in copy.checkpoints.glob("*/replay-0.*"):
+        file.unlink()
+    assert sample(copy.path, 5, 0, None) == copy.samples
+    assert evaluate_run(copy.path, 16).path == copy.path
+
+
+def test_evaluate_with_the_configured_number_repeats_the_runs_own_results(copy):
+    before = json.loads(copy.results.read_text(encoding="utf-8"))["summary"]
+    copy.results.unlink()
+    evaluate_run(copy.path)
+    again = json.loads(copy.results.read_text(encoding="utf-8"))["summary"]
+    assert [row["learned"] for row in again] == [row["learned"] for row in before]
+    evaluate_run(copy.path, 64)
+    assert json.loads(copy.results.read_text(encoding="utf-8"))["summary"] != again
+    with pytest.raises(ConfigError, match="--num must be at least 2, got 1"):
+        evaluate_run(copy.path, 1)
