@@ -37,7 +37,7 @@ class ActorConfig:
     noise_inflation: float = 1.3
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
     store_denoised: bool = True
-    """Send the prior's denoised estimates along: more bytes, and the learner never runs the prior."""
+    """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

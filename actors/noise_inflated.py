@@ -34,4 +34,11 @@ class NoiseInflated:
     ) -> Rollout:
         """See `actors.exploration.Exploration`."""
         factor = 1.0 + (self.inflation - 1.0) * (1.0 - progress)
-        return rollout(problem, posterior.control, measurement_id, inflation=factor, generator=generator)
+        return rollout(
+            problem,
+            posterior.control,
+            measurement_id,
+            inflation=factor,
+            generator=generator,
+            guided=posterior.uses_guidance,
+        )

@@ -27,4 +27,4 @@ class OnPolicy:
         generator: torch.Generator,
     ) -> Rollout:
         """See `actors.exploration.Exploration`."""
-        return rollout(problem, posterior.control, measurement_id, generator=generator)
+        return rollout(problem, posterior.control, measurement_id, generator=generator, guided=posterior.uses_guidance)

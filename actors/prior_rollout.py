@@ -27,4 +27,4 @@ class PriorRollout:
         generator: torch.Generator,
     ) -> Rollout:
         """See `actors.exploration.Exploration`; the importance weight of such a path is its likelihood."""
-        return rollout(problem, None, measurement_id, generator=generator)
+        return rollout(problem, None, measurement_id, generator=generator, guided=posterior.uses_guidance)

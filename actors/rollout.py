@@ -25,7 +25,7 @@ from envs.problem import InverseProblem
 
 __all__ = ["Control", "Rollout", "rollout"]
 
-Control = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Control = Callable[..., Tensor]
 """(state [N, *D], step [N], denoised [N, *D], measurement [N, *Y]) -> u [N, *D], as `Posterior.control`."""
 
 
@@ -37,6 +37,8 @@ class Rollout:
     """[B, T+1, *D]."""
     denoised: Tensor
     """[B, T, *D] the prior's estimates of x."""
+    guidance: Tensor | None = None
+    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where it was asked for."""
     log_prior: Tensor
     """[B, T] log p of every transition, nats."""
     log_ratio: Tensor
@@ -68,6 +70,7 @@ class Rollout:
             policy_version=np.full(count, policy_version, dtype=np.int64),
             origin=np.full(count, origin, dtype=np.uint8),
             denoised=self.denoised.float().cpu().numpy() if keep_denoised else None,
+            guidance=self.guidance.float().cpu().numpy() if keep_denoised and self.guidance is not None else None,
         )
 
 
@@ -79,27 +82,34 @@ def rollout(
     *,
     inflation: float = 1.0,
     generator: torch.Generator | None = None,
+    guided: bool = False,
 ) -> Rollout:
     """One trajectory for every entry of `measurement_id` [B], under `control` (None: the prior).
 
     `inflation` is c, the factor on the noise of the behaviour; the log-ratio is that of c = 1 all the same.
+    `guided` computes the guidance along the path, and hands it to `control` as a fifth argument.
     """
     prior, count = problem.prior, len(measurement_id)
     measurement = problem.measurements[measurement_id]
     state = prior.sample_base(count, generator)
     dim = state[0].numel()
-    states, estimates, log_prior, log_ratios = [state], [], [], []
+    gradient = problem.gradient if guided else None
+    states, estimates, guidance, log_prior, log_ratios = [state], [], [], [], []
     behaviour = torch.zeros(count, dtype=torch.float64, device=state.device)
     for index in range(prior.num_steps):
         step = torch.full((count,), index, device=state.device)
         std = float(prior.std[index])
-        denoised = prior.denoised(state, step)
+        if gradient is None:
+            denoised = prior.denoised(state, step)
+        else:
+            denoised, pulled = prior.pull_back(state, step, lambda value: gradient(value, measurement))
+            guidance.append(pulled)
         noise = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
         if control is None:
             shifted = inflation * noise
             log_ratios.append(torch.zeros(count, device=state.device))
         else:
-            u = control(state, step, denoised, measurement)
+            u = control(state, step, denoised, measurement, *guidance[-1:])
             shifted = u + inflation * noise
             log_ratios.append(log_ratio(shifted, u))
         square = shifted.flatten(1).square().sum(1)
@@ -111,6 +121,7 @@ def rollout(
     return Rollout(
         states=torch.stack(states, 1),
         denoised=torch.stack(estimates, 1),
+        guidance=torch.stack(guidance, 1) if guidance else None,
         log_prior=torch.stack(log_prior, 1),
         log_ratio=torch.stack(log_ratios, 1),
         log_behaviour_ratio=behaviour,

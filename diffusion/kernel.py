@@ -51,7 +51,7 @@ def normal_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 class DenoisingCoefficients:
-    """a_k, b_k and std_k of every denoising transition of a schedule, float64 [T]."""
+    """a_k, b_k, std_k and the uncertainty sqrt(v_k) of every denoising transition of a schedule, float64 [T]."""
 
     def __init__(self, schedule: Schedule, denoising_variance: Tensor) -> None:
         """`denoising_variance` [T] is v_k, the mean squared error per dimension of x^ at index k."""
@@ -68,6 +68,7 @@ class DenoisingCoefficients:
         self.state = ratio * next_noise / noise
         self.denoised = schedule.alpha[1:] * added / noise
         self.std = (next_noise * added / noise + self.denoised.square() * variance).sqrt()
+        self.uncertainty = variance.sqrt()
         if not bool((self.std > 0).all()):
             raise ValueError("every transition needs a positive standard deviation; raise the denoising variance")
 

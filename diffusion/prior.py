@@ -8,7 +8,7 @@ Coefficients: `diffusion.kernel`. The prior is never trained here, and says so w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,18 @@ from torch import Tensor, nn
 from diffusion.kernel import DenoisingCoefficients, NoisingKernel, expand, normal_log_prob, normal_sample
 from diffusion.schedule import Schedule
 
-__all__ = ["Prior"]
+__all__ = ["Prior", "PullBack"]
+
+
+@runtime_checkable
+class PullBack(Protocol):
+    """A denoiser that knows its own vector-Jacobian product."""
+
+    def pull_back(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """See `Prior.pull_back`."""
+        ...
 
 
 class Prior(nn.Module):
@@ -27,6 +38,7 @@ class Prior(nn.Module):
     state_coefficient: Tensor
     denoised_coefficient: Tensor
     std: Tensor
+    uncertainty: Tensor
 
     def __init__(
         self,
@@ -71,6 +83,7 @@ class Prior(nn.Module):
         self.register_buffer("state_coefficient", coefficients.state, persistent=False)
         self.register_buffer("denoised_coefficient", coefficients.denoised, persistent=False)
         self.register_buffer("std", coefficients.std, persistent=False)
+        self.register_buffer("uncertainty", coefficients.uncertainty, persistent=False)
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
@@ -86,6 +99,23 @@ class Prior(nn.Module):
         """[N, *D] the estimate x^ of x at `state` [N, *D] and index `step` [N] (int64, 0..T-1)."""
         estimate: Tensor = self.denoiser(state, self.alpha[step], self.sigma[step])
         return estimate
+
+    @torch.no_grad()
+    def pull_back(self, state: Tensor, step: Tensor, cotangent: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """(x^, J^T v), both [N, *D]: the estimate of x, and v = `cotangent`(x^) pulled back through J = dx^/ds.
+
+        With the likelihood's gradient as `cotangent` J^T v is the gradient of log p(y | x^(s)) with respect to s
+        (Chung et al. 2023, arXiv 2209.14687). A denoiser with a `pull_back` of its own is asked for it; otherwise
+        autograd goes through the denoiser, which costs about two more evaluations.
+        """
+        alpha, sigma = self.alpha[step], self.sigma[step]
+        if isinstance(self.denoiser, PullBack):
+            return self.denoiser.pull_back(state, alpha, sigma, cotangent)
+        with torch.enable_grad():
+            leaf = state.detach().requires_grad_(True)
+            denoised = self.denoiser(leaf, alpha, sigma)
+            (pulled,) = torch.autograd.grad(denoised, leaf, cotangent(denoised.detach()))
+        return denoised.detach(), pulled
 
     def mean(self, state: Tensor, step: Tensor, denoised: Tensor) -> Tensor:
         """[N, *D] the mean m_k of the transition that leaves `state`, given the estimate `denoised` of x there."""

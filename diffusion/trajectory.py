@@ -47,7 +47,9 @@ class Trajectory:
     origin: NDArray[np.uint8]
     """[B] see `Origin`."""
     denoised: NDArray[np.float32] | None = None
-    """[B, T, *D] the prior's estimate of x at every state, or None to recompute it when needed."""
+    """[B, T, *D] the prior's estimate x^ of x at every state, or None to recompute it when needed."""
+    guidance: NDArray[np.float32] | None = None
+    """[B, T, *D] gradient of log p(y | x^(s_k)) with respect to s_k, or None to recompute it when needed."""
 
     def __post_init__(self) -> None:
         if self.log_prior.ndim != 2:
@@ -55,10 +57,10 @@ class Trajectory:
         batch, steps = self.log_prior.shape
         if self.states.shape[:2] != (batch, steps + 1):
             raise ValueError(f"states must be [{batch}, {steps + 1}, ...] to match log_prior, got {self.states.shape}")
-        if self.denoised is not None and self.denoised.shape != (batch, steps, *self.states.shape[2:]):
-            raise ValueError(
-                f"denoised must be {(batch, steps, *self.states.shape[2:])} to match states, got {self.denoised.shape}"
-            )
+        for name in ("denoised", "guidance"):
+            value, expected = getattr(self, name), (batch, steps, *self.states.shape[2:])
+            if value is not None and value.shape != expected:
+                raise ValueError(f"{name} must be {expected} to match states, got {value.shape}")
         for name in _PER_TRAJECTORY:
             shape = getattr(self, name).shape
             if shape != (batch,):
@@ -108,5 +110,5 @@ def concatenate(batches: Sequence[Trajectory]) -> Trajectory:
         raise ValueError("concatenate needs at least one batch of trajectories, got none")
     parts = [batch.arrays() for batch in batches]
     if any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError("batches must agree on whether they carry denoised estimates")
+        raise ValueError("batches must agree on whether they carry denoised estimates and guidance")
     return Trajectory(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from diffusion.path import path_log_ratio, stacked_transitions
+from diffusion.path import stacked_transitions
 from diffusion.posterior import Posterior
 
 __all__ = ["LossOutput", "PathBatch", "accumulate_gradient"]
@@ -32,6 +33,8 @@ class PathBatch:
     """[B, T, *D] the prior's estimates of x."""
     measurement: Tensor
     """[B, *Y]."""
+    guidance: Tensor | None = None
+    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where the posterior's form uses it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,7 +67,9 @@ def accumulate_gradient(
         value, residual = loss(total)
         value.backward()
         return LossOutput(value.detach(), residual.detach(), total.detach())
-    total = path_log_ratio(posterior, batch.states, batch.denoised, batch.measurement, max_rows).double().sum(1)
+    with torch.no_grad():
+        chunks = [_log_ratio(posterior, batch, *pairs) for pairs in stacked_transitions(count, steps, max_rows)]
+    total = torch.cat(chunks).reshape(count, steps).double().sum(1)
     total.requires_grad_(True)
     value, residual = loss(total)
     value.backward()
@@ -77,7 +82,6 @@ def accumulate_gradient(
 
 def _log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:
     """[N] log q - log p of the transitions (row, step), with graph."""
-    states = batch.states
-    return posterior.log_ratio(
-        states[row, step + 1], states[row, step], step, batch.denoised[row, step], batch.measurement[row]
-    )
+    states, denoised, measurement = batch.states, batch.denoised[row, step], batch.measurement[row]
+    guidance = None if batch.guidance is None else batch.guidance[row, step]
+    return posterior.log_ratio(states[row, step + 1], states[row, step], step, denoised, measurement, guidance)

@@ -125,7 +125,10 @@ class Learner:
         else:
             denoised = torch.from_numpy(np.array(trajectory.denoised)).to(device)
         measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
-        return PathBatch(states, denoised, measurement)
+        guidance = None
+        if trajectory.guidance is not None and self.posterior.uses_guidance:
+            guidance = torch.from_numpy(np.array(trajectory.guidance)).to(device)
+        return PathBatch(states, denoised, measurement, guidance)
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays, scalars) that `load_state_dict` restores bit for bit."""

@@ -41,7 +41,7 @@ def draw(
     samples, log_weights = [], []
     for start in range(0, count, BATCH):
         rows = torch.full((min(BATCH, count - start),), measurement_id)
-        batch = rollout(problem, posterior.control, rows, generator=generator)
+        batch = rollout(problem, posterior.control, rows, generator=generator, guided=posterior.uses_guidance)
         samples.append(batch.states[:, -1])
         log_weights.append(batch.log_weight)
     return torch.cat(samples), torch.cat(log_weights)

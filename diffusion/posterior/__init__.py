@@ -6,6 +6,7 @@ A form is one file and one branch of `make_posterior`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from diffusion.posterior.base import LikelihoodGradient, Posterior, log_ratio
 from diffusion.posterior.control import ControlPosterior
@@ -35,8 +36,10 @@ class PosteriorConfig:
     """control only: width of the MLP, or first channel count of the U-Net."""
     depth: int = 3
     """control only: hidden layers of the MLP."""
-    likelihood_gradient: bool = True
-    """control only: give the network grad log p(y | x) at the denoised estimate, where the likelihood has one."""
+    likelihood_gradient: Literal["none", "estimate", "state"] = "state"
+    """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
+    estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
+    through the denoiser: it costs the actor more and the learner learns much faster)."""
 
 
 def make_posterior(
@@ -50,10 +53,11 @@ def make_posterior(
         return ControlPosterior(
             prior,
             measurement_shape,
-            gradient if config.likelihood_gradient else None,
+            None if config.likelihood_gradient == "none" else gradient,
             config.network,
             config.hidden,
             config.depth,
+            guided=config.likelihood_gradient == "state",
         )
     if config.form == "finetune":
         return FinetunePosterior(prior)

@@ -51,14 +51,27 @@ class Posterior(nn.Module, ABC):
         """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
         return super().train(False)
 
+    @property
+    def uses_guidance(self) -> bool:
+        """Whether `control` uses the gradient of log p(y | x^(s)) with respect to s; it computes it if not given."""
+        return False
+
     @abstractmethod
-    def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
+    def control(
+        self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         """[N, *D] u at `state` [N, *D], index `step` [N], prior estimate `denoised` [N, *D], `measurement` [N, *Y]."""
 
     def log_ratio(
-        self, next_state: Tensor, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor
+        self,
+        next_state: Tensor,
+        state: Tensor,
+        step: Tensor,
+        denoised: Tensor,
+        measurement: Tensor,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """[N] log q(s_k+1 | s_k, y) - log p(s_k+1 | s_k), nats."""
         mean = self.prior.mean(state, step, denoised)
         noise = (next_state - mean) / expand(self.prior.std[step], state)
-        return log_ratio(noise, self.control(state, step, denoised, measurement))
+        return log_ratio(noise, self.control(state, step, denoised, measurement, guidance))

@@ -1,10 +1,14 @@
 r"""The `control` form: a small network for u beside the frozen prior.
 
-    u_k = F(s_k, x^_k, g_k, y; k) / sqrt(d) + c_k g_k,    g_k = std_k grad_x log p(y | x) at x = x^_k,
+    u_k = w_k (F(s_k, x^_k, g_k, f_k, y; k) + c_k . g_k) + c'_k f_k,
+    g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
-with one learned gain c_k per step. F's last layer and every c_k start at zero, so u = 0: the posterior starts as the
-prior. The idea of the likelihood gradient as a feature with a learned gain is that of Zhang and Chen 2022
-(arXiv 2111.15141) and Vargas et al. 2023 (2302.13834), here evaluated at the prior's denoised estimate.
+with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
+estimate of x, so F is of order one at every step; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one
+of the transition, in its own standard deviations. f_k is diffusion posterior sampling's guidance (Chung et al. 2023,
+arXiv 2209.14687): it reaches what y does not see through the prior's own correlations. F's last layer and all gains
+start at zero, so u = 0: the posterior starts as the prior. Likelihood gradients as features with learned gains are due
+to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas et al. 2023 (2302.13834).
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
 
-MAX_GUIDE_RMS = 10.0  # far from the data a gradient can be arbitrarily long; its direction still tells
+MAX_RMS = 5.0  # far from the data a gradient can be arbitrarily long; its direction still tells
+MIN_SCALE = 0.05  # of w_k, below which f_k / w_k would blow up as an input of the network
 
 
 class ControlPosterior(Posterior):
@@ -33,13 +38,18 @@ class ControlPosterior(Posterior):
         network: str = "mlp",
         hidden: int = 256,
         depth: int = 3,
+        *,
+        guided: bool = True,
     ) -> None:
-        """`gradient` None leaves the feature out; `hidden` is the MLP's width or the U-Net's first channel count."""
+        """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count.
+
+        `gradient` None leaves g_k and f_k out; `guided` False leaves f_k out. A U-Net sees y through them only.
+        """
         super().__init__(prior)
         self._gradient = gradient
-        shape, features = prior.event_shape, 2 if gradient is None else 3
+        self._guided = guided and gradient is not None
+        shape, features = prior.event_shape, 2 + (gradient is not None) + self._guided
         dim = torch.Size(shape).numel()
-        self._scale = dim**-0.5  # an output of order one is then a control of about one nat, in any dimension
         self.network: MLP | UNet
         if network == "mlp":
             inputs = features * dim + torch.Size(measurement_shape).numel()
@@ -52,29 +62,50 @@ class ControlPosterior(Posterior):
             raise ValueError(f"unknown network {network!r}; expected 'mlp' or 'unet'")
         for parameter in self.network.head.parameters():
             nn.init.zeros_(parameter)
-        self.gain = nn.Parameter(torch.zeros(prior.num_steps))
+        self.gain = nn.Parameter(torch.zeros(2, prior.num_steps))
+        scale = prior.denoised_coefficient * prior.uncertainty / prior.std
+        self.register_buffer("_scale", scale, persistent=False)
 
-    def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
+    _scale: Tensor
+
+    @property
+    def uses_guidance(self) -> bool:
+        """See `Posterior.uses_guidance`."""
+        return self._guided
+
+    def control(
+        self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         """See `Posterior.control`."""
-        prior = self.prior
+        prior, scale = self.prior, expand(self._scale[step], state)
         spread = (prior.alpha[step].square() * prior.data_std**2 + prior.sigma[step].square()).sqrt()
         inputs = [state / expand(spread, state), denoised / prior.data_std]
-        guide = None
+        shift: Tensor | float = 0.0
+        outside: Tensor | float = 0.0
         if self._gradient is not None:
-            guide = self._guide(step, denoised, measurement)
-            inputs.append(guide)
-        level = step.to(state) * (20.0 / prior.num_steps) - 10.0
+            gradient = _bounded(expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement))
+            inputs.append(gradient)
+            shift = expand(self.gain[0, step], state) * gradient
+        if self._guided:
+            pulled = self._guidance(state, step, measurement) if guidance is None else guidance
+            pulled = _bounded(expand(prior.std[step], state) * pulled)
+            inputs.append(pulled / scale.clamp_min(MIN_SCALE))
+            outside = expand(self.gain[1, step], state) * pulled
+        level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
         if isinstance(self.network, MLP):
-            inputs.append(measurement.to(state))
-            flat = torch.cat([value.flatten(1) for value in inputs], dim=1)
-            control = self._scale * self.network(flat, level).reshape(state.shape)
+            flat = torch.cat([value.flatten(1) for value in (*inputs, measurement.to(state))], dim=1)
+            output = self.network(flat, level).reshape(state.shape)
         else:
-            control = self._scale * self.network(torch.cat(inputs, dim=1), level)
-        return control if guide is None else control + expand(self.gain[step], state) * guide
+            output = self.network(torch.cat(inputs, dim=1), level)
+        return scale * (output + shift) + outside
 
-    @torch.no_grad()
-    def _guide(self, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
-        assert self._gradient is not None
-        guide = expand(self.prior.std[step], denoised) * self._gradient(denoised, measurement)
-        rms = guide.flatten(1).square().mean(1).sqrt()
-        return guide * expand((MAX_GUIDE_RMS / rms.clamp_min(1e-12)).clamp_max(1.0), guide)
+    def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:
+        gradient = self._gradient
+        assert gradient is not None
+        return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))[1]
+
+
+def _bounded(value: Tensor) -> Tensor:
+    """`value` [N, *D] scaled so that its root mean square r over *D becomes r / sqrt(1 + (r / MAX_RMS)^2)."""
+    norm = torch.linalg.vector_norm(value.flatten(1).double(), dim=1) / (MAX_RMS * value[0].numel() ** 0.5)
+    return value * expand((1 + norm.square()).rsqrt(), value)

@@ -36,7 +36,9 @@ class FinetunePosterior(Posterior):
                 "parameters; use the control form"
             )
 
-    def control(self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor) -> Tensor:
+    def control(
+        self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
+    ) -> Tensor:
         """See `Posterior.control`."""
         prior = self.prior
         estimate = self.denoiser(state, prior.alpha[step], prior.sigma[step])

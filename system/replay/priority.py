@@ -193,7 +193,7 @@ def is_storable(trajectory: Trajectory) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
         log_importance = trajectory.log_importance
     storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
-    for numbers in (trajectory.states, trajectory.log_prior, trajectory.denoised):
+    for numbers in (trajectory.states, trajectory.log_prior, trajectory.denoised, trajectory.guidance):
         if numbers is not None:
             storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     return storable

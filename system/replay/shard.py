@@ -57,7 +57,7 @@ class ReplayShard:
         refused = int(np.count_nonzero(~storable))
         sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
         if not self._config.store_denoised:
-            sound = replace(sound, denoised=None)
+            sound = replace(sound, denoised=None, guidance=None)
         slots = self._storage.append(sound)
         self._refused += refused
         if len(slots):
@@ -155,6 +155,7 @@ class ReplayShard:
         stored = _under("storage.", arrays)
         if not self._config.store_denoised:
             stored.pop("denoised", None)
+            stored.pop("guidance", None)
         kept = self._storage.load_state_dict(stored, scalars["storage"])
         if len(kept):
             self._tree = SumTree(self._storage.capacity)

@@ -147,24 +147,65 @@ def test_the_control_changes_with_the_measurement_once_weights_have_moved(make_f
     assert bool((change.flatten(1).abs().amax(1) > 1e-3).all())
 
 
-def test_the_gain_multiplies_the_likelihood_gradient_at_the_denoised_estimate(make_form, generator):
-    posterior = make_form("mlp with gradient")
-    gains = torch.linspace(0.1, 0.6, 6)
-    posterior.gain.data.copy_(gains)
+def _bounded(value, limit=5.0):
+    rms = value.flatten(1).square().mean(1, keepdim=True).sqrt()
+    return value / (1 + (rms / limit) ** 2).sqrt()
+
+
+def test_the_first_gain_multiplies_the_gradient_at_the_denoised_estimate(make_form, generator):
+    posterior, gains = make_form("mlp with gradient"), torch.linspace(0.1, 0.6, 6)
+    posterior.gain.data[0] = gains
+    prior = posterior.prior
     _, state, step, denoised, measurement = _transitions(posterior, generator)
-    scale = (gains * posterior.prior.std.float())[step, None]
-    expected = scale * _gradient(denoised, measurement)
+    error = prior.uncertainty[step, None].float()
+    scale = (prior.denoised_coefficient * prior.uncertainty / prior.std)[step, None].float()
+    expected = scale * gains[step, None] * _bounded(error * _gradient(denoised, measurement))
     assert posterior.control(state, step, denoised, measurement).detach().numpy() == pytest.approx(
         expected.numpy(), rel=1e-5, abs=1e-7
     )
 
 
-def test_an_endless_likelihood_gradient_is_cut_to_an_rms_of_ten_and_keeps_its_direction(network_prior):
-    posterior = ControlPosterior(network_prior, (1,), lambda value, measurement: torch.full_like(value, -1e12))
+def test_the_second_gain_multiplies_the_gradient_with_respect_to_the_state(make_form, generator):
+    posterior, gains = make_form("mlp with gradient"), torch.linspace(0.1, 0.6, 6)
+    posterior.gain.data[1] = gains
+    prior = posterior.prior
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    leaf = state.clone().requires_grad_(True)
+    estimate = prior.denoiser(leaf, prior.alpha[step], prior.sigma[step])
+    log_likelihood = -2 * (measurement[:, 0] - estimate[:, 0]).square()
+    (gradient,) = torch.autograd.grad(log_likelihood.sum(), leaf)
+    expected = gains[step, None] * _bounded(prior.std[step, None].float() * gradient)
+    assert float(expected.abs().max()) > 0.1
+    for guidance in (None, gradient):  # computed when it is not given
+        control = posterior.control(state, step, denoised, measurement, guidance).detach()
+        assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_a_mixture_pulls_back_as_autograd_does(generator):
+    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    means = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    for covariance in (0.3, root @ root.T + 0.1 * torch.eye(3)):
+        denoiser = MixtureDenoiser(means, covariance)
+        prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", 6), (3,), denoiser.denoising_variance)
+        step = torch.arange(6)
+        state, direction = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
+        denoised, pulled = prior.pull_back(state, step, lambda value, v=direction: v * value)
+        leaf = state.clone().requires_grad_(True)
+        estimate = denoiser(leaf, prior.alpha[step], prior.sigma[step])
+        (expected,) = torch.autograd.grad(estimate, leaf, (direction * estimate).detach())
+        assert denoised.numpy() == pytest.approx(estimate.detach().numpy(), abs=1e-12)
+        assert pulled.numpy() == pytest.approx(expected.numpy(), rel=1e-9, abs=1e-12)
+        assert float(pulled[0].abs().max()) == 0.0  # pure noise says nothing of x
+
+
+def test_an_endless_likelihood_gradient_is_bounded_by_an_rms_of_five_and_keeps_its_direction(network_prior):
+    gradient = lambda value, measurement: torch.full_like(value, -1e12)  # noqa: E731
+    posterior = ControlPosterior(network_prior, (1,), gradient, guided=False)
     posterior.gain.data.fill_(1.0)
     state, step = torch.zeros(6, 3), torch.arange(6)
-    control = posterior.control(state, step, state, torch.zeros(6, 1))
-    assert control.detach().numpy() == pytest.approx(torch.full((6, 3), -10.0).numpy(), rel=1e-5)
+    scale = network_prior.denoised_coefficient * network_prior.uncertainty / network_prior.std
+    control = posterior.control(state, step, state, torch.zeros(6, 1)).detach() / scale[:, None]
+    assert control.numpy() == pytest.approx(torch.full((6, 3), -5.0).numpy(), rel=1e-5)
 
 
 def test_a_vanishing_likelihood_gradient_leaves_a_finite_control(network_prior):

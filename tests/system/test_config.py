@@ -97,7 +97,10 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         ("learner: {huber: yes}", "learner.huber must be float, got True"),
         ("learner: {learning_rate: fast}", "learner.learning_rate must be float, got 'fast'"),
         ("learner: {batch_size: null}", "learner.batch_size must be int, got None"),
-        ("posterior: {likelihood_gradient: 1}", "posterior.likelihood_gradient must be bool, got 1"),
+        (
+            "posterior: {likelihood_gradient: 1}",
+            "posterior.likelihood_gradient must be one of none, estimate, state, got 1",
+        ),
         ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
         ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, got"),
         ("plugins: mine", "plugins must be a list of module names, got 'mine'"),
@@ -191,10 +194,10 @@ def test_another_problem_by_flag_has_its_own_options(load, flags):
 
 def test_switches_nulls_and_shares_can_be_given_as_flags(load):
     config = load(
-        "", "--posterior.no-likelihood-gradient", "--learner.huber", "null", "--max-seconds", "None",
+        "", "--actor.no-store-denoised", "--learner.huber", "null", "--max-seconds", "None",
         "--actor.mixture.on-policy", "0.9", "--actor.mixture.prior", "0.0",
     )  # fmt: skip
-    assert config.posterior.likelihood_gradient is False
+    assert config.actor.store_denoised is False
     assert config.learner.huber is None and config.max_seconds is None
     assert config.actor.mixture == {"on-policy": 0.9, "noise-inflated": 0.1, "prior": 0.0}
 
