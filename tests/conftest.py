@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
 from diffusion.network import MLP
@@ -10,6 +11,8 @@ from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)  # a busy machine is not a failing test
+settings.load_profile("untimed")
 
 
 @pytest.fixture
