@@ -83,14 +83,14 @@ def test_without_ray_the_ray_runner_says_so(tiny, tmp_path, monkeypatch):
         make_runner(tiny(), None, RunDirectory(path=tmp_path))
 
 
-def processes_of(session: str) -> list[int]:
-    """Processes whose command line names a Ray session."""
+def processes_of(mark: str) -> list[int]:
+    """Processes that were started with `mark` in their environment, and their children: Ray's change their names."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    if session.encode() in file.read():
+                with open(f"/proc/{entry}/environ", "rb") as file:
+                    if mark.encode() in file.read():
                         found.append(int(entry))
             except OSError:
                 continue
@@ -130,13 +130,13 @@ def test_after_the_driver_is_killed_no_process_stays_and_resume_goes_on(tiny, tm
         [*RTB, "train", config, "--run", str(run), "--quiet"], env=environment, start_new_session=True
     )
     try:
-        wait_until(lambda: list(run.glob("checkpoints/step-*/manifest.json")), 90, "first checkpoint")
-        wait_until(lambda: any(line.get("learner/updates", 0) > 100 for line in metrics_of(run)), 60, "100 updates")
+        wait_until(lambda: list(run.glob("checkpoints/step-*/manifest.json")), 200, "first checkpoint")
+        wait_until(lambda: any(line.get("learner/updates", 0) > 100 for line in metrics_of(run)), 200, "100 updates")
         assert processes_of(temporary)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    wait_until(lambda: not processes_of(temporary), 30, "end of Ray's processes")
+    wait_until(lambda: not processes_of(temporary), 120, "end of Ray's processes")
     before = metrics_of(run)[-1]
 
     done = subprocess.run(
@@ -153,14 +153,15 @@ def test_after_the_driver_is_killed_no_process_stays_and_resume_goes_on(tiny, tm
         assert values == sorted(values), name
     assert after[-1]["system/progress"] == 1 and before["system/progress"] < 1
     assert (run / "report.html").is_file()
-    wait_until(lambda: not processes_of(temporary), 30, "end of Ray's processes")
+    wait_until(lambda: not processes_of(temporary), 120, "end of Ray's processes")
 
 
 @pytest.fixture
 def two_nodes(tmp_path):
     """Two nodes of two CPUs each on this machine, with a token: (address, environment, kill of the second)."""
+    ip = ray.util.get_node_ip_address()  # the driver's own: it then belongs to the head, which stays
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((ip, 0))
         port = probe.getsockname()[1]
     token = tmp_path / "token"
     token.write_text(os.urandom(32).hex())
@@ -168,13 +169,17 @@ def two_nodes(tmp_path):
     places = [f"/tmp/rtb-{os.getpid()}-{name}" for name in ("a", "b")]
     common = ["--num-cpus=2", "--object-store-memory=100000000", "--block", "--disable-usage-stats"]
     ray_start = [sys.executable, "-m", "ray.scripts.scripts", "start"]
-    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={port}", "--include-dashboard=false"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    nodes = [subprocess.Popen([*ray_start, *head, f"--temp-dir={places[0]}", *common], **quiet)]
+    head = ["--head", f"--node-ip-address={ip}", f"--port={port}", "--include-dashboard=false"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    nodes = [
+        subprocess.Popen(
+            [*ray_start, *head, f"--temp-dir={places[0]}", *common], env=environment | {"MARK": places[0]}, **quiet
+        )
+    ]
 
     def listening():
         with socket.socket() as connection:
-            return connection.connect_ex(("127.0.0.1", port)) == 0
+            return connection.connect_ex((ip, port)) == 0
 
     def kill_second():
         for process in processes_of(places[1]):
@@ -183,9 +188,9 @@ def two_nodes(tmp_path):
     try:
         wait_until(listening, 60, "head node")
         time.sleep(3)
-        worker = [f"--address=127.0.0.1:{port}", "--node-ip-address=127.0.0.2", f"--temp-dir={places[1]}", *common]
-        nodes.append(subprocess.Popen([*ray_start, *worker], **quiet))
-        yield f"127.0.0.1:{port}", environment, kill_second
+        worker = [f"--address={ip}:{port}", "--node-ip-address=127.0.0.2", f"--temp-dir={places[1]}", *common]
+        nodes.append(subprocess.Popen([*ray_start, *worker], env=environment | {"MARK": places[1]}, **quiet))
+        yield f"{ip}:{port}", environment, kill_second
     finally:
         for node in nodes:
             node.kill()
@@ -203,7 +208,7 @@ def test_a_run_on_two_nodes_spreads_its_actors_and_outlives_the_loss_of_one(tiny
     command += ["--ray.num-actors", "3", "--quiet"]
     wait_until(lambda: cpus(address, environment) == 4, 60, "second node")
     driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: any(line.get("learner/updates", 0) > 100 for line in metrics_of(run)), 120, "100 updates")
+    wait_until(lambda: any(line.get("learner/updates", 0) > 100 for line in metrics_of(run)), 200, "100 updates")
     assert metrics_of(run)[-1]["actor/alive"] == 3
     kill_second()
     _, errors = driver.communicate(timeout=240)
