@@ -153,13 +153,17 @@ def test_an_update_does_not_depend_on_how_many_transitions_fit_in_memory(gaussia
     assert learners[0].weights() == pytest.approx(learners[1].weights(), abs=2e-3)
 
 
-def test_stored_and_recomputed_denoised_estimates_give_the_same_update(gaussian_problem):
-    batch = _batch(gaussian_problem)
-    updates = [
-        _learner(gaussian_problem).update(given, 0.0) for given in (batch, dataclasses.replace(batch, denoised=None))
-    ]
-    assert updates[0].residual == pytest.approx(updates[1].residual, abs=1e-4)
-    assert updates[0].gradient_norm == pytest.approx(updates[1].gradient_norm, rel=1e-4)
+def test_what_actors_send_along_and_what_is_recomputed_give_the_same_update(gaussian_problem):
+    shares = {"on-policy": 1.0}
+    batch = _batch(gaussian_problem, mixture=shares, final_mixture=shares)
+    assert batch.denoised is not None and batch.guidance is not None
+    bare = dataclasses.replace(batch, denoised=None, guidance=None)
+    learners = [_learner(gaussian_problem, warmup_updates=0) for _ in range(2)]
+    for _ in range(3):
+        sent, computed = (learner.update(given, 0.0) for learner, given in zip(learners, (batch, bare), strict=True))
+        assert sent.residual == pytest.approx(computed.residual, abs=1e-3)
+        assert sent.gradient_norm == pytest.approx(computed.gradient_norm, rel=1e-3)
+    assert learners[0].weights() == pytest.approx(learners[1].weights(), abs=1e-3)
 
 
 def test_the_residual_of_an_update_is_one_float32_number_a_trajectory(gaussian_problem):
@@ -242,11 +246,11 @@ def test_the_state_holds_weights_average_log_z_and_both_moments_of_adam(gaussian
 def test_loading_the_state_of_another_network_names_the_first_array_that_does_not_fit(gaussian_problem):
     arrays, scalars = _learner(gaussian_problem).state_dict()
     other = Learner(gaussian_problem, _posterior(gaussian_problem, hidden=6), LearnerConfig())
-    message = r"has shape \(10,\) where posterior.gain|has shape \(8, 78\) where posterior\.network\.body\.0\.weight"
-    with pytest.raises(ValueError, match=message + r" of shape \(6, 78\) is expected"):
+    message = r"has shape \(8, \d+\) where posterior\.network\.body\.0\.weight of shape \(6, \d+\) is expected"
+    with pytest.raises(ValueError, match=message):
         other.load_state_dict(arrays, scalars)
     del arrays["posterior.gain"]
-    with pytest.raises(ValueError, match=r"has nothing where posterior\.gain of shape \(10,\) is expected"):
+    with pytest.raises(ValueError, match=r"has nothing where posterior\.gain of shape \(.*10.*\) is expected"):
         _learner(gaussian_problem).load_state_dict(arrays, scalars)
 
 
@@ -283,10 +287,10 @@ class _TiltedExact(Posterior):
         self.exact = (problem.exact[0],)
         self.shift = torch.nn.Parameter(torch.full((4,), shift))
 
-    def control(self, state, step, denoised, measurement):
+    def control(self, state, step, denoised, measurement, guidance=None):
         raise NotImplementedError
 
-    def log_ratio(self, next_state, state, step, denoised, measurement):
+    def log_ratio(self, next_state, state, step, denoised, measurement, guidance=None):
         exact = self.exact[0].log_ratio(next_state, state, step, denoised, measurement)
         return exact + (next_state - self.prior.mean(state, step, denoised)) @ self.shift
 
@@ -330,40 +334,44 @@ def test_at_the_exact_posterior_paths_of_any_behaviour_have_no_gradient(gaussian
 # --- it learns ---
 
 
-def _learned(problem, updates, kinds, objective="vargrad", batch_size=64):
-    """(exact log Z, ELBO, importance-weighted log Z, learner) after `updates` on fresh rollouts."""
-    settings = LearnerConfig(objective=objective, warmup_updates=20, batch_size=batch_size, learning_rate=3e-3)
+def _learned(problem, updates, kinds, objective="vargrad"):
+    """(error of the importance-weighted log Z, log Z - ELBO before, and after `updates` on fresh rollouts, learner)."""
+    settings = LearnerConfig(objective=objective, warmup_updates=20, learning_rate=3e-3)
     learner = Learner(problem, _posterior(problem, hidden=32, depth=2), settings)
-    behaviour = ActorConfig(batch_size=batch_size, mixture=kinds, final_mixture=kinds)
+    behaviour = ActorConfig(mixture=kinds, final_mixture=kinds)
     actor = Actor(problem, _posterior(problem, hidden=32, depth=2), behaviour, seed=0)
+
+    def log_weight(control):
+        rows, generator = torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(1)
+        return rollout(problem, control, rows, generator=generator).log_weight
+
+    exact = problem.exact[0].log_partition
+    before = exact - elbo(log_weight(None))
     for update in range(updates):
         actor.load_weights(learner.weights(), update, update / updates)
         learner.update(actor.act(), update / updates)
     actor.load_weights(learner.weights(averaged=True), updates, 1.0)
-    rows, generator = torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(1)
-    log_weight = rollout(problem, actor.posterior.control, rows, generator=generator).log_weight
-    exact = problem.exact[0].log_partition
-    return exact, elbo(log_weight), iw_log_partition(log_weight), learner
+    drawn = log_weight(actor.posterior.control)
+    return iw_log_partition(drawn) - exact, before, exact - elbo(drawn), learner
 
 
 @pytest.mark.parametrize("objective", ["vargrad", "rtb"])
-def test_a_gaussian_posterior_is_learned_to_a_fiftieth_of_a_nat(objective):
+def test_a_gaussian_posterior_is_learned_to_a_twentieth_of_a_nat(objective):
     problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
-    exact, lower, bound, learner = _learned(problem, 300, {"on-policy": 1.0}, objective)
-    assert bound == pytest.approx(exact, abs=0.02)
-    assert 0 < exact - lower < 0.06  # the Gaussian with the prior's variance per step costs a little at 20 steps
+    error, before, gap, learner = _learned(problem, 100, {"on-policy": 1.0}, objective)
+    assert abs(error) < 0.02
+    assert before > 0.4 and 0 < gap < 0.05  # 0.02 would remain: q has the prior's variance in every step
     if objective == "rtb":
-        assert learner.log_partition.item() == pytest.approx(exact, abs=0.1)
+        assert learner.log_partition.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
 
 
 def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone():
     problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
-    exact, lower, bound, _ = _learned(problem, 300, {"prior": 1.0})
-    assert bound == pytest.approx(exact, abs=0.05) and exact - lower < 0.15
+    error, before, gap, _ = _learned(problem, 100, {"prior": 1.0})
+    assert abs(error) < 0.02 and before > 0.4 and 0 < gap < 0.07
 
 
-def test_a_posterior_of_several_modes_is_learned_to_a_twentieth_of_a_nat():
+def test_a_posterior_of_several_modes_is_learned_to_a_fifth_of_a_nat():
     problem = make_problem("gmm-linear", {"dim": 2, "modes": 4, "num_steps": 20})
-    mixture = {"on-policy": 0.7, "noise-inflated": 0.2, "prior": 0.1}
-    exact, lower, bound, _ = _learned(problem, 400, mixture)
-    assert bound == pytest.approx(exact, abs=0.05) and exact - lower < 0.3
+    error, before, gap, _ = _learned(problem, 120, {"on-policy": 0.7, "noise-inflated": 0.2, "prior": 0.1})
+    assert abs(error) < 0.05 and before > 0.5 and 0 < gap < 0.2
