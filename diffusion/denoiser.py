@@ -143,15 +143,16 @@ class MixtureDenoiser(nn.Module):
         basis = None if self.eigenvectors is None else self.eigenvectors.to(flat)
         eigenvalues = self._constants(flat)[2]
         mean = weights @ means
-        left = sigma**2 / (alpha**2 * eigenvalues + sigma**2)
-        gain = alpha * eigenvalues / (alpha**2 * eigenvalues + sigma**2)
-        denoised = mean + gain * (rotated - alpha * mean)
+        noise = sigma * sigma
+        precision = 1 / (alpha * alpha * eigenvalues + noise)
+        left = noise * precision
+        denoised = mean + alpha * eigenvalues * precision * (rotated - alpha * mean)
         denoised = denoised if basis is None else denoised @ basis.T
         vector = cotangent(denoised.reshape(state.shape)).flatten(1)
         vector = vector if basis is None else vector @ basis
-        projected = (left * vector) @ means.T  # [N, C]
-        spread = (weights * projected) @ means - mean * (weights * projected).sum(1, keepdim=True)
-        pulled = alpha / sigma**2 * (eigenvalues * left * vector + left * spread)
+        weighted = weights * ((left * vector) @ means.T)  # [N, C]
+        spread = weighted @ means - mean * weighted.sum(1, keepdim=True)
+        pulled = alpha / noise * left * (eigenvalues * vector + spread)
         pulled = pulled if basis is None else pulled @ basis.T
         return denoised.reshape(state.shape), pulled.reshape(state.shape)
 
@@ -160,12 +161,12 @@ class MixtureDenoiser(nn.Module):
 
         The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
         """
-        means, squares, eigenvalues, log_weights = self._constants(flat)
+        means, bank, eigenvalues, log_weights = self._constants(flat)
         if self.eigenvectors is not None:
             flat = flat @ self.eigenvectors.to(flat)
-        precision = 1 / (alpha**2 * eigenvalues + sigma**2)  # [N, D]
-        norm = precision[:, :1] * squares.sum(0) if self.eigenvectors is None else precision @ squares
-        logits = torch.addmm(log_weights - 0.5 * alpha**2 * norm, alpha * precision * flat, means.T)
+        scaled = alpha / (alpha * alpha * eigenvalues + sigma * sigma)  # [N, D]
+        norm = alpha * (scaled[:, :1] if self.eigenvectors is None else scaled)  # one variance needs one column
+        logits = torch.addmm(log_weights, torch.cat([scaled * flat, norm], dim=1), bank)
         return logits.softmax(1), flat, means
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
@@ -173,14 +174,20 @@ class MixtureDenoiser(nn.Module):
         self._converted.clear()
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means [C, D] and their squares [D, C] in the eigenbasis, eigenvalues, log-weights; converted once."""
+        """Means [C, D] and [means, -squares / 2] transposed, both in the eigenbasis, eigenvalues, log-weights.
+
+        Converted once. With one variance for all directions the squares are summed over D.
+        """
         key = (like.dtype, like.device)
         if key not in self._converted:
             means = self.means if self.eigenvectors is None else self.means @ self.eigenvectors
-            parts = (means, means.square().T.contiguous(), self.eigenvalues, self.log_weights)
+            squares = -0.5 * means.square()
+            squares = squares.sum(1, keepdim=True) if self.eigenvectors is None else squares
+            bank = torch.cat([means, squares], dim=1).T.contiguous()
+            parts = (means, bank, self.eigenvalues, self.log_weights)
             self._converted[key] = tuple(part.to(like) for part in parts)
-        means, squares, eigenvalues, log_weights = self._converted[key]
-        return means, squares, eigenvalues, log_weights
+        means, bank, eigenvalues, log_weights = self._converted[key]
+        return means, bank, eigenvalues, log_weights
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, *D] exact draws of x, float64."""
