@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,8 +193,7 @@ class Supervisor:
         if self._alive(self.store):
             return bool(lost)
         ray.kill(self.store)
-        self.store = self._make_store()
-        self.get(self.store.ready.remote(), "the start of another weight store", self.config.ray.start_timeout_seconds)
+        self.store, _ = self._start_again("the weight store", self._make_store, lambda store: store.ready.remote())
         _log.warning("the weight store was lost and replaced")
         return True
 
@@ -229,16 +229,31 @@ class Supervisor:
         """Items that came after the last checkpoint are lost."""
         ray.kill(self.shards[index])
         self.counts["replay/restarts"] += 1
-        self.shards[index] = self._make_shard(index)
-        limit, name = self.config.ray.start_timeout_seconds, f"shard {index}"
-        part = self._saved(f"replay-{index}")
-        if part is not None:
-            self.get(self.shards[index].load.remote(part, True), f"{name} to load its snapshot", limit)
-        stats = self.get(self.shards[index].stats.remote(), f"{name} to start again", limit)
+        part, name = self._saved(f"replay-{index}"), f"shard {index}"
+
+        def restore(shard: Any) -> Any:  # noqa: ANN401
+            return shard.stats.remote() if part is None else shard.load.remote(part, True)
+
+        self.shards[index], stats = self._start_again(name, lambda: self._make_shard(index), restore)
         lost = max(int(self.shard_stats[index].get("inserts", 0) - stats["inserts"]), 0)
         self.shard_stats[index], self.changed = stats, time.monotonic()
         self.counts["replay/lost"] += lost
         _log.warning("%s was lost; %d items restored, the %d newest are lost", name, stats["size"], lost)
+
+    def _start_again(self, name: str, make: Callable[[], Any], ask: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """(handle, first answer) of a new process; tries again while Ray puts it on a node that is just being lost."""
+        until = time.monotonic() + self.config.ray.start_timeout_seconds
+        while True:
+            handle = make()
+            try:
+                return handle, ray.get(ask(handle), timeout=max(until - time.monotonic(), 1.0))
+            except ray.exceptions.RayTaskError as error:
+                raise _failure(name, error) from error
+            except ray.exceptions.RayError as error:
+                ray.kill(handle)
+                if time.monotonic() > until:
+                    raise RunnerError(f"{name} was lost and cannot start again: {last_line(error)}") from error
+                time.sleep(PAUSE_SECONDS)
 
     def refresh_shard_stats(self) -> None:
         """Asks the shards for their counters; a shard that does not answer is replaced."""

@@ -101,12 +101,12 @@ class ShardWorker:
         write_part(directory, f"replay-{self._index}", state_part(self._shard.state_dict()))
         return f"replay-{self._index}"
 
-    def load(self, part: Part, crashed: bool) -> int:
-        """Restores a snapshot, returning the number of items; after a crash, ids handed out since then are void."""
+    def load(self, part: Part, crashed: bool) -> dict[str, float]:
+        """Restores a snapshot and returns its counters; after a crash, ids handed out since then are void."""
         self._shard.load_state_dict(part.arrays, part.scalars)
         if crashed:
             self._shard.retire_ids()
-        return len(self._shard)
+        return self.stats()
 
 
 class RolloutWorker:
