@@ -1,14 +1,17 @@
 r"""The `control` form: a small network for u beside the frozen prior.
 
-    u_k = w_k (F(s_k, x^_k, g_k, f_k, y; k) + c_k . g_k) + c'_k f_k,
+    u_k = w_k (F(s_k, x^_k, g_k, f_k, y; k) + c_k g_k) + c'_k f_k,
     g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
 with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
 estimate of x, so F is of order one at every step; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one
 of the transition, in its own standard deviations. f_k is diffusion posterior sampling's guidance (Chung et al. 2023,
 arXiv 2209.14687): it reaches what y does not see through the prior's own correlations. F's last layer and all gains
-start at zero, so u = 0: the posterior starts as the prior. Likelihood gradients as features with learned gains are due
-to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas et al. 2023 (2302.13834).
+start at zero, so u = 0: the posterior starts as the prior. The root mean square r of u is bounded smoothly, to
+r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard deviations in every direction, but a
+chain that runs away would, and on paths so far out the gradient is noise that does not bring it back. Likelihood
+gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas et al. 2023
+(2302.13834).
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
 
-MAX_RMS = 5.0  # far from the data a gradient can be arbitrarily long; its direction still tells
+MAX_FEATURE = 5.0  # far from the data a gradient can be arbitrarily long; its direction still tells
+MAX_CONTROL = 3.0  # standard deviations of the transition
 MIN_SCALE = 0.05  # of w_k, below which f_k / w_k would blow up as an input of the network
 
 
@@ -83,12 +87,14 @@ class ControlPosterior(Posterior):
         shift: Tensor | float = 0.0
         outside: Tensor | float = 0.0
         if self._gradient is not None:
-            gradient = _bounded(expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement))
+            gradient = _bounded(
+                expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement), MAX_FEATURE
+            )
             inputs.append(gradient)
             shift = expand(self.gain[0, step], state) * gradient
         if self._guided:
             pulled = self._guidance(state, step, measurement) if guidance is None else guidance
-            pulled = _bounded(expand(prior.std[step], state) * pulled)
+            pulled = _bounded(expand(prior.std[step], state) * pulled, MAX_FEATURE)
             inputs.append(pulled / scale.clamp_min(MIN_SCALE))
             outside = expand(self.gain[1, step], state) * pulled
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
@@ -97,7 +103,7 @@ class ControlPosterior(Posterior):
             output = self.network(flat, level).reshape(state.shape)
         else:
             output = self.network(torch.cat(inputs, dim=1), level)
-        return scale * (output + shift) + outside
+        return _bounded(scale * (output + shift) + outside, MAX_CONTROL)
 
     def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:
         gradient = self._gradient
@@ -105,7 +111,7 @@ class ControlPosterior(Posterior):
         return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))[1]
 
 
-def _bounded(value: Tensor) -> Tensor:
-    """`value` [N, *D] scaled so that its root mean square r over *D becomes r / sqrt(1 + (r / MAX_RMS)^2)."""
-    norm = torch.linalg.vector_norm(value.flatten(1).double(), dim=1) / (MAX_RMS * value[0].numel() ** 0.5)
-    return value * expand((1 + norm.square()).rsqrt(), value)
+def _bounded(value: Tensor, limit: float) -> Tensor:
+    """`value` [N, *D] scaled so that its root mean square r over *D becomes r / sqrt(1 + (r / limit)^2)."""
+    square = value.flatten(1).double().square().mean(1)  # in float64, as the square of an exploding one overflows
+    return value * expand((1 + square / limit**2).rsqrt(), value)

@@ -147,7 +147,7 @@ def test_the_control_changes_with_the_measurement_once_weights_have_moved(make_f
     assert bool((change.flatten(1).abs().amax(1) > 1e-3).all())
 
 
-def _bounded(value, limit=5.0):
+def _bounded(value, limit):
     rms = value.flatten(1).square().mean(1, keepdim=True).sqrt()
     return value / (1 + (rms / limit) ** 2).sqrt()
 
@@ -159,7 +159,7 @@ def test_the_first_gain_multiplies_the_gradient_at_the_denoised_estimate(make_fo
     _, state, step, denoised, measurement = _transitions(posterior, generator)
     error = prior.uncertainty[step, None].float()
     scale = (prior.denoised_coefficient * prior.uncertainty / prior.std)[step, None].float()
-    expected = scale * gains[step, None] * _bounded(error * _gradient(denoised, measurement))
+    expected = _bounded(scale * gains[step, None] * _bounded(error * _gradient(denoised, measurement), 5.0), 3.0)
     assert posterior.control(state, step, denoised, measurement).detach().numpy() == pytest.approx(
         expected.numpy(), rel=1e-5, abs=1e-7
     )
@@ -174,7 +174,7 @@ def test_the_second_gain_multiplies_the_gradient_with_respect_to_the_state(make_
     estimate = prior.denoiser(leaf, prior.alpha[step], prior.sigma[step])
     log_likelihood = -2 * (measurement[:, 0] - estimate[:, 0]).square()
     (gradient,) = torch.autograd.grad(log_likelihood.sum(), leaf)
-    expected = gains[step, None] * _bounded(prior.std[step, None].float() * gradient)
+    expected = _bounded(gains[step, None] * _bounded(prior.std[step, None].float() * gradient, 5.0), 3.0)
     assert float(expected.abs().max()) > 0.1
     for guidance in (None, gradient):  # computed when it is not given
         control = posterior.control(state, step, denoised, measurement, guidance).detach()
@@ -198,14 +198,26 @@ def test_a_mixture_pulls_back_as_autograd_does(generator):
         assert float(pulled[0].abs().max()) == 0.0  # pure noise says nothing of x
 
 
-def test_an_endless_likelihood_gradient_is_bounded_by_an_rms_of_five_and_keeps_its_direction(network_prior):
-    gradient = lambda value, measurement: torch.full_like(value, -1e12)  # noqa: E731
+def test_an_endless_likelihood_gradient_is_bounded_and_keeps_its_direction(network_prior):
+    gradient = lambda value, measurement: torch.full_like(value, -1e25)  # noqa: E731
     posterior = ControlPosterior(network_prior, (1,), gradient, guided=False)
     posterior.gain.data.fill_(1.0)
     state, step = torch.zeros(6, 3), torch.arange(6)
     scale = network_prior.denoised_coefficient * network_prior.uncertainty / network_prior.std
-    control = posterior.control(state, step, state, torch.zeros(6, 1)).detach() / scale[:, None]
-    assert control.numpy() == pytest.approx(torch.full((6, 3), -5.0).numpy(), rel=1e-5)
+    control = posterior.control(state, step, state, torch.zeros(6, 1)).detach()
+    expected = _bounded(-5.0 * scale[:, None] * torch.ones(6, 3), 3.0)
+    assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_no_weights_make_a_control_beyond_three_standard_deviations_a_dimension(make_form, generator):
+    for form in ("mlp with gradient", "unet with gradient"):
+        posterior = make_form(form)
+        for parameter in posterior.parameters():
+            parameter.data.mul_(1e3).add_(1e3)
+        _, state, step, denoised, measurement = _transitions(posterior, generator)
+        control = posterior.control(100 * state, step, denoised, measurement).detach()
+        rms = control.flatten(1).square().mean(1).sqrt()
+        assert 2.9 < float(rms.max()) < 3.0 + 1e-5
 
 
 def test_a_vanishing_likelihood_gradient_leaves_a_finite_control(network_prior):
