@@ -205,6 +205,18 @@ def test_a_batch_with_one_number_that_is_not_finite_is_counted_and_changes_no_we
     assert not learner.update(good, 0.0).skipped and np.isfinite(learner.weights()).all()
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_no_weight_either(gaussian_problem, value):
+    learner = _learner(gaussian_problem)
+    before = learner.weights()
+    handle = learner.posterior.network.head.bias.register_hook(lambda gradient: gradient * value)
+    update = learner.update(_batch(gaussian_problem), 0.0)
+    assert update.skipped and math.isfinite(update.loss) and not math.isfinite(update.gradient_norm)
+    assert (learner.weights() == before).all() and (learner.weights(averaged=True) == before).all()
+    handle.remove()
+    assert not learner.update(_batch(gaussian_problem), 0.0).skipped
+
+
 # --- state ---
 
 
@@ -217,6 +229,9 @@ def test_a_restored_learner_is_the_same_bit_for_bit_and_stays_so(gaussian_proble
     assert (other.weights() != learner.weights()).any()
     other.load_state_dict(*_state(learner))
     _assert_same_state(_state(other), _state(learner))
+    for averaged in (False, True):
+        np.testing.assert_array_equal(other.weights(averaged=averaged), learner.weights(averaged=averaged))
+    assert (learner.weights(averaged=True) != learner.weights()).any()
     for seed in range(3, 6):
         updates = [each.update(_batch(gaussian_problem, seed=seed), 0.1 * seed) for each in (learner, other)]
         assert updates[0].loss == updates[1].loss and updates[0].gradient_norm == updates[1].gradient_norm

@@ -56,8 +56,14 @@ def no_report(monkeypatch):
     monkeypatch.setattr(system.run, "final_report", results_only)
 
 
-def _rtb(*arguments, cwd, path=None):
-    environment = os.environ | ({"PYTHONPATH": str(path)} if path else {})
+def _environment(path):
+    """That of this process, with a folder more to import from."""
+    paths = [str(path), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def _rtb(*arguments, cwd, path):
+    environment = _environment(path)
     command = [sys.executable, "-m", "system", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=180, check=False)
 
@@ -234,8 +240,7 @@ def test_a_measurement_that_is_not_finite_or_of_another_shape_is_refused(plugin,
         assert main(["train", "mine.yaml", "--plugins", "my_problems", "--problem.ofset", "1"]) == 2
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]
-    environment = os.environ | {"PYTHONPATH": str(plugin)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=tmp_path, env=_environment(plugin), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     nan, shape, kind, key = done.stderr.splitlines()
     assert nan.endswith("problem 'from-outside': the measurement must be finite, got 1 NaN or infinite values")

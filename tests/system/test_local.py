@@ -159,6 +159,20 @@ def test_the_actor_uses_the_newest_weights_of_the_learner():
     assert (actor == runner.learner.weights()).all()
 
 
+def test_the_learners_residuals_become_priorities():
+    runner, heard = _runner(), []
+    original = runner.shard.update_priorities
+    runner.shard.update_priorities = lambda ids, residuals: heard.append((ids, residuals)) or original(ids, residuals)
+    _turns(runner, 40)
+    assert len(heard) == runner.updates and all(len(ids) == len(residuals) == 8 for ids, residuals in heard)
+    ids, residuals = heard[-1]
+    masses = runner.shard.state_dict()[0]["mass"][ids.slot]
+    last = {slot: row for row, slot in enumerate(ids.slot.tolist())}  # drawn twice, an item keeps its last residual
+    assert len(set(masses.tolist())) > 1
+    rows = sorted(last.values(), key=lambda row: abs(residuals[row]))
+    assert sorted(masses[rows].tolist()) == masses[rows].tolist()  # a larger residual, a larger mass
+
+
 def test_a_byte_budget_that_holds_too_little_is_refused_with_what_it_would_take():
     runner = _runner(replay__capacity_bytes=1000, replay__max_items=None)
     with pytest.raises(ConfigError, match=r"replay: a budget of 1000 bytes holds .* but at least 16 are needed; raise"):

@@ -111,6 +111,19 @@ def _interrupted(tmp_path, monkeypatch, saves=3, **changes):
     return tmp_path / "stopped"
 
 
+@pytest.fixture
+def started_at(monkeypatch):
+    """The update at which each run of this test began to train: one that starts over would end in the same bits."""
+    starts, original = {}, system.local.LocalRunner.advance
+
+    def advance(runner):
+        starts.setdefault(runner, runner.updates)
+        return original(runner)
+
+    monkeypatch.setattr(system.local.LocalRunner, "advance", advance)
+    return lambda: list(starts.values())
+
+
 def test_a_run_leaves_configuration_metrics_events_checkpoints_samples_and_results(finished):
     assert config_from_tree(TREE, "test").to_yaml() == finished.config.read_text(encoding="utf-8")
     assert len(CheckpointStore(finished.checkpoints).steps()) == 2 and _checkpoint(finished).step == 200
@@ -127,13 +140,16 @@ def test_a_run_without_a_directory_gets_the_next_free_number(tmp_path, monkeypat
     assert [str(train(_config(updates=1), quiet=True).path) for _ in range(2)] == ["runs/tiny-1", "runs/tiny-2"]
 
 
-def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, monkeypatch, finished):
+def test_an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    tmp_path, monkeypatch, finished, started_at
+):
     stopped = _interrupted(tmp_path, monkeypatch)
-    assert 0 < max(CheckpointStore(stopped / "checkpoints").steps()) < 200
+    saved = max(CheckpointStore(stopped / "checkpoints").steps())
     _assert_same_end(resume(stopped, quiet=True), finished)
+    assert started_at() == [0, saved] and 0 < saved < 200
 
 
-def test_a_killed_process_loses_nothing_but_time(tmp_path, finished):
+def test_a_killed_process_loses_nothing_but_time(tmp_path, finished, started_at):
     """SIGKILL while it trains and saves, then `resume`: the same bits as the run that was left alone."""
     config, directory = tmp_path / "tiny.yaml", tmp_path / "killed"
     config.write_text(_config().to_yaml(), encoding="utf-8")
@@ -153,10 +169,10 @@ def test_a_killed_process_loses_nothing_but_time(tmp_path, finished):
         os.kill(process.pid, signal.SIGKILL)
         process.communicate()
     assert process.returncode == -signal.SIGKILL
-    assert (
-        0 < max(CheckpointStore(directory / "checkpoints").steps()) < 200 and not (directory / "samples.npz").exists()
-    )
+    saved = max(CheckpointStore(directory / "checkpoints").steps())
+    assert 0 < saved < 200 and not (directory / "samples.npz").exists()
     _assert_same_end(resume(directory, quiet=True), finished)
+    assert started_at() == [saved]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning_and_the_run_ends_the_same(
