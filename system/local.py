@@ -24,6 +24,7 @@ from system.runner import replay_metrics, run_progress, state_part, update_metri
 __all__ = ["LocalRunner"]
 
 SLICE_SECONDS = 1.0
+MAX_REFUSED = 20  # rollouts in a row of which nothing can be stored, before the run ends
 
 
 class LocalRunner:
@@ -38,6 +39,7 @@ class LocalRunner:
         self._seconds_before = 0.0
         self._start: float | None = None
         self._acting = 0.0
+        self._refused = 0
         self._metrics: dict[str, float] = {}
 
     @property
@@ -82,11 +84,17 @@ class LocalRunner:
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
         trajectory = self.actor.act()
         try:
-            accepted = self.shard.insert(trajectory).accepted
+            reply = self.shard.insert(trajectory)
         except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
             raise ConfigError(f"replay: {error}; raise replay.capacity_bytes") from None
-        if not accepted:
+        if not reply.accepted:
             raise RunnerError("replay refuses samples and inserts at once; raise replay.tolerance")
+        self._refused = 0 if reply.stored else self._refused + 1
+        if self._refused == MAX_REFUSED:
+            raise RunnerError(
+                f"not one trajectory of the last {MAX_REFUSED} rollouts has finite states and a finite "
+                "log-likelihood; check the likelihood of the problem"
+            )
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started
 

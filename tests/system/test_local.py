@@ -179,6 +179,16 @@ def test_a_byte_budget_that_holds_too_little_is_refused_with_what_it_would_take(
         runner.advance()
 
 
+def test_a_likelihood_that_is_never_finite_ends_the_run_instead_of_rolling_out_for_ever(monkeypatch):
+    runner = _runner()
+    monkeypatch.setattr(
+        type(runner.actor.problem.likelihood), "log_prob", lambda _self, value, _y: value[:, 0] * np.nan
+    )
+    message = "not one trajectory of the last 20 rollouts has finite states and a finite log-likelihood; check"
+    with pytest.raises(RunnerError, match=message):
+        runner.advance()
+
+
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
     monkeypatch.setattr(runner.shard, "sample", lambda _: None)
