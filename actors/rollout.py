@@ -11,6 +11,7 @@ subtracting large numbers, d being the number of dimensions:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,6 +90,8 @@ def rollout(
     `inflation` is c, the factor on the noise of the behaviour; the log-ratio is that of c = 1 all the same.
     `guided` computes the guidance along the path, and hands it to `control` as a fifth argument.
     """
+    if not (inflation > 0 and math.isfinite(inflation)):
+        raise ValueError(f"inflation must be positive, got {inflation}")
     prior, count = problem.prior, len(measurement_id)
     measurement = problem.measurements[measurement_id]
     state = prior.sample_base(count, generator)
@@ -114,7 +117,7 @@ def rollout(
             log_ratios.append(log_ratio(shifted, u))
         square = shifted.flatten(1).square().sum(1)
         log_prior.append(-0.5 * square - dim * (float(prior.std[index].log()) + 0.5 * LOG_2PI))
-        behaviour += 0.5 * (square - noise.flatten(1).square().sum(1)) - dim * float(np.log(inflation))
+        behaviour += 0.5 * (square - noise.flatten(1).square().sum(1)) - dim * math.log(inflation)
         state = prior.mean(state, step, denoised) + std * shifted
         states.append(state)
         estimates.append(denoised)

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from envs.operator import ForwardOperator, LinearOperator
+from envs.forward_operator import ForwardOperator, LinearOperator
 
 __all__ = ["DifferentiableLikelihood", "GaussianLikelihood", "Likelihood", "SimulableLikelihood"]
 

@@ -52,7 +52,6 @@ def test_every_dependency_of_the_project_is_in_the_lock():
     assert names - locked == set()
 
 
-@pytest.mark.xfail(strict=True, reason="envs/operator.py hides the standard library's operator")
 def test_no_file_is_named_after_a_module_of_the_standard_library():
     """Running a script by its path puts its folder first on the path, where it would hide the real one."""
     files = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]

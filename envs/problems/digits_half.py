@@ -14,8 +14,8 @@ from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import condition_mixture
+from envs.forward_operator import Pixels
 from envs.likelihood import GaussianLikelihood
-from envs.operator import Pixels
 from envs.problem import Classes, InverseProblem
 from envs.problems.gmm_linear import clean_responsibilities
 from envs.registry import register

@@ -8,8 +8,8 @@ from diffusion.denoiser import GaussianDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.chain import ChainPosterior
+from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
-from envs.operator import LinearOperator
 from envs.problem import InverseProblem
 from envs.registry import register
 

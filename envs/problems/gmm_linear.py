@@ -8,8 +8,8 @@ from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import condition_mixture
+from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
-from envs.operator import LinearOperator
 from envs.problem import Classes, InverseProblem
 from envs.registry import register
 

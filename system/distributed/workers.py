@@ -10,6 +10,7 @@ idle, and hears from each when a slice ends: that is their heartbeat. Tensors go
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import zlib
 from collections import deque
@@ -113,6 +114,7 @@ class RolloutWorker:
     """An actor in its own process: pulls weights, pushes trajectories."""
 
     def __init__(self, config: RunConfig, index: int, life: int) -> None:
+        os.nice(4)  # where they share cores, the learner goes first: actors can always make more
         torch.set_num_threads(1)
         self._config, self._index = config, index
         self._problem = build_problem(config)

@@ -178,7 +178,6 @@ def test_the_message_carries_the_tensors_and_says_who_made_them(gaussian_problem
     }
 
 
-@pytest.mark.xfail(strict=True, reason="rollout does not check its inflation yet")
 @pytest.mark.parametrize("inflation", [0.0, -1.0, math.nan])
 def test_an_inflation_that_leaves_no_density_is_refused(gaussian_problem, inflation):
     with pytest.raises(ValueError, match=f"inflation must be positive, got {inflation}"):

@@ -20,8 +20,8 @@ from diffusion.prior import Prior
 from diffusion.schedule import SCHEDULES, make_schedule
 from envs import make_problem
 from envs.exact.chain import ChainPosterior
+from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
-from envs.operator import LinearOperator
 from envs.problem import InverseProblem
 
 DIM, STEPS, NOISE = 3, 6, 0.4

@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 from torch import nn
 
+from envs.forward_operator import LinearOperator, Pixels
 from envs.likelihood import DifferentiableLikelihood, GaussianLikelihood, SimulableLikelihood
-from envs.operator import LinearOperator, Pixels
 from envs.problems.gmm_25_to_9 import gmm_25_to_9
 
 

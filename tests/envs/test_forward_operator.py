@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from envs.operator import LinearOperator, Pixels
+from envs.forward_operator import LinearOperator, Pixels
 
 
 def test_a_linear_operator_is_its_matrix_on_the_flattened_x(generator):
