@@ -32,7 +32,9 @@ class ActorConfig:
     """Trajectories a rollout."""
     mixture: dict[str, float] = field(default_factory=lambda: {"on-policy": 0.8, "noise-inflated": 0.1, "prior": 0.1})
     """Share of every kind of exploration at the start of the run."""
-    final_mixture: dict[str, float] = field(default_factory=lambda: {"on-policy": 1.0})
+    final_mixture: dict[str, float] = field(
+        default_factory=lambda: {"on-policy": 1.0, "noise-inflated": 0.0, "prior": 0.0}
+    )
     """Shares at the end of the run; in between they change linearly."""
     noise_inflation: float = 1.3
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""

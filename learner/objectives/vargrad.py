@@ -35,6 +35,8 @@ def vargrad(
     residual = rtb(log_ratio, log_likelihood, torch.zeros_like(log_partition), group, beta)
     centre = _group_mean(residual.detach(), torch.ones_like(residual), group, len(log_partition))
     if huber is not None:
+        # From the median, as from the mean it would take many steps where half of the batch is far off.
+        centre = _group_median(residual.detach(), group, len(log_partition))
         for _ in range(ITERATIONS):
             distance = (residual.detach() - centre[group]).abs()
             weight = (huber / distance.clamp_min(1e-12)).clamp_max(1.0)
@@ -45,3 +47,13 @@ def vargrad(
 def _group_mean(value: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
     total = value.new_zeros(groups).index_add(0, group, weight * value)
     return total / value.new_zeros(groups).index_add(0, group, weight).clamp_min(1e-300)
+
+
+def _group_median(value: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups] lower median of the `value` [B] of each group, 0 for an empty one."""
+    order = value.argsort()
+    order = order[group[order].argsort(stable=True)]  # by group, and by value within it
+    count = torch.bincount(group, minlength=groups)
+    middle = count.cumsum(0) - count + (count - 1).clamp_min(0) // 2
+    median = value[order][middle.clamp_max(len(value) - 1)]
+    return torch.where(count > 0, median, torch.zeros_like(median))

@@ -141,3 +141,11 @@ def test_vargrad_is_rtb_at_the_log_z_that_its_batch_prefers():
     assert residual.numpy() == pytest.approx(
         rtb(LOG_RATIO, LOG_LIKELIHOOD, log_partition, GROUP, beta=0.5).numpy(), abs=1e-12
     )
+
+
+def test_with_nearly_half_of_the_batch_far_off_the_huber_centre_still_minimises_the_loss():
+    delta = torch.cat([torch.linspace(-3, 3, 33, dtype=torch.float64), torch.full((31,), 1e6, dtype=torch.float64)])
+    group = torch.zeros(64, dtype=torch.int64)
+    centre = delta - vargrad(delta, torch.zeros(64), torch.zeros(1), group, 1.0, 30.0)
+    best = minimize_scalar(lambda c: float(residual_loss(delta - c, 30.0).sum()), bounds=(-10, 1000), method="bounded")
+    assert float(centre[0]) == pytest.approx(best.x, abs=0.01)
