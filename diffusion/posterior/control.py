@@ -1,17 +1,19 @@
 r"""The `control` form: a small network for u beside the frozen prior.
 
-    u_k = w_k (F(s_k, x^_k, g_k, f_k, y; k) + c_k g_k) + c'_k f_k,
+    u_k = w_k (r_k F(s_k, x^_k, g_k, f_k, y; k) + c_k g_k) + c'_k f_k,
     g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
 with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
-estimate of x, so F is of order one at every step; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one
-of the transition, in its own standard deviations. f_k is diffusion posterior sampling's guidance (Chung et al. 2023,
-arXiv 2209.14687): it reaches what y does not see through the prior's own correlations. F's last layer and all gains
-start at zero, so u = 0: the posterior starts as the prior. The root mean square r of u is bounded smoothly, to
-r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard deviations in every direction, but a
-chain that runs away would, and on paths so far out the gradient is noise that does not bring it back. Likelihood
-gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas et al. 2023
-(2302.13834).
+estimate of x; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one of the transition, in its own
+standard deviations. r_k = e_k / max e takes the network back where the state has settled x already and the gradients
+say the rest: there w_k is near one, and an error of F would cost most. f_k is diffusion posterior sampling's guidance
+(Chung et al. 2023, arXiv 2209.14687): it reaches what y does not see through the prior's own correlations.
+
+F's last layer and all gains start at zero, so u = 0: the posterior starts as the prior. The root mean square r of u is
+bounded smoothly, to r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard deviations in
+every direction, but a chain that runs away would, and on paths so far out the gradient is noise that does not bring it
+back. Likelihood gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas
+et al. 2023 (2302.13834).
 """
 
 from __future__ import annotations
@@ -69,8 +71,10 @@ class ControlPosterior(Posterior):
         self.gain = nn.Parameter(torch.zeros(2, prior.num_steps))
         scale = prior.denoised_coefficient * prior.uncertainty / prior.std
         self.register_buffer("_scale", scale, persistent=False)
+        self.register_buffer("_unsettled", prior.uncertainty / prior.uncertainty.max(), persistent=False)
 
     _scale: Tensor
+    _unsettled: Tensor
 
     @property
     def uses_guidance(self) -> bool:
@@ -103,6 +107,7 @@ class ControlPosterior(Posterior):
             output = self.network(flat, level).reshape(state.shape)
         else:
             output = self.network(torch.cat(inputs, dim=1), level)
+        output = expand(self._unsettled[step], state) * output
         return _bounded(scale * (output + shift) + outside, MAX_CONTROL)
 
     def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:
