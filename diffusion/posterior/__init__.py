@@ -39,7 +39,7 @@ class PosteriorConfig:
     likelihood_gradient: Literal["none", "estimate", "state"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
-    through the denoiser: it costs the actor more and the learner learns much faster)."""
+    through the denoiser: it costs the actor more and reaches what y does not see)."""
 
 
 def make_posterior(

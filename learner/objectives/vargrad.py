@@ -33,14 +33,15 @@ def vargrad(
     `huber` is the loss's c, None for the square.
     """
     residual = rtb(log_ratio, log_likelihood, torch.zeros_like(log_partition), group, beta)
-    centre = _group_mean(residual.detach(), torch.ones_like(residual), group, len(log_partition))
-    if huber is not None:
-        # From the median, as from the mean it would take many steps where half of the batch is far off.
-        centre = _group_median(residual.detach(), group, len(log_partition))
-        for _ in range(ITERATIONS):
-            distance = (residual.detach() - centre[group]).abs()
-            weight = (huber / distance.clamp_min(1e-12)).clamp_max(1.0)
-            centre = _group_mean(residual.detach(), weight, group, len(log_partition))
+    value, groups = residual.detach(), len(log_partition)
+    if huber is None:
+        return residual - _group_mean(value, torch.ones_like(value), group, groups)[group]
+    # From the median, as from the mean it would take many steps where half of the batch is far off.
+    centre = _group_median(value, group, groups)
+    for _ in range(ITERATIONS):
+        distance = (value - centre[group]).abs()
+        weight = (huber / distance.clamp_min(1e-12)).clamp_max(1.0)
+        centre = _group_mean(value, weight, group, groups)
     return residual - centre[group]
 
 

@@ -275,3 +275,16 @@ def test_forms_that_do_not_fit_the_prior_are_refused(line_mixture, config, messa
     prior = Prior(line_mixture, make_schedule("vp-linear", 4), (1,))
     with pytest.raises(ValueError, match=message):
         make_posterior(config, prior, (1,), None)
+
+
+def test_the_network_shifts_a_transition_by_what_the_state_has_not_settled(make_form, generator):
+    """A constant output F = 0.5 moves u by w_k r_k F: least at the last step, where x is all but known."""
+    posterior = make_form("mlp without gradient")
+    posterior.network.head.bias.data.fill_(0.5)
+    prior, (_, state, step, denoised, measurement) = posterior.prior, _transitions(posterior, generator)
+    control = posterior.control(state, step, denoised, measurement).detach()
+    scale = prior.denoised_coefficient * prior.uncertainty / prior.std
+    share = (prior.uncertainty / prior.uncertainty.max())[step, None].float()
+    assert float(share.min()) < 0.5 < float(share.max())
+    expected = _bounded(0.5 * scale[step, None].float() * share * torch.ones_like(state), 3.0)
+    assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
