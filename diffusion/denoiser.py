@@ -25,6 +25,10 @@ from diffusion.kernel import expand
 
 __all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "NetworkDenoiser"]
 
+# A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on which
+# the matrix products after the softmax are several times slower.
+NEGLIGIBLE_NATS = 60.0
+
 
 class Denoiser(Protocol):
     """Anything that estimates x from s at a noise level."""
@@ -167,6 +171,7 @@ class MixtureDenoiser(nn.Module):
         scaled = alpha / (alpha * alpha * eigenvalues + sigma * sigma)  # [N, D]
         norm = alpha * (scaled[:, :1] if self.eigenvectors is None else scaled)  # one variance needs one column
         logits = torch.addmm(log_weights, torch.cat([scaled * flat, norm], dim=1), bank)
+        logits = logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS)
         return logits.softmax(1), flat, means
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:

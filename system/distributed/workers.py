@@ -81,6 +81,10 @@ class ShardWorker:
         """True once the process is up."""
         return True
 
+    def has_room(self, count: int) -> bool:
+        """See `ReplayShard.has_room`."""
+        return self._shard.has_room(count)
+
     def insert(self, trajectory: Trajectory) -> InsertReply:
         """See `ReplayShard.insert`."""
         return self._shard.insert(trajectory)
@@ -131,20 +135,23 @@ class RolloutWorker:
         start = time.perf_counter()
         made, blocked, acting = 0, 0.0, 0.0
         while time.perf_counter() - start < seconds:
+            shard = peers.shards[self._next_shard % len(peers.shards)]
             if self._pending is None:
+                # Asked first: trajectories that wait for room are of an old policy when they arrive.
+                if not ray.get(shard.has_room.remote(self._config.actor.batch_size), timeout=peers.timeout):
+                    blocked += self._wait(self._config.replay.retry_seconds)
+                    continue
                 self._pull(peers)
                 began = time.perf_counter()
                 self._pending = self._actor.act()
                 acting += time.perf_counter() - began
-            shard = peers.shards[self._next_shard % len(peers.shards)]
             reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
             if reply.accepted:
                 made += len(self._pending)
                 self._pending = None
                 self._next_shard += 1
             else:
-                time.sleep(reply.retry_after)
-                blocked += reply.retry_after
+                blocked += self._wait(reply.retry_after)
         return {
             "trajectories": float(made),
             "seconds": time.perf_counter() - start,
@@ -152,6 +159,11 @@ class RolloutWorker:
             "blocked": blocked,
             "version": float(self._actor.version),
         }
+
+    @staticmethod
+    def _wait(seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)

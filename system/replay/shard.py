@@ -49,6 +49,10 @@ class ReplayShard:
     def __len__(self) -> int:
         return len(self._storage)
 
+    def has_room(self, count: int) -> bool:
+        """Whether an insert of `count` items would be accepted now; asked before they are made, they are fresh."""
+        return self._limiter.can_insert(count)
+
     def insert(self, trajectory: Trajectory) -> InsertReply:
         """Store what is new and sound in `trajectory`, unless samples have to catch up first."""
         if not self._limiter.can_insert(len(trajectory)):

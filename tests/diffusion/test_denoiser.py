@@ -150,6 +150,15 @@ def test_responsibilities_are_bayes_rule_over_the_components(plane_mixture, gene
     assert got.log().numpy() == pytest.approx(expected.numpy(), abs=1e-9)
 
 
+def test_no_responsibility_is_a_denormal_number_on_which_matrix_products_are_slow(line_mixture):
+    state = torch.linspace(-30, 30, 601)[:, None]
+    weights = line_mixture.responsibilities(state, _level(1.0, 601), _level(0.3, 601))
+    assert weights.dtype == torch.float32
+    assert float(weights.min()) > torch.finfo(torch.float32).tiny
+    exact = line_mixture.responsibilities(state.double(), _level(1.0, 601), _level(0.3, 601))
+    assert float(exact.min()) < 1e-25  # so that there was something to clamp
+
+
 def test_samples_have_the_moments_of_the_distribution(plane_mixture, generator):
     draws = plane_mixture.sample(40_000, generator)
     weights, means = plane_mixture.log_weights.exp(), plane_mixture.means

@@ -112,7 +112,9 @@ def test_inserts_and_samples_are_told_to_wait_and_counted(make_trajectory):
     )
     assert shard.sample(16) is None
     assert shard.insert(make_trajectory(8)).accepted
+    assert shard.has_room(8)
     assert shard.insert(make_trajectory(8)).accepted  # error -16
+    assert not shard.has_room(8)
     reply = shard.insert(make_trajectory(8))
     assert (reply.accepted, reply.stored, reply.retry_after) == (False, 0, 0.05)
     assert len(shard) == 16
@@ -120,7 +122,7 @@ def test_inserts_and_samples_are_told_to_wait_and_counted(make_trajectory):
     assert shard.sample(16) is not None  # error +16
     assert shard.sample(16) is None
     counters = shard.stats()
-    assert (counters.blocked_inserts, counters.blocked_samples) == (1, 2)
+    assert (counters.blocked_inserts, counters.blocked_samples) == (2, 2)
     assert (counters.samples_per_insert, counters.samples_per_insert_error) == (4.0, 1.0)
 
 
