@@ -25,8 +25,8 @@ from diffusion.kernel import expand
 
 __all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "NetworkDenoiser"]
 
-# A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on which
-# the matrix products after the softmax are several times slower.
+# A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on
+# which the matrix products after the softmax are several times slower.
 NEGLIGIBLE_NATS = 60.0
 
 
