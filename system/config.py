@@ -161,6 +161,11 @@ class RunConfig:
                 f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
                 f"got {self.learner.batch_size}"
             )
+        if self.learner.forward_kl > 0 and self.replay.priority != "importance":
+            raise ValueError(
+                "learner.forward_kl needs draws that stand for the posterior: replay.priority must be importance, "
+                f"got {self.replay.priority}"
+            )
         self.shard_config()
 
     def shard_config(self) -> ReplayConfig:

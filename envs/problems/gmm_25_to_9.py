@@ -26,6 +26,9 @@ VARIANCE = 0.3
 GRID = (-10.0, -5.0, 0.0, 5.0, 10.0)
 TARGET_MEANS = ((-10, -5), (-5, -10), (-5, 0), (10, -5), (0, 0), (0, 5), (5, -5), (5, 0), (5, 10))
 TARGET_WEIGHTS = (4, 10, 4, 5, 10, 5, 4, 15, 4)
+# Standard deviation of s_0: half of the distance between neighbours, where a state decides for one of them. At the
+# data's own 7.1 two thirds of the steps decide nothing, and the best control of 50 loses 0.34 nats instead of 0.15.
+BASE_STD = 2.5
 
 
 class DensityRatio(nn.Module):
@@ -58,7 +61,7 @@ def gmm_25_to_9(*, num_steps: int = 50, schedule: str = "vp-cosine-zero-snr") ->
     log_weights = torch.tensor(TARGET_WEIGHTS, dtype=torch.float64).log()
     target = MixtureDenoiser(target_means, VARIANCE, log_weights)
     data_std = float((means.var(0, correction=0).mean() + VARIANCE).sqrt())
-    levels = make_schedule(schedule, num_steps, scale=data_std)
+    levels = make_schedule(schedule, num_steps, scale=BASE_STD)
     prior = Prior(denoiser, levels, (2,), denoiser.denoising_variance, data_std)
     exact = MixturePosterior(target_means, target.covariance, target.log_weights, 0.0, (2,))
     weights = torch.zeros(25, dtype=torch.float64)

@@ -124,6 +124,7 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         ("replay: {min_size: 0}", "replay: min_size must be at least 1, got 0"),
         ("replay: {tolerance: 1}", "tolerance must be at least"),
         ("replay: {group_size: 3}", "learner.batch_size must be a multiple of replay.group_size = 3, got 64"),
+        ("learner: {forward_kl: 1}", "replay.priority must be importance, got uniform"),
         ("evaluation: {trajectories: 0}", "evaluation.trajectories must be at least 2, got 0"),
         ("checkpoint: {keep: 0}", "checkpoint.keep must be at least 1, got 0"),
         ("checkpoint: {interval_seconds: -1}", "checkpoint.interval_seconds must be at least 0, got -1.0"),
