@@ -24,6 +24,13 @@ def error(run: Finished) -> float:
     return abs(run.metrics["eval/iw_log_partition"] - run.metrics["eval/exact_log_partition"])
 
 
+def wait(run: Finished) -> float:
+    """Share of its time that the learner waited for data, after the first 20 s in which actors and replay start."""
+    _, seconds, share = run.history["learner/wait"]
+    start = int((seconds < 20).sum())
+    return float((share[-1] * seconds[-1] - share[start] * seconds[start]) / (seconds[-1] - seconds[start]))
+
+
 def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("digits_half", __doc__ or "")
@@ -57,7 +64,7 @@ def main() -> None:
         figures[name] = max(figures[f"{name}_local"], figures[f"{name}_ray"])  # the worse runner speaks for both
     figures["diverged"] = figures["diverged_local"] + figures["diverged_ray"]
     ray = [run for key, run in runs.items() if key[0] == "ray"]
-    figures["learner_wait"] = median(ray, lambda run: run.last("learner/wait"))
+    figures["learner_wait"] = median(ray, wait)
     figures["samples_per_insert_error"] = max(abs(run.last("replay/samples_per_insert_error")) for run in runs.values())
     columns = {
         "exact log Z": lambda run: run.metrics["eval/exact_log_partition"],
@@ -68,7 +75,7 @@ def main() -> None:
         "class L1": lambda run: run.metrics["eval/class_l1"],
         "updates": lambda run: run.last("learner/updates"),
         "seconds": lambda run: run.last("system/seconds"),
-        "learner wait": lambda run: run.last("learner/wait") if run.name.startswith("ray") else math.nan,
+        "learner wait": lambda run: wait(run) if run.name.startswith("ray") else math.nan,
     }
     finish(benchmark, "digits-half, all runs", columns, list(runs.values()), figures)
 

@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,9 @@ class LearnerWorker:
         torch.set_num_threads(1)
         self._config = config
         self._learner = build_learner(config, build_problem(config))
-        self._requests: deque[tuple[Any, Any]] = deque()  # (shard, reference of a batch under way)
+        # A thread takes batches out of the object store while the learner computes.
+        self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
+        self._requests: deque[tuple[Any, Future[ReplayBatch | None]]] = deque()  # (shard, batch under way)
         self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
         self._next_shard = 0
@@ -258,10 +261,11 @@ class LearnerWorker:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
         while len(self._requests) < self._config.ray.prefetch:
             shard = peers.shards[self._next_shard % len(peers.shards)]
-            self._requests.append((shard, shard.sample.remote(self._config.learner.batch_size)))
+            reference = shard.sample.remote(self._config.learner.batch_size)
+            self._requests.append((shard, self._fetcher.submit(ray.get, reference, timeout=peers.timeout)))
             self._next_shard += 1
-        shard, reference = self._requests.popleft()
-        batch: ReplayBatch | None = ray.get(reference, timeout=peers.timeout)
+        shard, fetched = self._requests.popleft()
+        batch = fetched.result()
         if batch is None:
             time.sleep(POLL_SECONDS)
         return shard, batch
