@@ -32,10 +32,8 @@ class LearnerConfig:
     huber: float | None = 30.0
     """Nats of residual beyond which the loss grows linearly, or null for the square."""
     forward_kl: float = 0.0
-    """Weight at the start of the run of -log q, added to the loss of every trajectory; it falls linearly to 0. Paths of
-    the posterior (priority importance) raise q where it is too low; paths of q itself add nothing on average."""
-    forward_kl_until: float = 0.7
-    """Fraction of the run at which that weight reaches 0."""
+    """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
+    importance it is the gradient of KL(posterior || q), which keeps modes that are not yet fitted well."""
     beta_start: float = 1.0
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0
@@ -59,11 +57,8 @@ class LearnerConfig:
             raise ValueError(f"learner.final_learning_rate must be within [0, 1], got {self.final_learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"learner.ema_decay must be within [0, 1), got {self.ema_decay}")
-        if not self.forward_kl >= 0 or not 0 < self.forward_kl_until <= 1:
-            raise ValueError(
-                f"learner.forward_kl must be >= 0 and forward_kl_until within (0, 1], "
-                f"got {self.forward_kl} and {self.forward_kl_until}"
-            )
+        if not self.forward_kl >= 0:
+            raise ValueError(f"learner.forward_kl must be >= 0, got {self.forward_kl}")
         if not 0 < self.beta_start <= 1 or not 0 <= self.beta_until <= 1:
             raise ValueError(
                 f"learner.beta_start must be within (0, 1] and beta_until within [0, 1], "

@@ -70,15 +70,15 @@ class Learner:
         config, batch = self.config, self._batch(trajectory)
         log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
         group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
-        beta, forward_kl = self.beta(progress), self.forward_kl(progress)
+        beta = self.beta(progress)
         objective = OBJECTIVES[config.objective]
 
         def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
             residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
-            return (residual_loss(residual, config.huber) - forward_kl * log_ratio).mean(), residual
+            return residual_loss(residual, config.huber).mean(), residual
 
         self.optimizer.zero_grad(set_to_none=True)
-        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows)
+        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
         finite = math.isfinite(norm) and bool(torch.isfinite(output.loss))
         self.updates += 1
@@ -103,11 +103,6 @@ class Learner:
         if progress >= config.beta_until:
             return 1.0
         return config.beta_start + (1 - config.beta_start) * progress / config.beta_until
-
-    def forward_kl(self, progress: float) -> float:
-        """Weight of -log q at `progress`."""
-        config = self.config
-        return config.forward_kl * max(0.0, 1 - progress / config.forward_kl_until)
 
     def learning_rate_factor(self, progress: float) -> float:
         """Warm-up times cosine decay, relative to the configured step size."""

@@ -68,6 +68,28 @@ def _flat(gradients):
 
 
 @pytest.mark.parametrize("max_rows", [*CHUNKS, 120, 16_384])
+def test_the_forward_kl_adds_a_denoising_loss_by_hand_to_1e_10(gaussian_problem, max_rows):
+    posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64)
+    loss, prior = losses("vargrad", 1.0), gaussian_problem.prior
+    parameters = [*posterior.parameters(), log_partition]
+    value, without = _reference(posterior, batch, log_partition, loss)
+    distance = 0.0
+    for k in range(STEPS):
+        index = torch.full((COUNT,), k)
+        control = posterior.control(batch.states[:, k], index, batch.denoised[:, k], batch.measurement)
+        target = prior.denoised_coefficient[k] / prior.std[k] * (batch.states[:, -1] - batch.denoised[:, k])
+        distance = distance + 0.5 * (control - target).square().sum() / COUNT
+    gradients = torch.autograd.grad(3.0 * distance, parameters, allow_unused=True)
+    added = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
+    posterior.zero_grad()
+    output = accumulate_gradient(posterior, batch, loss, max_rows, forward_kl=3.0)
+    found = _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+    assert float(output.loss) == pytest.approx(value, rel=1e-12)
+    assert _flat(added).norm() > 0.1 * _flat(without).norm()
+    assert (found - _flat(without) - _flat(added)).norm() <= 1e-10 * found.norm()
+
+
+@pytest.mark.parametrize("max_rows", [*CHUNKS, 120, 16_384])
 @pytest.mark.parametrize(("name", "huber"), [("rtb", None), ("rtb", 1.0), ("vargrad", None), ("vargrad", 1.0)])
 def test_the_gradient_in_float64_is_that_of_plain_autograd_to_1e_10(gaussian_problem, name, huber, max_rows):
     posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64)
