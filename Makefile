@@ -27,6 +27,7 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.digits_half --short
 	$(BIN)/python -m benchmarks.toy_25_to_9 --short
+	$(BIN)/python -m benchmarks.gaussian_linear --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
