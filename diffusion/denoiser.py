@@ -119,6 +119,11 @@ class MixtureDenoiser(nn.Module):
         flat = state.flatten(1)
         return self._weights(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
 
+    def classify(self, value: Tensor) -> Tensor:
+        """[N, C] probability of each component given a clean x = `value` [N, *D], float64."""
+        count = len(value)
+        return self.responsibilities(value.double(), torch.ones(count), torch.zeros(count))
+
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
         flat = state.flatten(1)

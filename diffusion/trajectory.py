@@ -26,7 +26,7 @@ class Origin(IntEnum):
     EXACT = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Trajectory:
     """A batch of B denoising trajectories with T transitions in the event shape ``*D``."""
 

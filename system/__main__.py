@@ -86,6 +86,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
         return
     if arguments.config is None:
         raise UserError("rtb train needs a configuration file, e.g. configs/experiments/digits_half.yaml")
+    later = [word for word in overrides if word.endswith((".yaml", ".yml"))]
+    if later and not arguments.config.exists():  # `rtb train --seed 3 CONFIG` takes the 3 for it
+        raise UserError(f"the configuration comes before all options: rtb train {later[0]} --option value")
     if arguments.cluster is not None:
         overrides = [*overrides, "--runner", "ray", "--ray.address", arguments.cluster]
     config = load_config(arguments.config, overrides)
@@ -93,7 +96,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _train_help(path: Path | None) -> None:
-    from system.config import help_text
+    from system.flags import help_text
 
     sys.stdout.write("rtb train CONFIG [--run DIR] [--cluster ADDRESS] [--quiet] [--debug] and any of these:\n\n")
     sys.stdout.write(help_text(path))

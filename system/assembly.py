@@ -39,9 +39,15 @@ def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(stream_seed(config, "posterior"))
         try:
-            return make_posterior(config.posterior, problem.prior, shape, problem.gradient)
+            posterior = make_posterior(config.posterior, problem.prior, shape, problem.gradient)
         except ValueError as error:
             raise ConfigError(f"posterior: {error}") from None
+    if len(problem.measurements) > 1 and not posterior.sees_measurement:
+        raise ConfigError(
+            f"posterior: the {config.posterior.form} form as configured does not see y, but the problem has "
+            f"{len(problem.measurements)} measurements; use form control with network mlp, or give it one measurement"
+        )
+    return posterior
 
 
 def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, restarts: int = 0) -> Actor:

@@ -10,12 +10,10 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
-import io
-import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,8 +33,8 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "config_from_tree",
-    "help_text",
     "load_config",
+    "problem_type",
 ]
 
 T = TypeVar("T")
@@ -217,7 +215,11 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     words = ["None" if word == "null" else word for word in words]
     config = config_from_tree(tree, str(path), words)
-    return _override(config, words, program) if words else config
+    if not words:
+        return config
+    from system.flags import override
+
+    return override(config, words, program)
 
 
 def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -227,15 +229,15 @@ def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[s
     for plugin in plugins:
         try:
             __import__(plugin)
-        except ImportError as error:
-            raise ConfigError(f"plugins: cannot import {plugin!r}: {error}") from None
+        except Exception as error:  # whatever the user's module does when it is imported
+            raise ConfigError(f"plugins: cannot import {plugin!r}: {type(error).__name__}: {error}") from error
     problem = tree.get("problem", {})
     if not isinstance(problem, dict):
         raise ConfigError(f"{source}: problem must be a mapping with a name, got {problem!r}")
     name = problem.get("name", ProblemConfig().name)
     if not isinstance(name, str):
         raise ConfigError(f"{source}: problem.name must be text, got {name!r}")
-    options_type = _problem_type(name, source)
+    options_type = problem_type(name, source)
     options = dataclasses.asdict(_build(options_type, problem, "problem", source))
     tree["problem"] = {"name": options.pop("name"), "options": options}
     return _build(RunConfig, tree, "", source)
@@ -256,7 +258,7 @@ def _plugins(tree: Mapping[str, Any], source: str, overrides: Sequence[str]) -> 
     return tuple(named)
 
 
-def _problem_type(name: str, source: str) -> type:
+def problem_type(name: str, source: str) -> type:
     """A dataclass with the problem's name and its factory's arguments, so that they are checked like all others."""
     try:
         factory = problem_factory(name)
@@ -318,80 +320,3 @@ def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN
     if origin is Literal:
         expected = "one of " + ", ".join(map(str, arguments))
     raise ConfigError(f"{source}: {name} must be {expected}, got {value!r}")
-
-
-def help_text(path: Path | None = None) -> str:
-    """Every key with its type, meaning and default, those of the configuration file `path` if given."""
-    config = RunConfig() if path is None else load_config(path)
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        _override(config, ["--help"], "rtb train CONFIG")
-    return output.getvalue()
-
-
-def _override(config: RunConfig, overrides: list[str], program: str) -> RunConfig:
-    """`config` with flags applied by tyro, which also writes the help."""
-    import tyro  # half a second to import, and needed only where there are flags
-
-    name = next((overrides[i + 1] for i, flag in enumerate(overrides[:-1]) if flag == "--problem.name"), None)
-    known = config.problem.options if name in (None, config.problem.name) else {}
-    problem_type = _problem_type(name or config.problem.name, "command line")
-    problem = problem_type(**known)
-    # A subclass, because tyro takes the meaning of each key from the docstrings in the source of its class.
-    flags = dataclasses.make_dataclass(
-        "RunFlags", [("problem", problem_type, field(default=problem))], bases=(RunConfig,), frozen=True, kw_only=True
-    )
-    values = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)} | {"problem": problem}
-    defaults = flags(**values)
-    _known_flags(overrides, defaults)
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(flags, args=overrides, default=defaults, prog=program, description=RunConfig.__doc__)
-    except SystemExit as stop:
-        if not stop.code:
-            raise  # --help
-        raise ConfigError(f"command line: {_one_line(errors.getvalue())}") from None
-    except ValueError as error:
-        raise ConfigError(f"command line: {error}") from None
-    values = {entry.name: getattr(parsed, entry.name) for entry in dataclasses.fields(RunConfig)}
-    options = dataclasses.asdict(values["problem"])
-    values["problem"] = ProblemConfig(name=options.pop("name"), options=options)
-    try:
-        return RunConfig(**values)
-    except ValueError as error:
-        raise ConfigError(f"command line: {error}") from None
-
-
-def _known_flags(overrides: Sequence[str], defaults: object) -> None:
-    """Refuses a flag that no key of `defaults` has; tyro would offer every key that is a little like it."""
-    known = ["--help", *_flag_names(defaults)]
-    for word in overrides:
-        if word.startswith("--") and word.replace("_", "-") not in known:
-            close = difflib.get_close_matches(word, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "`rtb train CONFIG --help` lists them all"
-            raise ConfigError(f"command line: unknown option {word}; {hint}")
-
-
-def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN401 - any configuration value
-    """The flags that tyro makes of a dataclass."""
-    entries = value.items() if isinstance(value, dict) else [(f.name, getattr(value, f.name)) for f in fields(value)]
-    for key, entry in entries:
-        name = key.replace("_", "-")
-        if dataclasses.is_dataclass(entry) or (isinstance(entry, dict) and entry):
-            yield from _flag_names(entry, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-            if isinstance(entry, bool):
-                yield f"{prefix}no-{name}"
-
-
-def _one_line(box: str) -> str:
-    """What tyro's error box says, without its frame, its title and its pointers to the help."""
-    inside = [line for line in box.splitlines() if not line.startswith("╭")]
-    text = (
-        " ".join(re.sub(r"[╰╯│─]+", " ", " ".join(inside)).split())
-        .removeprefix("Error parsing ")
-        .removeprefix("RunFlags: ")
-    )
-    return re.split(r" (?:Argument helptext:|For full helptext)", text)[0]

@@ -56,8 +56,10 @@ def resume(directory: Path, *, cluster: str | None = None, quiet: bool = False) 
 def open_run(directory: Path, *, cluster: str | None = None) -> tuple[RunDirectory, RunConfig]:
     """The run in `directory` and its configuration, with the address of another cluster where given."""
     run = RunDirectory.open(directory)
-    overrides = [] if cluster is None else ["--ray.address", cluster]
-    return run, load_config(run.config, overrides)
+    config = load_config(run.config, [] if cluster is None else ["--ray.address", cluster])
+    if cluster is not None and config.runner != "ray":
+        raise ConfigError(f"--cluster needs a run of the ray runner, but {directory} is one of the local runner")
+    return run, config
 
 
 def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> Runner:

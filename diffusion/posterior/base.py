@@ -56,6 +56,11 @@ class Posterior(nn.Module, ABC):
         """Whether `control` uses the gradient of log p(y | x^(s)) with respect to s; it computes it if not given."""
         return False
 
+    @property
+    def sees_measurement(self) -> bool:
+        """Whether `control` depends on y; otherwise the posterior can be that of one measurement only."""
+        return True
+
     @abstractmethod
     def control(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None

@@ -81,6 +81,11 @@ class ControlPosterior(Posterior):
         """See `Posterior.uses_guidance`."""
         return self._guided
 
+    @property
+    def sees_measurement(self) -> bool:
+        """See `Posterior.sees_measurement`."""
+        return isinstance(self.network, MLP) or self._gradient is not None
+
     def control(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
     ) -> Tensor:

@@ -36,6 +36,11 @@ class FinetunePosterior(Posterior):
                 "parameters; use the control form"
             )
 
+    @property
+    def sees_measurement(self) -> bool:
+        """See `Posterior.sees_measurement`."""
+        return False
+
     def control(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
     ) -> Tensor:

@@ -17,7 +17,6 @@ from envs.exact.mixture import condition_mixture
 from envs.forward_operator import Pixels
 from envs.likelihood import GaussianLikelihood
 from envs.problem import Classes, InverseProblem
-from envs.problems.gmm_linear import clean_responsibilities
 from envs.registry import register
 
 __all__ = ["HELD_OUT", "digits_half"]
@@ -74,7 +73,7 @@ def digits_half(
         truth=truth.reshape(1, *SHAPE).float(),
         classes=Classes(
             tuple(str(label) for label in range(10)),
-            lambda value: clean_responsibilities(denoiser, value) @ one_hot,
+            lambda value: denoiser.classify(value) @ one_hot,
             (exact.log_weights.exp() @ one_hot)[None],
         ),
         image_shape=(8, 8),

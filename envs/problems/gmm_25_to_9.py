@@ -17,7 +17,6 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import MixturePosterior
 from envs.problem import Classes, InverseProblem
-from envs.problems.gmm_linear import clean_responsibilities
 from envs.registry import register
 
 __all__ = ["DensityRatio", "gmm_25_to_9"]
@@ -47,8 +46,8 @@ class DensityRatio(nn.Module):
 
     def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, D] gradient: the difference of the expected means over the variance, as -x cancels."""
-        target = clean_responsibilities(self.target, value) @ self.target.means
-        prior = clean_responsibilities(self.prior, value) @ self.prior.means
+        target = self.target.classify(value) @ self.target.means
+        prior = self.prior.classify(value) @ self.prior.means
         return ((target - prior) / self.prior.eigenvalues).to(value)
 
 
@@ -75,7 +74,7 @@ def gmm_25_to_9(*, num_steps: int = 50, schedule: str = "vp-cosine-zero-snr") ->
         exact=(exact,),
         classes=Classes(
             tuple(f"({x:.0f}, {y:.0f})" for x, y in means.tolist()),
-            lambda value: clean_responsibilities(denoiser, value),
+            denoiser.classify,
             weights[None],
         ),
     )

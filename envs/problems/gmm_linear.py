@@ -63,13 +63,7 @@ def gmm_linear(
         truth=truth.float(),
         classes=Classes(
             tuple(f"mode {index}" for index in range(modes)),
-            lambda value: clean_responsibilities(denoiser, value),
+            denoiser.classify,
             exact.log_weights.exp()[None],
         ),
     )
-
-
-def clean_responsibilities(denoiser: MixtureDenoiser, value: torch.Tensor) -> torch.Tensor:
-    """[N, C] probability of each mixture component given a clean x = `value` [N, *D]."""
-    count = len(value)
-    return denoiser.responsibilities(value.double(), torch.ones(count), torch.zeros(count))

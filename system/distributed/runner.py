@@ -101,10 +101,11 @@ class RayRunner:
             limit += self.config.ray.start_timeout_seconds
         waited = time.monotonic() - max(self._learned_at, self.supervisor.changed)
         if waited > limit and not self.finished:
-            size = sum(stats.get("size", 0) for stats in self.supervisor.shard_stats)
+            size, refused = (sum(s.get(key, 0) for s in self.supervisor.shard_stats) for key in ("size", "refused"))
             raise RunnerError(
                 f"the learner has waited {waited:.0f} s for a batch from {len(self.supervisor.shards)} shards; replay "
-                f"holds {size:.0f} items of min_size {self.config.replay.min_size} a shard, "
+                f"holds {size:.0f} items of min_size {self.config.replay.min_size} a shard, {refused:.0f} were refused "
+                "because a state or a likelihood is not finite, "
                 f"{len(starting)} of {len(self.supervisor.workers)} workers wait for a CPU"
             )
 

@@ -19,8 +19,6 @@ class ReplayConfig:
     """Bytes of trajectories a shard may hold; the oldest are overwritten."""
     max_items: int | None = None
     """Items a shard may hold, where that is less than the bytes would allow."""
-    store_denoised: bool = True
-    """Keep denoised estimates and guidance where trajectories carry them; False saves half the bytes or more."""
     priority: PriorityName = "uniform"
     """Mass of an item among the prioritised draws: uniform, residual, likelihood or importance."""
     priority_exponent: float = 1.0

@@ -11,7 +11,6 @@ a shard that slept inside an insert could not serve the sample which that insert
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +59,6 @@ class ReplayShard:
         storable = is_storable(trajectory)
         refused = int(np.count_nonzero(~storable))
         sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
-        if not self._config.store_denoised:
-            sound = replace(sound, denoised=None, guidance=None)
         slots = self._storage.append(sound)
         self._refused += refused
         if len(slots):
@@ -157,9 +154,6 @@ class ReplayShard:
     def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]], scalars: Mapping[str, Any]) -> None:
         """Restore; a smaller byte budget keeps the newest items, another priority gives them masses anew."""
         stored = _under("storage.", arrays)
-        if not self._config.store_denoised:
-            stored.pop("denoised", None)
-            stored.pop("guidance", None)
         kept = self._storage.load_state_dict(stored, scalars["storage"])
         if len(kept):
             self._tree = SumTree(self._storage.capacity)

@@ -67,6 +67,15 @@ def test_every_form_starts_as_the_prior_to_the_last_bit(make_form, form, generat
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_form_that_says_it_sees_the_measurement_moves_with_it_and_no_other_does(make_form, form, generator):
+    posterior = _perturb(make_form(form))
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    one, other = (posterior.control(state, step, denoised, value) for value in (measurement, measurement + 1))
+    assert posterior.sees_measurement == (form not in ("unet without gradient", "finetune"))
+    assert torch.equal(one, other) != posterior.sees_measurement
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_over_whole_paths_every_form_starts_with_a_log_ratio_of_nothing(make_form, form, generator):
     posterior = make_form(form)
     states = torch.randn(3, posterior.prior.num_steps + 1, *posterior.prior.event_shape, generator=generator)

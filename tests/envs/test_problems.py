@@ -10,7 +10,6 @@ from sklearn.datasets import load_digits
 from actors.rollout import rollout
 from diffusion.schedule import SCHEDULES
 from envs import make_problem
-from envs.problems.gmm_linear import clean_responsibilities
 
 NAMES = ["digits-half", "gaussian-linear", "gmm-25-to-9", "gmm-linear"]
 
@@ -130,7 +129,7 @@ def test_clean_responsibilities_are_bayes_rule(plane_mixture, generator):
     component = stats.multivariate_normal(cov=plane_mixture.covariance.numpy())
     joint = np.stack([component.logpdf((value - mean).numpy()) for mean in plane_mixture.means], 1)
     expected = softmax(joint + plane_mixture.log_weights.numpy(), axis=1)
-    assert clean_responsibilities(plane_mixture, value).numpy() == pytest.approx(expected, abs=1e-9)
+    assert plane_mixture.classify(value).numpy() == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_digit_posterior_weighs_the_training_digits_by_their_left_halves(digits):

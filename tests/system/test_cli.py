@@ -161,6 +161,12 @@ def test_every_command_has_a_help(command, capsys):
     assert stop.value.code == 0 and capsys.readouterr().out.startswith(" ".join(["usage: rtb", *command]))
 
 
+def test_options_ahead_of_the_configuration_are_sent_behind_it(config, error):
+    assert error("train", "--seed", "3", config) == (
+        f"the configuration comes before all options: rtb train {config} --option value"
+    )
+
+
 def test_train_resume_sample_and_evaluate_of_one_run(config, tmp_path, monkeypatch, capsys, no_report):
     monkeypatch.chdir(tmp_path)
     assert main(["train", config, "--run", "mine", "--updates", "7", "--problem.noise-std", "0.25"]) == 0
@@ -226,7 +232,9 @@ def test_a_problem_registered_outside_the_package_trains_and_is_sampled_from(plu
     done = _rtb("sample", "mine", "--num", "3", cwd=tmp_path, path=plugin)
     assert (done.returncode, done.stdout) == (0, "3 samples: mine/samples.npz\n"), done.stderr
     done = _rtb("sample", "mine", "--num", "3", cwd=tmp_path, path=ROOT)
-    assert done.returncode == 2 and "plugins: cannot import 'my_problems': No module" in done.stderr
+    assert (
+        done.returncode == 2 and "plugins: cannot import 'my_problems': ModuleNotFoundError: No module" in done.stderr
+    )
 
 
 def test_a_measurement_that_is_not_finite_or_of_another_shape_is_refused(plugin, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from system.assembly import build_posterior, build_problem, stream_seed
-from system.config import EvaluationConfig, RayConfig, RunConfig, help_text, load_config
+from system.config import EvaluationConfig, RayConfig, RunConfig, load_config
 from system.errors import ConfigError
+from system.flags import help_text
 
 EXPERIMENTS = Path(__file__).parents[2] / "configs" / "experiments"
 
@@ -105,7 +106,10 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, got"),
         ("plugins: mine", "plugins must be a list of module names, got 'mine'"),
         ("plugins: [3]", "plugins must be a list of module names, got [3]"),
-        ("plugins: [no_such_module]", "plugins: cannot import 'no_such_module': No module named 'no_such_module'"),
+        (
+            "plugins: [no_such_module]",
+            "plugins: cannot import 'no_such_module': ModuleNotFoundError: No module named 'no_such_module'",
+        ),
     ],
 )
 def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, message):
@@ -290,6 +294,22 @@ def test_a_posterior_that_cannot_be_is_refused(load, options, message):
     config = load(f"problem: {{name: gaussian-linear}}\nposterior: {{{options}}}")
     with pytest.raises(ConfigError, match=message):
         build_posterior(config, build_problem(config))
+
+
+def test_a_posterior_that_does_not_see_the_measurement_is_refused_for_two(load, network_prior):
+    config = load("posterior: {form: finetune}")
+    problem = build_problem(load("problem: {name: gaussian-linear, dim: 3}"))
+    problem = dataclasses.replace(problem, prior=network_prior, exact=())
+    assert not build_posterior(config, problem).sees_measurement
+    two = dataclasses.replace(problem, measurements=problem.measurements.repeat(2, 1))
+    with pytest.raises(ConfigError, match=r"does not see y, but the problem has 2 measurements; use form control"):
+        build_posterior(config, two)
+
+
+def test_a_plugin_that_fails_in_its_own_way_is_named_with_its_error(refusal, tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin.py").write_text("raise RuntimeError('no telescope')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "plugins: cannot import 'broken_plugin': RuntimeError: no telescope" in refusal("plugins: [broken_plugin]")
 
 
 def test_streams_of_roles_indices_and_seeds_differ_and_are_the_same_every_time(load):

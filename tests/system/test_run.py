@@ -228,6 +228,11 @@ def test_resume_of_a_run_whose_configuration_was_edited_names_the_key(copy, old,
         resume(copy.path, quiet=True)
 
 
+def test_a_local_run_is_not_resumed_on_a_cluster(finished):
+    with pytest.raises(ConfigError, match=r"--cluster needs a run of the ray runner, but .* is one of the local"):
+        resume(finished.path, cluster="10.0.0.1:6379")
+
+
 def test_where_the_cluster_is_may_change_between_train_and_resume(copy, finished):
     text = copy.config.read_text(encoding="utf-8")
     copy.config.write_text(text.replace("address: null", "address: 10.0.0.1:6379"), encoding="utf-8")

@@ -276,16 +276,6 @@ def test_another_priority_after_a_restart_gives_masses_anew(make_trajectory):
     assert other._tree.leaves()[:2] == pytest.approx([0.25, 0.75])
 
 
-def test_a_restart_without_denoised_estimates_drops_those_of_the_snapshot(make_trajectory):
-    shard = ReplayShard(_config(), index=0, seed=0)
-    shard.insert(make_trajectory(5, denoised=True))
-    assert shard.sample(2).trajectory.denoised is not None
-    other = ReplayShard(_config(store_denoised=False), index=0, seed=0)
-    other.load_state_dict(*shard.state_dict())
-    other.insert(make_trajectory(5, denoised=True))
-    assert (len(other), other.sample(2).trajectory.denoised) == (10, None)
-
-
 def test_ids_from_between_a_snapshot_and_a_crash_are_late_once_retired(make_trajectory):
     shard = ReplayShard(_config(priority="residual", max_items=1000), index=0, seed=0)
     shard.insert(make_trajectory(500))

@@ -1,0 +1,95 @@
+"""The command line's `--section.key value`, and its help: tyro makes both of the configuration's dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import field, fields
+from pathlib import Path
+from typing import Any
+
+from system.config import ProblemConfig, RunConfig, load_config, problem_type
+from system.errors import ConfigError
+
+__all__ = ["help_text", "override"]
+
+
+def help_text(path: Path | None = None) -> str:
+    """Every key with its type, meaning and default, those of the configuration file `path` if given."""
+    config = RunConfig() if path is None else load_config(path)
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        override(config, ["--help"], "rtb train CONFIG")
+    return output.getvalue()
+
+
+def override(config: RunConfig, overrides: list[str], program: str) -> RunConfig:
+    """`config` with flags applied by tyro, which also writes the help."""
+    import tyro  # half a second to import, and needed only where there are flags
+
+    name = next((overrides[i + 1] for i, flag in enumerate(overrides[:-1]) if flag == "--problem.name"), None)
+    known = config.problem.options if name in (None, config.problem.name) else {}
+    kind = problem_type(name or config.problem.name, "command line")
+    problem = kind(**known)
+    # A subclass, because tyro takes the meaning of each key from the docstrings in the source of its class.
+    flags = dataclasses.make_dataclass(
+        "RunFlags", [("problem", kind, field(default=problem))], bases=(RunConfig,), frozen=True, kw_only=True
+    )
+    values = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)} | {"problem": problem}
+    defaults = flags(**values)
+    _known_flags(overrides, defaults)
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            parsed = tyro.cli(flags, args=overrides, default=defaults, prog=program, description=RunConfig.__doc__)
+    except SystemExit as stop:
+        if not stop.code:
+            raise  # --help
+        raise ConfigError(f"command line: {_one_line(errors.getvalue())}") from None
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
+    values = {entry.name: getattr(parsed, entry.name) for entry in fields(RunConfig)}
+    options = dataclasses.asdict(values["problem"])
+    values["problem"] = ProblemConfig(name=options.pop("name"), options=options)
+    try:
+        return RunConfig(**values)
+    except ValueError as error:
+        raise ConfigError(f"command line: {error}") from None
+
+
+def _known_flags(overrides: Sequence[str], defaults: object) -> None:
+    """Refuses a flag that no key of `defaults` has; tyro would offer every key that is a little like it."""
+    known = ["--help", *_flag_names(defaults)]
+    for word in overrides:
+        if word.startswith("--") and word.replace("_", "-") not in known:
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`rtb train CONFIG --help` lists them all"
+            raise ConfigError(f"command line: unknown option {word}; {hint}")
+
+
+def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN401 - any configuration value
+    """The flags that tyro makes of a dataclass."""
+    entries = value.items() if isinstance(value, dict) else [(f.name, getattr(value, f.name)) for f in fields(value)]
+    for key, entry in entries:
+        name = key.replace("_", "-")
+        if dataclasses.is_dataclass(entry) or (isinstance(entry, dict) and entry):
+            yield from _flag_names(entry, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+            if isinstance(entry, bool):
+                yield f"{prefix}no-{name}"
+
+
+def _one_line(box: str) -> str:
+    """What tyro's error box says, without its frame, its title and its pointers to the help."""
+    inside = [line for line in box.splitlines() if not line.startswith("╭")]
+    text = (
+        " ".join(re.sub(r"[╰╯│─]+", " ", " ".join(inside)).split())
+        .removeprefix("Error parsing ")
+        .removeprefix("RunFlags: ")
+    )
+    return re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
