@@ -298,7 +298,7 @@ def test_a_posterior_that_cannot_be_is_refused(load, options, message):
 
 def test_a_posterior_that_does_not_see_the_measurement_is_refused_for_two(load, network_prior):
     config = load("posterior: {form: finetune}")
-    problem = build_problem(load("problem: {name: gaussian-linear, dim: 3}"))
+    problem = build_problem(load("problem: {name: gaussian-linear, dim: 3, measurement_dim: 2}"))
     problem = dataclasses.replace(problem, prior=network_prior, exact=())
     assert not build_posterior(config, problem).sees_measurement
     two = dataclasses.replace(problem, measurements=problem.measurements.repeat(2, 1))
