@@ -104,9 +104,9 @@ class RayRunner:
             size, refused = (sum(s.get(key, 0) for s in self.supervisor.shard_stats) for key in ("size", "refused"))
             raise RunnerError(
                 f"the learner has waited {waited:.0f} s for a batch from {len(self.supervisor.shards)} shards; replay "
-                f"holds {size:.0f} items of min_size {self.config.replay.min_size} a shard, {refused:.0f} were refused "
-                "because a state or a likelihood is not finite, "
-                f"{len(starting)} of {len(self.supervisor.workers)} workers wait for a CPU"
+                f"holds {size:.0f} items (replay.min_size, a shard: {self.config.replay.min_size}) and has refused "
+                f"{refused:.0f} with a state or a likelihood that is not finite; {len(starting)} of "
+                f"{len(self.supervisor.workers)} workers wait for a CPU"
             )
 
     def _counters(self) -> dict[str, float]:

@@ -140,7 +140,8 @@ class RolloutWorker:
             if self._pending is None:
                 # Asked first: trajectories that wait for room are of an old policy when they arrive.
                 if not ray.get(shard.has_room.remote(self._config.actor.batch_size), timeout=peers.timeout):
-                    blocked += self._wait(self._config.replay.retry_seconds)
+                    time.sleep(self._config.replay.retry_seconds)
+                    blocked += self._config.replay.retry_seconds
                     continue
                 self._pull(peers)
                 began = time.perf_counter()
@@ -152,7 +153,8 @@ class RolloutWorker:
                 self._pending = None
                 self._next_shard += 1
             else:
-                blocked += self._wait(reply.retry_after)
+                time.sleep(reply.retry_after)
+                blocked += reply.retry_after
         return {
             "trajectories": float(made),
             "seconds": time.perf_counter() - start,
@@ -160,11 +162,6 @@ class RolloutWorker:
             "blocked": blocked,
             "version": float(self._actor.version),
         }
-
-    @staticmethod
-    def _wait(seconds: float) -> float:
-        time.sleep(seconds)
-        return seconds
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)

@@ -91,7 +91,7 @@ class ShardStats:
     nonfinite_priorities: int
     """Residuals ignored because they were NaN or infinite."""
     blocked_inserts: int
-    """Inserts that were told to wait."""
+    """Inserts, and questions for room before them, that were told to wait."""
     blocked_samples: int
     """Samples that were told to wait."""
     samples_per_insert: float

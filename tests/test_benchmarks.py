@@ -1,0 +1,55 @@
+"""What the benchmarks compute from finished runs."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.digits_half import wait
+from benchmarks.gaussian_linear import moments
+from benchmarks.harness import Finished
+from envs import make_problem
+
+
+@pytest.fixture
+def draws(tmp_path):
+    """Writes draws from a Gaussian like the exact posterior, but shifted or scaled; log-weights are normal."""
+
+    def draws(seed, *, shift=0.0, scale=1.0, weight_std=0.0, count=4096):
+        exact = make_problem("gaussian-linear", {"dim": 16}).exact[0]
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(count, 16, generator=generator, dtype=torch.float64)
+        factor = torch.linalg.cholesky(exact.covariance)
+        samples = exact.mean + (scale * noise + shift) @ factor.T
+        log_weight = weight_std * torch.randn(count, generator=generator, dtype=torch.float64)
+        path = tmp_path / f"{seed}.npz"
+        np.savez(path, samples=samples.numpy(), log_weight=log_weight.numpy())
+        return path
+
+    return draws
+
+
+@pytest.mark.parametrize("weight_std", [0.0, 1.0])
+def test_the_moments_of_exact_draws_have_the_error_of_monte_carlo(draws, weight_std):
+    """40 repetitions: the mean ratio has a relative standard error of sqrt(2 / 16 / 40) = 6 %, the covariance's 2 %."""
+    ratios = np.array([moments(draws(seed, weight_std=weight_std)) for seed in range(40)])
+    assert ratios[:, 0].mean() == pytest.approx(1, abs=0.24)
+    assert ratios[:, 1].mean() == pytest.approx(1, abs=0.08)
+
+
+def test_a_shift_or_a_scale_of_a_tenth_shows_in_the_moments(draws):
+    """Expected: 1 + shift^2 N = 42 for the mean, and 1.21^2 + 0.21^2 N / (d + 1) = 12.1 for the covariance."""
+    assert 30 < moments(draws(0, shift=0.1))[0] < 55
+    scaled = moments(draws(0, scale=1.1))
+    assert 9 < scaled[1] < 15
+
+
+def test_without_weights_the_log_weights_play_no_part(draws):
+    assert moments(draws(0, weight_std=1.0), weighted=False) == pytest.approx(moments(draws(0)), rel=1e-9)
+
+
+def test_the_wait_leaves_out_the_first_twenty_seconds():
+    """30 % of the first 25 s and 10 % of the 100 s in all is (10 - 7.5) / 75."""
+    seconds = np.array([5.0, 25.0, 100.0])
+    history = {"learner/wait": (np.arange(3), seconds, np.array([0.9, 0.3, 0.1]))}
+    run = Finished(name="ray", metrics={}, history=history, cpu_seconds=0.0)
+    assert wait(run) == pytest.approx(2.5 / 75)
