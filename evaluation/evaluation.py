@@ -41,7 +41,7 @@ class Evaluation:
     effective_sample_size: float
     """Fraction of N in (0, 1]."""
     eubo: float | None = None
-    """Upper bound of log Z from exact posterior paths, nats, `discretisation` included where it is known."""
+    """Upper bound of log Z from exact posterior paths, nats, `discretisation` included; no bound where that is None."""
     eubo_standard_error: float | None = None
     """Monte-Carlo standard error of `eubo`."""
     discretisation: float | None = None
@@ -71,7 +71,11 @@ class Evaluation:
 
     @property
     def gap(self) -> float | None:
-        """EUBO - ELBO = KL(q || pi) + KL(pi || q) + `discretisation`: small only if q is the posterior."""
+        """EUBO - ELBO, which the chain's exact posterior pi would bring down to `discretisation` and no further.
+
+        For exact paths of the chain it is KL(q || pi) + KL(pi || q). For noised exact samples pi~ it is
+        KL(q || pi) + KL(pi~ || q) + log Z - log Z of the chain.
+        """
         return None if self.eubo is None else self.eubo - self.elbo
 
     def as_metrics(self) -> dict[str, float]:

@@ -56,7 +56,12 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
             hint += f", {number(e.discretisation)} of it from the finite number of steps"
         rows.append(_bound("EUBO (nats)", e.eubo, e.eubo_standard_error, exact, hint))
         rows.append(
-            SummaryRow(quantity="EUBO − ELBO (nats)", learned=number(e.gap), exact="0", hint="zero only if exact")
+            SummaryRow(
+                quantity="EUBO − ELBO (nats)",
+                learned=number(e.gap),
+                exact="" if e.discretisation is None else number(e.discretisation),
+                hint="exact: that of the chain's posterior",
+            )
         )
     percent = f"{100 * e.effective_sample_size:.3g} %"
     rows.append(

@@ -33,7 +33,8 @@ class LearnerConfig:
     """Nats of residual beyond which the loss grows linearly, or null for the square."""
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
-    importance it is the gradient of KL(posterior || q), which keeps modes that are not yet fitted well."""
+    importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
+    actors' mixture end on-policy, as other newest paths bias it."""
     beta_start: float = 1.0
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0

@@ -24,5 +24,13 @@ def rtb(
 
     `log_ratio` [B] is the sum over the path of log q - log p, `log_likelihood` [B] untempered, `log_partition` [M] the
     learned log Z, `group` [B] the measurement of each trajectory. `huber` makes no difference here.
+
+    Raises:
+        ValueError: the three vectors differ in shape; a [B, 1] among them would make a matrix of the residuals.
     """
+    if not log_ratio.shape == log_likelihood.shape == group.shape or group.ndim != 1:
+        raise ValueError(
+            "log_ratio, log_likelihood and group must be [B] each, "
+            f"got {tuple(log_ratio.shape)}, {tuple(log_likelihood.shape)} and {tuple(group.shape)}"
+        )
     return log_partition.double()[group] + log_ratio.double() - beta * log_likelihood.double()

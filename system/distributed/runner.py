@@ -91,6 +91,7 @@ class RayRunner:
         self._metrics["learner/skipped"] = float(result["skipped"])
         if result["made"]:
             self._learned_at = time.monotonic()
+        if self._updates:  # before the first, actors and replay are starting
             for name in self._learner_time:
                 self._learner_time[name] += result[name]
 

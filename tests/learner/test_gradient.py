@@ -6,7 +6,7 @@ import torch
 from actors.rollout import rollout
 from diffusion.path import denoise_path
 from diffusion.posterior import ControlPosterior, FinetunePosterior
-from learner.gradient import PathBatch, accumulate_gradient
+from learner.gradient import PathBatch, _log_ratios, accumulate_gradient
 from learner.loss import residual_loss
 from learner.objectives import OBJECTIVES
 
@@ -87,6 +87,28 @@ def test_the_forward_kl_adds_a_denoising_loss_by_hand_to_1e_10(gaussian_problem,
     assert float(output.loss) == pytest.approx(value, rel=1e-12)
     assert _flat(added).norm() > 0.1 * _flat(without).norm()
     assert (found - _flat(without) - _flat(added)).norm() <= 1e-10 * found.norm()
+
+
+def test_the_denoising_term_is_the_log_ratio_averaged_over_noising_given_a_state_and_x(gaussian_problem):
+    """Noised paths: log ratio and its average differ by noise of mean zero, whatever s_k and x are, at every step."""
+    count, prior = 20_000, gaussian_problem.prior
+    posterior, *_ = _case(gaussian_problem, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    clean = 2 * torch.randn(count, 4, generator=generator, dtype=torch.float64) + 1
+    states = prior.noising.sample_path(clean, generator)
+    measurement = gaussian_problem.measurements.double().expand(count, -1)
+    batch = PathBatch(states, denoise_path(prior, states), measurement)
+    rows = torch.arange(count)
+    for k in range(STEPS):
+        ratio, given_x = _log_ratios(posterior, batch, rows, torch.full((count,), k), True)
+        difference = (ratio - given_x).detach()
+        if k == STEPS - 1:  # the last transition is x itself: nothing is left to average
+            assert float(difference.abs().max()) == 0.0
+            break
+        assert float(difference.std()) > 0.05
+        for factor in (torch.ones(count), clean[:, 0], states[:, k, 1]):
+            product = difference * factor
+            assert abs(float(product.mean())) < 4 * float(product.std()) / count**0.5
 
 
 @pytest.mark.parametrize("max_rows", [*CHUNKS, 120, 16_384])

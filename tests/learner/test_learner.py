@@ -12,6 +12,7 @@ from diffusion.path import denoise_path, path_log_prior
 from diffusion.posterior import ControlPosterior, Posterior
 from diffusion.trajectory import Origin, Trajectory
 from envs import make_problem
+from envs.exact.chain import ChainPosterior
 from evaluation.bounds import elbo, iw_log_partition
 from learner import Learner, LearnerConfig
 from learner.average import WeightAverage
@@ -407,3 +408,25 @@ def test_a_posterior_of_several_modes_is_learned_to_a_fifth_of_a_nat():
     problem = make_problem("gmm-linear", {"dim": 2, "modes": 4, "num_steps": 20})
     error, before, gap, _ = _learned(problem, 120, {"on-policy": 0.7, "noise-inflated": 0.2, "prior": 0.1})
     assert abs(error) < 0.05 and before > 0.5 and 0 < gap < 0.2
+
+
+def test_one_posterior_learns_two_measurements_and_tells_them_apart():
+    """Trained on both at once, each measurement's samples have the mean of its own exact posterior."""
+    options = {"dim": 2, "measurement_dim": 1, "num_steps": 20}
+    single = make_problem("gaussian-linear", options)
+    measurements = torch.tensor([[-1.5], [1.5]])
+    operator, noise_std = single.likelihood.operator, single.likelihood.noise_std
+    exact = tuple(ChainPosterior(single.prior, operator.matrix, noise_std, value) for value in measurements)
+    problem = dataclasses.replace(single, measurements=measurements, exact=exact, truth=None)
+    error, before, gap, learner = _learned(problem, 150, {"on-policy": 1.0})
+    assert abs(error) < 0.02 and before > 0.4 and 0 < gap < 0.07
+    control = learner.posterior.requires_grad_(False).control
+    for row in (0, 1):
+        rows, generator = torch.full((4000,), row), torch.Generator().manual_seed(2)
+        drawn = rollout(problem, control, rows, generator=generator)
+        assert abs(iw_log_partition(drawn.log_weight) - exact[row].log_partition) < 0.02
+        assert exact[row].log_partition - elbo(drawn.log_weight) < 0.07
+        offset = (drawn.states[:, -1].double().mean(0) - exact[row].mean) / exact[row].variance.sqrt()
+        assert float(offset.abs().max()) < 0.15
+    apart = (exact[0].mean - exact[1].mean) / exact[0].variance.sqrt()
+    assert float(apart.abs().max()) > 1

@@ -56,6 +56,8 @@ def test_vargrad_subtracts_the_mean_of_its_own_measurement_by_hand():
 def test_a_residual_is_one_float64_number_a_trajectory_never_a_matrix(name, huber):
     residual = OBJECTIVES[name](LOG_RATIO.float(), LOG_LIKELIHOOD.float(), NO_LOG_Z, GROUP, 1.0, huber)
     assert residual.shape == (4,) and residual.dtype == torch.float64
+    with pytest.raises(ValueError, match=r"must be \[B\] each, got \(4,\), \(4, 1\) and \(4,\)"):
+        OBJECTIVES[name](LOG_RATIO, LOG_LIKELIHOOD[:, None], NO_LOG_Z, GROUP, 1.0, huber)
 
 
 @pytest.mark.parametrize("origin", ["on-policy", "noise-inflated", "prior", "exact"])

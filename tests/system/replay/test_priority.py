@@ -172,3 +172,12 @@ def test_an_importance_priority_keeps_its_stale_share_small_over_many_inserts(ma
             totals = np.bincount(shard._storage.column("measurement_id"), _mass(shard), minlength=4)
             largest_error = max(largest_error, float(np.abs(totals - 1).max()))
     assert 0 < largest_error < 0.15
+
+
+def test_a_new_item_of_a_huge_weight_is_capped_at_once(make_trajectory):
+    """Mean weight 1 of 1,000 items: the cap is 1000^0.5, and an item 40 nats above gets no more than that."""
+    shard = ReplayShard(_config(priority="importance", truncation=0.5), index=0, seed=0)
+    shard.insert(make_trajectory(1000))
+    shard.insert(make_trajectory(1, log_likelihood=40.0))  # less than 1/16 is new, and 40 nats are no reason to renew
+    mass = _mass(shard)
+    assert mass[1000] / mass[0] == pytest.approx(1000**0.5, rel=0.01)
