@@ -81,6 +81,8 @@ class InverseProblem:
                 f"problem {self.name!r}: measurements must be [M, {', '.join(map(str, expected))}], "
                 f"got {list(self.measurements.shape)}"
             )
+        if not len(self.measurements):
+            raise ValueError(f"problem {self.name!r}: there must be at least one measurement, got none")
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())
             raise ValueError(

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         sys.stderr.write(f"rtb: error: {error}\n")
         return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("rtb: interrupted; `rtb resume RUN` goes on from the last checkpoint\n")
+    except KeyboardInterrupt as interrupt:
+        sys.stderr.write(f"rtb: {str(interrupt) or 'interrupted'}\n")
         return 130
 
 
@@ -67,12 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("directory", type=Path, metavar="RUN")
     sample.add_argument("--num", type=int, default=1_000, help="number of samples (default 1000)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
-    sample.add_argument("--output", type=Path, help="npz file (default: RUN/samples.npz)")
+    sample.add_argument("--measurement", type=int, default=0, help="row of the problem's measurements (default 0)")
+    sample.add_argument("--output", type=Path, help="npz file (default: RUN/samples.npz, which is replaced)")
     evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
+    evaluate.add_argument("--measurement", type=int, default=0, help="row of the problem's measurements (default 0)")
     problems = add("problems", "list the problems, or the options of one", _problems)
     problems.add_argument("name", nargs="?", help="a problem")
+    problems.add_argument("--plugins", nargs="+", default=[], help="modules that register problems of yours")
     add("doctor", "check this machine", _doctor)
     return parser
 
@@ -112,14 +115,14 @@ def _resume(arguments: argparse.Namespace, _: list[str]) -> None:
 def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
     from system.run import sample
 
-    path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output)
+    path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output, arguments.measurement)
     sys.stdout.write(f"{arguments.num} samples: {path}\n")
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
     from system.run import evaluate_run
 
-    _closing(evaluate_run(arguments.directory, arguments.num), arguments.quiet)
+    _closing(evaluate_run(arguments.directory, arguments.num, arguments.measurement), arguments.quiet)
 
 
 def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -127,7 +130,9 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
 
     from envs import problem_names
     from envs.registry import problem_factory
+    from system.config import import_plugins
 
+    import_plugins(arguments.plugins)
     try:
         factories = {name: problem_factory(name) for name in ([arguments.name] if arguments.name else problem_names())}
     except ValueError as error:

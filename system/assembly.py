@@ -9,7 +9,7 @@ from actors import Actor
 from diffusion.posterior import Posterior, make_posterior
 from envs import InverseProblem, make_problem
 from learner import Learner
-from system.config import RunConfig
+from system.config import RunConfig, import_plugins
 from system.errors import ConfigError
 from system.replay.shard import ReplayShard
 
@@ -25,12 +25,15 @@ def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
 
 def build_problem(config: RunConfig) -> InverseProblem:
     """The inverse problem; a value that its factory refuses is a `ConfigError`."""
-    for plugin in config.plugins:
-        __import__(plugin)
+    import_plugins(config.plugins)
+    name = config.problem.name
     try:
-        return make_problem(config.problem.name, config.problem.options)
+        return make_problem(name, config.problem.options)
     except ValueError as error:
-        raise ConfigError(f"problem {config.problem.name!r}: {error}") from None
+        text = str(error).removeprefix(f"problem {name!r}: ")
+        raise ConfigError(f"problem {name!r}: {text}") from None
+    except Exception as error:  # whatever a plug-in's factory does
+        raise ConfigError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
 
 
 def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:

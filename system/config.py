@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import os
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ __all__ = [
     "RayConfig",
     "RunConfig",
     "config_from_tree",
+    "import_plugins",
     "load_config",
     "problem_type",
 ]
@@ -195,6 +198,20 @@ def _require(
                 raise ValueError(f"{name}.{key} must be {word} {limit}, got {value}")
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """See `yaml.SafeLoader`."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
 def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rtb train CONFIG") -> RunConfig:
     """The configuration in the YAML file `path`, changed by `overrides` (`--section.key value ...`).
 
@@ -202,7 +219,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
         ConfigError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"no configuration file {path}; the ones that ship are in configs/experiments/") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -225,12 +242,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
 def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a parsed YAML tree; `source` names it in errors."""
     tree = dict(tree)
-    plugins = _plugins(tree, source, overrides)
-    for plugin in plugins:
-        try:
-            __import__(plugin)
-        except Exception as error:  # whatever the user's module does when it is imported
-            raise ConfigError(f"plugins: cannot import {plugin!r}: {type(error).__name__}: {error}") from error
+    import_plugins(_plugins(tree, source, overrides))
     problem = tree.get("problem", {})
     if not isinstance(problem, dict):
         raise ConfigError(f"{source}: problem must be a mapping with a name, got {problem!r}")
@@ -241,6 +253,20 @@ def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[s
     options = dataclasses.asdict(_build(options_type, problem, "problem", source))
     tree["problem"] = {"name": options.pop("name"), "options": options}
     return _build(RunConfig, tree, "", source)
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Imports modules that register problems, from the current folder as from anywhere Python looks."""
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for name in names:
+        try:
+            __import__(name)
+        except ModuleNotFoundError as error:
+            where = "neither in the current folder nor where Python looks (PYTHONPATH)"
+            raise ConfigError(f"plugins: cannot import {name!r}: module {error.name!r} is {where}") from error
+        except Exception as error:  # whatever the user's module does when it is imported
+            raise ConfigError(f"plugins: cannot import {name!r}: {type(error).__name__}: {error}") from error
 
 
 def _plugins(tree: Mapping[str, Any], source: str, overrides: Sequence[str]) -> tuple[str, ...]:

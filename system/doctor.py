@@ -159,7 +159,7 @@ def _torchvision() -> Check:
 
 def _data() -> Check:
     place = os.environ.get("RTB_DATA")
-    remedy = "export RTB_DATA=<folder of the data sets>; the documentation says where each comes from"
+    remedy = "export RTB_DATA=<folder of the data sets>; the problems that ship bring their own data and need none"
     if not place:
         return Check(name="RTB_DATA", ok=None, detail="not set: problems with built-in data only", remedy=remedy)
     if not Path(place).is_dir():

@@ -15,6 +15,7 @@ from diffusion.posterior import Posterior
 from envs import InverseProblem
 from evaluation import Evaluation, evaluate
 from evaluation.figures import bounds_picture, loss_picture, problem_pictures
+from evaluation.figures.history import History
 from evaluation.report import summary_rows, write_report
 from system.assembly import build_posterior, stream_seed
 from system.config import RunConfig
@@ -24,6 +25,7 @@ from system.run_directory import RunDirectory, write_text
 __all__ = ["draw", "final_report", "judge", "load_posterior"]
 
 BATCH = 512  # trajectories at once
+LOW_ESS = 0.01  # fraction below which the report warns
 
 
 def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32]) -> Posterior:
@@ -48,14 +50,19 @@ def draw(
 
 
 def judge(
-    config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32], *, quick: bool
+    config: RunConfig,
+    problem: InverseProblem,
+    weights: NDArray[np.float32],
+    *,
+    quick: bool,
+    measurement_id: int = 0,
 ) -> tuple[Evaluation, NDArray[np.float32], NDArray[np.float64]]:
-    """(evaluation, samples [N, *D], log weights [N]) of the posterior with `weights`, on the first measurement."""
+    """(evaluation, samples [N, *D], log weights [N]) of the posterior with `weights`, on one measurement."""
     posterior = load_posterior(config, problem, weights)
     count = config.evaluation.trajectories if quick else config.evaluation.final_trajectories
     seed = stream_seed(config, "evaluation", int(quick))
-    samples, log_weight = draw(problem, posterior, count, seed=seed)
-    evaluation = evaluate(problem, 0, samples, log_weight, posterior, seed=seed, quick=quick)
+    samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=measurement_id)
+    evaluation = evaluate(problem, measurement_id, samples, log_weight, posterior, seed=seed, quick=quick)
     return evaluation, samples.float().numpy(), log_weight.numpy()
 
 
@@ -66,13 +73,17 @@ def final_report(
     evaluation: Evaluation,
     samples: NDArray[np.float32],
     notes: Sequence[str] = (),
+    *,
+    measurement_id: int = 0,
 ) -> None:
     """Writes report.html, its figures, and the same numbers as results.json."""
     generator = torch.Generator().manual_seed(stream_seed(config, "prior samples"))
-    prior = rollout(problem, None, torch.zeros(BATCH, dtype=torch.long), generator=generator).states[:, -1]
+    rows_of_y = torch.full((BATCH,), measurement_id)
+    prior = rollout(problem, None, rows_of_y, generator=generator).states[:, -1]
     history = read_metrics(run.metrics)
+    notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
     pictures = [
-        *problem_pictures(problem, 0, prior, torch.from_numpy(samples), evaluation),
+        *problem_pictures(problem, measurement_id, prior, torch.from_numpy(samples), evaluation),
         bounds_picture(history, evaluation.exact_log_partition),
         loss_picture(history),
     ]
@@ -82,5 +93,35 @@ def final_report(
     rows = summary_rows(evaluation)
     title = f"{config.problem.name}: learned posterior"
     write_report(run.report, title, rows, shown, config.to_yaml(), list(notes), run.path.name)
-    results = {"summary": [dataclasses.asdict(row) for row in rows], "metrics": evaluation.as_metrics()}
+    summary = [dataclasses.asdict(row) for row in rows]
+    results = {"summary": summary, "metrics": evaluation.as_metrics(), "notes": notes}
     write_text(run.results, json.dumps(results, indent=1) + "\n")
+
+
+def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:
+    """Sentences about what should keep the reader from taking the numbers at face value."""
+
+    def newest(key: str) -> float:
+        return float(history[key][2][-1]) if key in history and len(history[key][2]) else 0.0
+
+    notes, ess = [], evaluation.effective_sample_size
+    if len(problem.measurements) > 1:
+        notes.append(
+            f"all this is for measurement {measurement_id} of 0..{len(problem.measurements) - 1}; "
+            "`rtb evaluate RUN --measurement N` judges another"
+        )
+    if not newest("learner/updates"):
+        notes.append("the run ended before its first update: what is shown is the prior")
+    if newest("learner/skipped"):
+        notes.append(
+            f"{newest('learner/skipped'):.0f} of {newest('learner/updates'):.0f} updates were left out, as loss or "
+            "gradient was not finite: lower learner.learning_rate, or look at the likelihood"
+        )
+    if newest("replay/refused"):
+        notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
+    if ess < LOW_ESS:
+        notes.append(
+            f"an effective sample size of {100 * ess:.2g} % is {ess * evaluation.count:.0f} paths: neither log Z nor "
+            "its error can be trusted"
+        )
+    return notes

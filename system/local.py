@@ -24,6 +24,7 @@ from system.runner import replay_metrics, run_progress, state_part, update_metri
 __all__ = ["LocalRunner"]
 
 SLICE_SECONDS = 1.0
+FILLING_SECONDS = 5.0  # of a slice without an update: replay is filling, and the progress wants to be seen
 MAX_REFUSED = 20  # rollouts in a row of which nothing can be stored, before the run ends
 
 
@@ -67,9 +68,11 @@ class LocalRunner:
         """See `Runner`."""
         if self._start is None:
             self._start = time.perf_counter()
-        until = time.perf_counter() + SLICE_SECONDS
-        updates = self.updates
-        while not self.finished and (time.perf_counter() < until or self.updates == updates):
+        start, updates = time.perf_counter(), self.updates
+        while not self.finished:
+            seconds = time.perf_counter() - start
+            if seconds >= (SLICE_SECONDS if self.updates > updates else FILLING_SECONDS):
+                break
             self._turn()
         return self._metrics | self._counters()
 

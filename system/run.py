@@ -18,7 +18,7 @@ from envs import InverseProblem
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig, config_from_tree, load_config
-from system.errors import CheckpointError, ConfigError, RunnerError
+from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.judge import draw, final_report, judge, load_posterior
 from system.metrics import MetricsWriter
 from system.progress import Progress
@@ -35,7 +35,11 @@ def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = Fal
     problem = build_problem(config)
     run = RunDirectory.create(directory, config.name)
     write_text(run.config, config.to_yaml())
-    _train(config, problem, run, None, quiet)
+    try:
+        _train(config, problem, run, None, quiet)
+    except UserError:
+        run.discard_unless_begun()
+        raise
     return run
 
 
@@ -97,10 +101,20 @@ def _train(
                     progress.warn(line)
             _loop(config, problem, runner, store, writer, progress)
         evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_way_on(run, store)) from None
     finally:
         runner.close()
     save_samples(run.samples, samples, log_weight)
     final_report(config, problem, run, evaluation, samples, notes)
+
+
+def _way_on(run: RunDirectory, store: CheckpointStore) -> str:
+    """What the user is told after an interrupt."""
+    steps = store.steps()
+    if not steps:
+        return f"interrupted before the first checkpoint; delete {run.path} and start again"
+    return f"interrupted; `rtb resume {run.path}` goes on from update {steps[-1]}"
 
 
 def _loop(
@@ -113,18 +127,22 @@ def _loop(
 ) -> None:
     """Trains until the budget is spent; the last act is a checkpoint."""
     evaluated = saved = time.perf_counter()
-    while not runner.finished:
-        fresh = runner.advance()
-        now = time.perf_counter()
-        if now - evaluated >= config.evaluation.interval_seconds or runner.finished:
-            fresh |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
-            evaluated = time.perf_counter()
-        if now - saved >= config.checkpoint.interval_seconds and not runner.finished:
-            _save(runner, store, progress, last=False)
-            saved = time.perf_counter()
-        fresh["system/seconds"] = runner.seconds
-        writer.write(runner.updates, fresh)
-        progress.update(fresh)
+    try:
+        while not runner.finished:
+            fresh = runner.advance()
+            now = time.perf_counter()
+            if now - evaluated >= config.evaluation.interval_seconds or runner.finished:
+                fresh |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
+                evaluated = time.perf_counter()
+            if now - saved >= config.checkpoint.interval_seconds and not runner.finished:
+                _save(runner, store, progress, last=False)
+                saved = time.perf_counter()
+            fresh["system/seconds"] = runner.seconds
+            writer.write(runner.updates, fresh)
+            progress.update(fresh)
+    except KeyboardInterrupt:
+        _save(runner, store, progress, last=False)
+        raise
     _save(runner, store, progress, last=True)
 
 
@@ -168,27 +186,41 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def sample(directory: Path, count: int, seed: int, output: Path | None) -> Path:
-    """Draws `count` posterior samples from the newest checkpoint of a run into an npz file."""
+def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int = 0) -> Path:
+    """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file."""
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")
+    if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
+        raise ConfigError(f"--output must be an .npz file in a directory that exists, got {output}")
     run, config, problem, weights = _trained(directory)
-    samples, log_weight = draw(problem, load_posterior(config, problem, weights), count, seed=seed)
+    posterior, row = load_posterior(config, problem, weights), _row(problem, measurement)
+    samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
     path = run.samples if output is None else output
     save_samples(path, samples.float().numpy(), log_weight.numpy())
     return path
 
 
-def evaluate_run(directory: Path, count: int | None = None) -> RunDirectory:
-    """Evaluates the newest checkpoint of a run and rewrites its report."""
+def evaluate_run(directory: Path, count: int | None = None, measurement: int = 0) -> RunDirectory:
+    """Evaluates the newest checkpoint of a run on one measurement and rewrites its report."""
     if count is not None and count < 2:
         raise ConfigError(f"--num must be at least 2, got {count}")
     run, config, problem, weights = _trained(directory)
     if count is not None:
         config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
-    evaluation, samples, _ = judge(config, problem, weights, quick=False)
-    final_report(config, problem, run, evaluation, samples)
+    row = _row(problem, measurement)
+    evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
+    final_report(config, problem, run, evaluation, samples, measurement_id=row)
     return run
+
+
+def _row(problem: InverseProblem, measurement: int) -> int:
+    """`measurement` if the problem has it."""
+    if not 0 <= measurement < len(problem.measurements):
+        raise ConfigError(
+            f"--measurement must be within 0..{len(problem.measurements) - 1}, the rows of problem {problem.name!r}, "
+            f"got {measurement}"
+        )
+    return measurement
 
 
 def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, NDArray[np.float32]]:
@@ -202,4 +234,5 @@ def closing_lines(run: RunDirectory) -> str:
     results = json.loads(run.results.read_text(encoding="utf-8"))
     lines = [f"{'':52} {'learned':>10} {'exact':>10}"]
     lines += [f"{row['quantity']:52} {row['learned']:>10} {row['exact']:>10}" for row in results["summary"]]
+    lines += [f"note: {note}" for note in results["notes"]]
     return "\n".join([*lines, f"report: {run.report}", ""])

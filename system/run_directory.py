@@ -13,6 +13,7 @@ figures/         the figures as files
 import difflib
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,6 +89,12 @@ class RunDirectory:
             ) from error
         return run
 
+    def discard_unless_begun(self) -> None:
+        """Deletes the directory if only its configuration and empty files are in it: a run refused as it began."""
+        files = [entry for entry in self.path.rglob("*") if entry.is_file() and entry != self.config]
+        if not any(entry.stat().st_size for entry in files):
+            shutil.rmtree(self.path)
+
     @classmethod
     def open(cls, path: Path) -> "RunDirectory":
         """Find an existing run."""
@@ -122,8 +129,8 @@ def _holds_run(path: Path) -> bool:
 def _take(path: Path) -> Path:
     if path.is_dir() and _holds_run(path):
         raise UserError(
-            f"expected a new directory, but {path} holds a run; continue it with `rtb resume {path}` "
-            "or choose another directory"
+            f"expected a new directory, but {path} holds a run; continue it with `rtb resume {path}`, "
+            "delete it, or choose another directory"
         )
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -66,8 +66,9 @@ def bounds_picture(history: History, exact_log_partition: float | None = None) -
     legend(figure, axes)
     finish(axes)
     caption = (
-        "Bounds on the log evidence while training. The true value lies between ELBO and EUBO; "
-        "both reach it only when the learned posterior is the exact one."
+        "Bounds on the log evidence while training. ELBO and the importance-weighted value lie below it, up to noise; "
+        "the EUBO, where an exact posterior gives it, above. They meet as the learned posterior becomes the exact one, "
+        "up to the chain's finite number of steps."
     )
     return render(figure, "bounds", "Bounds on the evidence", caption)
 

@@ -1,6 +1,7 @@
 """What a configuration refuses, in which words; and that what it accepts survives being written and read."""
 
 import dataclasses
+import sys
 import textwrap
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import yaml
 
 from system.assembly import build_posterior, build_problem, stream_seed
-from system.config import EvaluationConfig, RayConfig, RunConfig, load_config
+from system.config import EvaluationConfig, RayConfig, RunConfig, import_plugins, load_config
 from system.errors import ConfigError
 from system.flags import help_text
 
@@ -108,7 +109,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         ("plugins: [3]", "plugins must be a list of module names, got [3]"),
         (
             "plugins: [no_such_module]",
-            "plugins: cannot import 'no_such_module': ModuleNotFoundError: No module named 'no_such_module'",
+            "plugins: cannot import 'no_such_module': module 'no_such_module' is neither in the current folder nor",
         ),
     ],
 )
@@ -322,3 +323,20 @@ def test_streams_of_roles_indices_and_seeds_differ_and_are_the_same_every_time(l
     ]
     assert len(set(seeds)) == 18 and all(0 <= seed < 2**63 for seed in seeds)
     assert stream_seed(load("seed: 1"), "actor", 2) == stream_seed(config, "actor", 2)
+
+
+def test_a_key_that_is_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("seed: 1\nupdates: 5\nseed: 2\n")
+    with pytest.raises(ConfigError, match="key 'seed' is given twice"):
+        load_config(path)
+
+
+def test_a_plug_in_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "a_plug_in_here.py").write_text("IMPORTED = True\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    import_plugins(["a_plug_in_here"])
+    assert sys.modules.pop("a_plug_in_here").IMPORTED
+    with pytest.raises(ConfigError, match=r"module 'no_such_plug_in' is neither in the current folder nor"):
+        import_plugins(["no_such_plug_in"])

@@ -1,5 +1,6 @@
 """A run from start to report: what is left behind, and what survives being stopped at any moment."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,16 +14,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import system.local
 import system.part
 import system.run
+from envs import InverseProblem, make_problem
+from envs.registry import register
+from evaluation import evaluate
 from evaluation.report import summary_rows
 from system.checkpoint import CheckpointStore
 from system.config import config_from_tree
 from system.errors import CheckpointError, ConfigError, UserError
+from system.judge import _doubts
 from system.metrics import read_metrics
-from system.run import evaluate_run, resume, sample, train
+from system.run import closing_lines, evaluate_run, resume, sample, train
 from system.run_directory import write_text
 
 TREE = {
@@ -70,11 +76,12 @@ def _short_slices_and_a_plain_report(monkeypatch):
     """A checkpoint every 0.05 s, and results without figures, which take seconds; one test draws them."""
     monkeypatch.setattr(system.local, "SLICE_SECONDS", 0.05)
 
-    def results_only(config, problem, run, evaluation, samples, notes=()):
+    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0):
         rows = [
             {"quantity": row.quantity, "learned": row.learned, "exact": row.exact} for row in summary_rows(evaluation)
         ]
-        write_text(run.results, json.dumps({"summary": rows, "notes": list(notes)}))
+        notes = [*notes, *_doubts(problem, evaluation, read_metrics(run.metrics), measurement_id)]
+        write_text(run.results, json.dumps({"summary": rows, "notes": notes}))
 
     monkeypatch.setattr(system.run, "final_report", results_only)
 
@@ -333,3 +340,85 @@ def test_evaluate_with_the_configured_number_repeats_the_runs_own_results(copy):
     assert json.loads(copy.results.read_text(encoding="utf-8"))["summary"] != again
     with pytest.raises(ConfigError, match="--num must be at least 2, got 1"):
         evaluate_run(copy.path, 1)
+
+
+def test_an_interrupt_saves_first_and_names_the_run_to_resume(tmp_path, monkeypatch):
+    original, slices = system.local.LocalRunner.advance, [3]
+
+    def advance(runner):
+        slices[0] -= 1
+        if not slices[0]:
+            raise KeyboardInterrupt
+        return original(runner)
+
+    monkeypatch.setattr(system.local.LocalRunner, "advance", advance)
+    path = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        train(_config(checkpoint={"interval_seconds": 1000}), path, quiet=True)
+    (step,) = CheckpointStore(path / "checkpoints").steps()
+    assert step > 0
+    assert str(interrupt.value) == f"interrupted; `rtb resume {path}` goes on from update {step}"
+
+
+def test_a_run_that_is_refused_before_it_begins_leaves_no_directory(tmp_path):
+    for changes in ({"posterior": {"form": "finetune"}}, {"replay": {"capacity_bytes": 10}}):
+        with pytest.raises(UserError):
+            train(_config(**changes), tmp_path / "refused", quiet=True)
+        assert not (tmp_path / "refused").exists()
+
+
+@pytest.fixture(scope="module")
+def two_measurements(tmp_path_factory):
+    """A run on a problem of two measurements far apart."""
+
+    @register("two-points")
+    def two_points(*, spread: float = 3.0) -> InverseProblem:
+        """Two measurements of the same Gaussian prior."""
+        problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 5})
+        measurements = torch.tensor([[-spread], [spread]])
+        return dataclasses.replace(problem, name="two-points", measurements=measurements, exact=(), truth=None)
+
+    tree = TREE | {"problem": {"name": "two-points"}}
+    return train(config_from_tree(tree, "test"), tmp_path_factory.mktemp("runs") / "two", quiet=True)
+
+
+def test_samples_and_evaluation_are_of_the_measurement_that_is_asked_for(two_measurements, tmp_path):
+    def drawn(measurement):
+        path = sample(two_measurements.path, 50, 0, tmp_path / f"{measurement}.npz", measurement)
+        with np.load(path) as stored:
+            return stored["samples"], stored["log_weight"]
+
+    (first, first_weight), (second, second_weight) = drawn(0), drawn(1)
+    assert np.abs(first - second).max() > 0.1 and not np.array_equal(first_weight, second_weight)
+    for measurement in (0, 1):
+        results = json.loads(evaluate_run(two_measurements.path, 32, measurement).results.read_text())
+        assert any(f"for measurement {measurement} of 0..1" in note for note in results["notes"])
+    refused = r"--measurement must be within 0\.\.1, the rows of problem 'two-points', got "
+    with pytest.raises(ConfigError, match=refused + "2"):
+        sample(two_measurements.path, 5, 0, None, 2)
+    with pytest.raises(ConfigError, match=refused + "-1"):
+        evaluate_run(two_measurements.path, 5, -1)
+
+
+@pytest.mark.parametrize("output", ["missing/x.npz", "x.csv"])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(copy, tmp_path, output):
+    with pytest.raises(ConfigError, match=r"--output must be an \.npz file in a directory that exists, got .*"):
+        sample(copy.path, 10, 0, tmp_path / output)
+
+
+def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finished, tmp_path):
+    assert json.loads(finished.results.read_text()).get("notes", []) == []
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 5})
+    log_weight = torch.zeros(1000, dtype=torch.float64)
+    log_weight[0] = 50.0  # one path outweighs all others
+    evaluation = evaluate(problem, 0, torch.randn(1000, 2), log_weight)
+    newest = {"learner/updates": 20.0, "learner/skipped": 11.0, "replay/refused": 655.0}
+    history = {key: (np.array([1]), np.array([1.0]), np.array([value])) for key, value in newest.items()}
+    skipped, refused, weight = _doubts(problem, evaluation, history, 0)
+    assert skipped.startswith("11 of 20 updates were left out")
+    assert refused == "655 trajectories were refused, as a number in them was not finite"
+    assert weight.startswith("an effective sample size of 0.1 % is 1 paths")
+    assert _doubts(problem, evaluation, {}, 0)[0].startswith("the run ended before its first update")
+    run = type(finished)(path=tmp_path)
+    write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
+    assert f"note: {weight}\n" in closing_lines(run)
