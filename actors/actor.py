@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from actors.exploration import Exploration
+from actors.exploration import Exploration, Stateful
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
+from actors.path_searcher import PathSearcher
 from actors.prior_rollout import PriorRollout
+from actors.rollout import Rollout
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
@@ -38,12 +42,16 @@ class ActorConfig:
     """Shares at the end of the run; in between they change linearly."""
     noise_inflation: float = 1.3
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
+    path_search_sweeps: int = 1
+    """Moves of a path-search population before it is handed on."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
+        if self.path_search_sweeps < 1:
+            raise ValueError(f"actor.path_search_sweeps must be at least 1, got {self.path_search_sweeps}")
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
         for name in ("mixture", "final_mixture"):
@@ -66,6 +74,7 @@ EXPLORATIONS: Mapping[str, Callable[[ActorConfig], Exploration]] = {
     "on-policy": lambda config: OnPolicy(),
     "noise-inflated": lambda config: NoiseInflated(config.noise_inflation),
     "prior": lambda config: PriorRollout(),
+    "path-search": lambda config: PathSearcher(config.path_search_sweeps),
 }
 
 
@@ -98,6 +107,7 @@ class Actor:
         self._made = 0
         self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
+        self._counters: Counter[str] = Counter()
         self._explorations = {name: make(config) for name, make in EXPLORATIONS.items()}
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
@@ -119,16 +129,34 @@ class Actor:
         self._batches[name] += 1
         count, measurements = self.config.batch_size, len(self.problem.measurements)
         measurement_id = torch.randint(measurements, (count,), generator=self.generator)
-        exploration = self._explorations[name]
+        exploration, began = self._explorations[name], time.perf_counter()
         rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count
         return rollout.trajectory(uid, self.version, exploration.origin, keep_denoised=self.config.store_denoised)
 
+    def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
+        finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]
+        counts = {"trajectories": len(rollout.states), "seconds": seconds}
+        counts |= {"finite": len(finite), "log_likelihood": float(finite.double().sum())}
+        if rollout.acceptance is not None:
+            counts |= {"proposals": 1, "accepted": rollout.acceptance}
+        self._counters.update({f"{name}/{key}": value for key, value in counts.items()})
+
+    def take_counters(self) -> dict[str, float]:
+        """What every kind has made since this was last asked, as sums: see `system.runner.exploration_metrics`."""
+        counters, self._counters = dict(self._counters), Counter()
+        return counters
+
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays, scalars) that `load_state_dict` restores: the random stream and the counters, not the weights."""
         arrays = {"generator": self.generator.get_state().numpy()}
-        scalars = {"made": self._made, "batches": dict(self._batches), "wanted": dict(self._wanted)}
+        scalars: dict[str, Any] = {"made": self._made, "batches": dict(self._batches), "wanted": dict(self._wanted)}
+        for name, exploration in self._explorations.items():
+            if isinstance(exploration, Stateful):
+                own, scalars[name] = exploration.state_dict()
+                arrays |= {f"{name}.{key}": value for key, value in own.items()}
         return arrays, scalars
 
     def load_state_dict(self, arrays: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> None:
@@ -137,3 +165,9 @@ class Actor:
         self._made = int(scalars["made"])
         self._batches.update(scalars["batches"])
         self._wanted.update(scalars["wanted"])
+        for name, exploration in self._explorations.items():
+            if isinstance(exploration, Stateful) and name in scalars:
+                own = {
+                    key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")
+                }
+                exploration.load_state_dict(self.problem, own, scalars[name], self.generator)

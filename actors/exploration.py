@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.rollout import Rollout
@@ -12,7 +13,7 @@ from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin
 from envs.problem import InverseProblem
 
-__all__ = ["Exploration"]
+__all__ = ["Exploration", "Stateful"]
 
 
 class Exploration(Protocol):
@@ -32,4 +33,23 @@ class Exploration(Protocol):
         generator: torch.Generator,
     ) -> Rollout:
         """One trajectory for every entry of `measurement_id` [B]; `progress` (0 to 1) is how far the run is."""
+        ...
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A kind of exploration that carries something from turn to turn, which a checkpoint has to hold."""
+
+    def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """(arrays, scalars fit for JSON) that `load_state_dict` restores bit for bit."""
+        ...
+
+    def load_state_dict(
+        self,
+        problem: InverseProblem,
+        arrays: dict[str, NDArray[Any]],
+        scalars: dict[str, Any],
+        generator: torch.Generator,
+    ) -> None:
+        """Restores `state_dict`; draws go on from `generator`, which the actor restores itself."""
         ...

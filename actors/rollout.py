@@ -50,6 +50,8 @@ class Rollout:
     """[B] log p(y | x)."""
     measurement_id: Tensor
     """[B] int64."""
+    acceptance: float | None = None
+    """Share of proposals that were accepted, for kinds of exploration that propose."""
 
     @property
     def log_weight(self) -> Tensor:
@@ -84,22 +86,26 @@ def rollout(
     inflation: float = 1.0,
     generator: torch.Generator | None = None,
     guided: bool = False,
+    start: Tensor | None = None,
+    first: int = 0,
 ) -> Rollout:
     """One trajectory for every entry of `measurement_id` [B], under `control` (None: the prior).
 
     `inflation` is c, the factor on the noise of the behaviour; the log-ratio is that of c = 1 all the same.
     `guided` computes the guidance along the path, and hands it to `control` as a fifth argument.
+    With `start` [B, *D] the paths leave these states at index `first`, and hold only what follows: T - `first`
+    transitions.
     """
     if not (inflation > 0 and math.isfinite(inflation)):
         raise ValueError(f"inflation must be positive, got {inflation}")
     prior, count = problem.prior, len(measurement_id)
     measurement = problem.measurements[measurement_id]
-    state = prior.sample_base(count, generator)
+    state = prior.sample_base(count, generator) if start is None else start
     dim = state[0].numel()
     gradient = problem.gradient if guided else None
     states, estimates, guidance, log_prior, log_ratios = [state], [], [], [], []
     behaviour = torch.zeros(count, dtype=torch.float64, device=state.device)
-    for index in range(prior.num_steps):
+    for index in range(first, prior.num_steps):
         step = torch.full((count,), index, device=state.device)
         std = float(prior.std[index])
         if gradient is None:

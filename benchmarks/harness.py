@@ -60,9 +60,9 @@ class Finished:
 
     @property
     def diverged(self) -> bool:
-        """Whether any number of the last evaluation is not finite, or any update was skipped for that reason."""
+        """Whether any number of the last evaluation is not finite, or any batch was set aside."""
         finite = all(value == value and abs(value) != float("inf") for value in self.metrics.values())
-        return not finite or self.last("learner/skipped") > 0
+        return not finite or max(self.last("learner/skipped"), self.last("learner/set_aside")) > 0
 
 
 def parse(name: str, description: str, arguments: Sequence[str] | None = None) -> Benchmark:

@@ -99,17 +99,17 @@ class NoisingKernel:
         ratio, std = self.moments(clean, noisy)
         return normal_log_prob(noised, ratio * state, torch.full((len(state),), std, dtype=torch.float64))
 
-    def sample_path(self, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """[N, T+1, *D] a noising path that ends (index T) in x = `clean` [N, *D]."""
+    def sample_path(self, clean: Tensor, generator: torch.Generator | None = None, last: int | None = None) -> Tensor:
+        """[N, K+1, *D] a noising path s_0..s_K that ends in s_K = `clean` [N, *D]; K = `last`, T if None."""
         states = [clean]
-        for index in range(self.schedule.num_steps, 0, -1):
+        for index in range(self.schedule.num_steps if last is None else last, 0, -1):
             states.append(self.sample(states[-1], index, index - 1, generator))
         return torch.stack(states[::-1], dim=1)
 
     def path_log_prob(self, states: Tensor) -> Tensor:
-        """[N, T] log q(s_k | s_k+1) of every noising transition of `states` [N, T+1, *D]."""
+        """[N, K] log q(s_k | s_k+1) of every noising transition of s_0..s_K = `states` [N, K+1, *D]."""
         terms = [
             self.log_prob(states[:, index], states[:, index + 1], index + 1, index)
-            for index in range(self.schedule.num_steps)
+            for index in range(states.shape[1] - 1)
         ]
         return torch.stack(terms, dim=1)

@@ -24,6 +24,7 @@ class Origin(IntEnum):
     NOISE_INFLATED = 1
     PRIOR = 2
     EXACT = 3
+    PATH_SEARCH = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

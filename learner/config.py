@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from learner.guard import GuardConfig
 from learner.objectives import OBJECTIVES
 
 __all__ = ["LearnerConfig"]
@@ -41,6 +42,8 @@ class LearnerConfig:
     """Fraction of the run at which beta reaches 1."""
     ema_decay: float = 0.998
     """Decay per update of the averaged weights that are evaluated and saved for sampling."""
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    """What is done about batches and weights that have gone wrong."""
     max_rows: int = 16_384
     """Transitions held in one graph; more are scored in two passes and chunks of this size."""
 

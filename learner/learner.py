@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,13 @@ from envs.problem import InverseProblem
 from learner.average import WeightAverage
 from learner.config import LearnerConfig
 from learner.gradient import PathBatch, accumulate_gradient
+from learner.guard import Guard, Verdict
 from learner.loss import residual_loss
 from learner.objectives import OBJECTIVES
 
 __all__ = ["Learner", "Update"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -34,8 +38,8 @@ class Update:
     """[B] residual of each trajectory, for its priority."""
     gradient_norm: float
     """Norm of the gradient before clipping."""
-    skipped: bool
-    """Whether the step was left out because loss or gradient was not finite."""
+    verdict: Verdict
+    """Whether the step was taken, and if not, what was done."""
 
 
 class Learner:
@@ -51,7 +55,7 @@ class Learner:
         self.posterior = posterior
         self.config = config
         self.updates = 0
-        self.skipped = 0
+        self.guard = Guard(config.guard)
         self.log_partition = nn.Parameter(torch.zeros(len(problem.measurements), dtype=torch.float64))
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
@@ -64,6 +68,8 @@ class Learner:
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
         self._peak = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._warm_from = 0  # update at which the warm-up began
+        self._snapshots = [self._weights_and_moments()]  # at most two, the older first
 
     def update(self, trajectory: Trajectory, progress: float) -> Update:
         """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
@@ -80,21 +86,31 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
-        finite = math.isfinite(norm) and bool(torch.isfinite(output.loss))
+        residual = output.residual.float().cpu().numpy()
+        verdict = self.guard.examine(float(output.loss), norm, residual)
         self.updates += 1
-        if finite:
+        if verdict is Verdict.TAKE:
             factor = self.learning_rate_factor(progress)
             for param_group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
                 param_group["lr"] = factor * peak
             self.optimizer.step()
             self.average.update(self.posterior)
-        else:
-            self.skipped += 1
-        return Update(
-            loss=float(output.loss),
-            residual=output.residual.float().cpu().numpy(),
-            gradient_norm=norm,
-            skipped=not finite,
+            if self.guard.wants_snapshot:
+                self._snapshots = [self._snapshots[-1], self._weights_and_moments()]
+        elif verdict is Verdict.ROLL_BACK:
+            self._roll_back()
+        return Update(loss=float(output.loss), residual=residual, gradient_norm=norm, verdict=verdict)
+
+    def _roll_back(self) -> None:
+        """To the older snapshot: the newer may be from when it began to go wrong."""
+        self._load_weights_and_moments(*self._snapshots[0])
+        self._snapshots = self._snapshots[:1]
+        self._warm_from = self.updates
+        _log.warning(
+            "the learner rolled back at update %d, number %d; step size times %g from now on",
+            self.updates,
+            self.guard.rollbacks,
+            self.guard.step_factor,
         )
 
     def beta(self, progress: float) -> float:
@@ -107,7 +123,7 @@ class Learner:
     def learning_rate_factor(self, progress: float) -> float:
         """Warm-up times cosine decay, relative to the configured step size."""
         config = self.config
-        warmup = min(1.0, self.updates / max(config.warmup_updates, 1))
+        warmup = min(1.0, (self.updates - self._warm_from) / max(config.warmup_updates, 1)) * self.guard.step_factor
         cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
         return warmup * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
 
@@ -131,14 +147,23 @@ class Learner:
         return PathBatch(states, denoised, measurement, guidance)
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """(arrays, scalars) that `load_state_dict` restores bit for bit."""
+        """(arrays, scalars) that `load_state_dict` restores bit for bit, snapshots to roll back to included."""
+        arrays, average_updates = self._weights_and_moments()
+        scalars: dict[str, Any] = {"updates": self.updates, "average_updates": average_updates}
+        scalars |= {"warm_from": self._warm_from, "guard": self.guard.state_dict(), "snapshots": []}
+        for index, (saved, updates) in enumerate(self._snapshots):
+            arrays |= {f"snapshot.{index}.{name}": value for name, value in saved.items()}
+            scalars["snapshots"].append(updates)
+        return arrays, scalars
+
+    def _weights_and_moments(self) -> tuple[dict[str, NDArray[Any]], int]:
+        """All numbers that a step changes, and the number of updates of the average."""
         arrays = {f"posterior.{name}": _numpy(value) for name, value in self.posterior.state_dict().items()}
         arrays["average"] = _numpy(self.average.vector)
         arrays["log_partition"] = _numpy(self.log_partition)
         for index, state in self.optimizer.state_dict()["state"].items():
             arrays.update({f"optimizer.{index}.{name}": _numpy(value) for name, value in state.items()})
-        scalars = {"updates": self.updates, "skipped": self.skipped, "average_updates": self.average.updates}
-        return arrays, scalars
+        return arrays, self.average.updates
 
     def load_state_dict(self, arrays: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> None:
         """Restores `state_dict`.
@@ -146,6 +171,16 @@ class Learner:
         Raises:
             ValueError: an array is missing or has another shape; the message names the first.
         """
+        names = {index: f"snapshot.{index}." for index in range(len(scalars["snapshots"]))}
+        self._load_weights_and_moments(arrays, int(scalars["average_updates"]))
+        self._snapshots = [
+            ({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}, updates)
+            for prefix, updates in zip(names.values(), scalars["snapshots"], strict=True)
+        ]
+        self.updates, self._warm_from = int(scalars["updates"]), int(scalars["warm_from"])
+        self.guard.load_state_dict(scalars["guard"])
+
+    def _load_weights_and_moments(self, arrays: dict[str, NDArray[Any]], average_updates: int) -> None:
         expected = {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}
         expected |= {"average": self.average.vector, "log_partition": self.log_partition.data}
         for name, value in expected.items():
@@ -161,8 +196,7 @@ class Learner:
                 states.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self.updates, self.skipped = int(scalars["updates"]), int(scalars["skipped"])
-        self.average.updates = int(scalars["average_updates"])
+        self.average.updates = average_updates
 
 
 def _numpy(value: Tensor) -> NDArray[Any]:

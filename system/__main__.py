@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         known, rest = _parser().parse_known_args(given)
-        if rest and known.command != "train":
+        if rest and not (known.command == "train" or (known.command == "sample" and known.exact)):
             raise UserError(f"unknown argument {rest[0]!r} of `rtb {known.command}`; see `rtb {known.command} --help`")
         return int(known.run(known, rest) or 0)
     except UserError as error:
@@ -64,11 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("directory", type=Path, metavar="RUN")
     resume.add_argument("--cluster", metavar="ADDRESS", help="run on this Ray cluster")
     sample = add("sample", "draw posterior samples from a run", _sample)
-    sample.add_argument("directory", type=Path, metavar="RUN")
+    sample.add_argument("directory", type=Path, metavar="RUN", help="run directory; with --exact also a YAML file")
     sample.add_argument("--num", type=int, default=1_000, help="number of samples (default 1000)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
     sample.add_argument("--measurement", type=int, default=0, help="row of the problem's measurements (default 0)")
-    sample.add_argument("--output", type=Path, help="npz file (default: RUN/samples.npz, which is replaced)")
+    sample.add_argument(
+        "--output", type=Path, help="npz file (default: RUN/samples.npz or RUN/exact.npz, which is replaced)"
+    )
+    exact = sample.add_argument_group("exact posterior samples by path-space search, without training")
+    exact.add_argument(
+        "--exact", action="store_true", help="search until populations agree; exit code 1 if they do not"
+    )
+    exact.add_argument("--populations", type=int, default=4, help="populations that never meet (default 4)")
+    exact.add_argument("--chains", type=int, default=256, help="paths in each (default 256)")
+    exact.add_argument("--r-hat", type=float, default=1.01, help="largest R^ that counts as mixed (default 1.01)")
+    exact.add_argument("--max-seconds", type=float, default=600.0, help="stop then, mixed or not (default 600)")
     evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
@@ -112,11 +122,38 @@ def _resume(arguments: argparse.Namespace, _: list[str]) -> None:
     _closing(run, arguments.quiet)
 
 
-def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
+def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from system.run import sample
 
+    if arguments.exact:
+        return _sample_exactly(arguments, overrides)
     path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output, arguments.measurement)
     sys.stdout.write(f"{arguments.num} samples: {path}\n")
+    return 0
+
+
+def _sample_exactly(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from system.exact import ExactConfig
+    from system.run import sample_exact
+
+    try:
+        config = ExactConfig(
+            num_samples=arguments.num,
+            populations=arguments.populations,
+            chains=arguments.chains,
+            r_hat=arguments.r_hat,
+            max_seconds=arguments.max_seconds,
+            seed=arguments.seed,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if overrides and arguments.directory.is_dir():
+        raise UserError(f"{overrides[0]} would change the problem of a finished run; give a configuration instead")
+    path, result = sample_exact(
+        arguments.directory, overrides, config, arguments.output, arguments.measurement, quiet=arguments.quiet
+    )
+    sys.stdout.write("\n".join([*result.lines(), f"{len(result.samples)} samples: {path}", ""]))
+    return 0 if result.mixed else 1
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -112,10 +112,10 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
         )
     if not newest("learner/updates"):
         notes.append("the run ended before its first update: what is shown is the prior")
-    if newest("learner/skipped"):
+    if newest("learner/set_aside"):
         notes.append(
-            f"{newest('learner/skipped'):.0f} of {newest('learner/updates'):.0f} updates were left out, as loss or "
-            "gradient was not finite: lower learner.learning_rate, or look at the likelihood"
+            f"the guard set {newest('learner/set_aside'):.0f} of {newest('learner/updates'):.0f} batches aside and "
+            f"rolled back {newest('learner/rollbacks'):.0f} times: lower learner.learning_rate, or look at the likelihood"
         )
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")

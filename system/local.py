@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from system.assembly import build_actor, build_learner, build_shard
 from system.config import RunConfig
 from system.errors import ConfigError, RunnerError
 from system.part import Part, write_part
-from system.runner import replay_metrics, run_progress, state_part, update_metrics
+from system.runner import exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
 
 __all__ = ["LocalRunner"]
 
@@ -41,6 +42,7 @@ class LocalRunner:
         self._start: float | None = None
         self._acting = 0.0
         self._refused = 0
+        self._explorations: Counter[str] = Counter()
         self._metrics: dict[str, float] = {}
 
     @property
@@ -86,6 +88,7 @@ class LocalRunner:
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
         trajectory = self.actor.act()
+        self._explorations.update(self.actor.take_counters())
         try:
             reply = self.shard.insert(trajectory)
         except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
@@ -107,8 +110,10 @@ class LocalRunner:
             "actor/seconds": self._acting,
             "actor/restarts": 0.0,
             "learner/updates": float(self.updates),
-            "learner/skipped": float(self.learner.skipped),
+            "learner/set_aside": float(self.learner.guard.set_aside),
+            "learner/rollbacks": float(self.learner.guard.rollbacks),
             "system/progress": self.progress,
+            **exploration_metrics(self._explorations),
             **replay_metrics([dataclasses.asdict(self.shard.stats())]),
         }
 
@@ -122,6 +127,7 @@ class LocalRunner:
             "seconds": self.seconds,
             "trajectories": self.trajectories,
             "acting": self._acting,
+            "explorations": dict(self._explorations),
             "config": self.config.to_yaml(),
         }
         parts = {
@@ -139,6 +145,7 @@ class LocalRunner:
         run = parts["run"].scalars
         self._seconds_before, self._acting = float(run["seconds"]), float(run["acting"])
         self.trajectories = int(run["trajectories"])
+        self._explorations = Counter(run["explorations"])
         for target, name in ((self.learner, "learner"), (self.actor, "actor-0"), (self.shard, "replay-0")):
             target.load_state_dict(parts[name].arrays, parts[name].scalars)
 

@@ -41,6 +41,11 @@ ROWS = (
     Row(label="ESS", key="eval/effective_sample_size", form=".3g"),
     Row(label="replay size", key="replay/size", form=",.0f"),
     Row(label="samples per insert", key="replay/samples_per_insert", form=".2f"),
+    Row(label="population", key="exact/population", form=".0f"),
+    Row(label="beta", key="exact/beta", form=".3g"),
+    Row(label="sweeps", key="exact/sweeps", form=",.0f"),
+    Row(label="largest R^", key="exact/r_hat", form=".3f"),
+    Row(label="independent samples", key="exact/effective_samples", form=",.0f"),
     Row(label="actor restarts", key="actor/restarts", form=",.0f"),
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +19,14 @@ from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig, config_from_tree, load_config
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
+from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.judge import draw, final_report, judge, load_posterior
 from system.metrics import MetricsWriter
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
 from system.runner import Runner
 
-__all__ = ["closing_lines", "evaluate_run", "make_runner", "open_run", "resume", "sample", "train"]
+__all__ = ["closing_lines", "evaluate_run", "make_runner", "open_run", "resume", "sample", "sample_exact", "train"]
 
 _log = logging.getLogger(__name__)
 
@@ -190,14 +191,46 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file."""
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")
-    if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
-        raise ConfigError(f"--output must be an .npz file in a directory that exists, got {output}")
+    _check_output(output)
     run, config, problem, weights = _trained(directory)
     posterior, row = load_posterior(config, problem, weights), _row(problem, measurement)
     samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
     path = run.samples if output is None else output
     save_samples(path, samples.float().numpy(), log_weight.numpy())
     return path
+
+
+def sample_exact(
+    source: Path,
+    overrides: Sequence[str],
+    config: ExactConfig,
+    output: Path | None = None,
+    measurement: int = 0,
+    *,
+    quiet: bool = False,
+) -> tuple[Path, ExactSamples]:
+    """Samples the posterior of one measurement by path-space search into an npz file; (file, result).
+
+    `source` is a run, whose posterior then proposes beside the prior, or a configuration (with `overrides`), whose
+    problem is taken.
+    """
+    torch.set_num_threads(1)
+    _check_output(output)
+    control = None
+    if source.is_dir():
+        run, settings, problem, weights = _trained(source)
+        posterior = load_posterior(settings, problem, weights)
+        control, path = posterior.control, run.path / "exact.npz"
+    else:
+        settings = load_config(source, list(overrides))
+        problem, path = build_problem(settings), Path(f"{settings.name}-exact.npz")
+    path = path if output is None else output
+    with Progress(f"{problem.name} - exact sampler", quiet=quiet) as progress:
+        row = _row(problem, measurement)
+        result = sample_exactly(problem, row, config, control=control, progress=progress.update)
+    np.savez_compressed(path, allow_pickle=False, **result.arrays())
+    write_text(path.with_suffix(".json"), json.dumps(result.figures(), indent=1) + "\n")
+    return path, result
 
 
 def evaluate_run(directory: Path, count: int | None = None, measurement: int = 0) -> RunDirectory:
@@ -211,6 +244,11 @@ def evaluate_run(directory: Path, count: int | None = None, measurement: int = 0
     evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
     final_report(config, problem, run, evaluation, samples, measurement_id=row)
     return run
+
+
+def _check_output(output: Path | None) -> None:
+    if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
+        raise ConfigError(f"--output must be an .npz file in a directory that exists, got {output}")
 
 
 def _row(problem: InverseProblem, measurement: int) -> int:

@@ -13,7 +13,7 @@ from diffusion.trajectory import Trajectory
 from learner import Update
 from system.part import Part
 
-__all__ = ["Runner", "replay_metrics", "run_progress", "state_part", "update_metrics"]
+__all__ = ["Runner", "exploration_metrics", "replay_metrics", "run_progress", "state_part", "update_metrics"]
 
 
 class Runner(Protocol):
@@ -82,6 +82,21 @@ def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:
         values = [float(shard[name]) for shard in shards]
         mean = name.startswith("samples_per_insert")
         metrics[f"replay/{name}"] = sum(values) / (len(values) if mean else 1)
+    return metrics
+
+
+def exploration_metrics(counters: Mapping[str, float]) -> dict[str, float]:
+    """Metrics of every kind of exploration, from the sums of `Actor.take_counters`."""
+    metrics = {}
+    for key, made in counters.items():
+        kind, _, name = key.rpartition("/")
+        if name != "trajectories":
+            continue
+        metrics |= {f"actor/{kind}/trajectories": made, f"actor/{kind}/seconds": counters[f"{kind}/seconds"]}
+        if counters.get(f"{kind}/finite", 0) > 0:
+            metrics[f"actor/{kind}/log_likelihood"] = counters[f"{kind}/log_likelihood"] / counters[f"{kind}/finite"]
+        if counters.get(f"{kind}/proposals", 0) > 0:
+            metrics[f"actor/{kind}/acceptance"] = counters[f"{kind}/accepted"] / counters[f"{kind}/proposals"]
     return metrics
 
 

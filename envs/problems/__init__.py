@@ -1,5 +1,14 @@
 """The problems that ship, a file each; importing this package registers them."""
 
-from envs.problems import digits_half, gaussian_linear, gmm_25_to_9, gmm_linear
+from envs.problems import digits_half, digits_phase, funnel, gaussian_linear, gmm_25, gmm_25_to_9, gmm_linear, manywell
 
-__all__ = ["digits_half", "gaussian_linear", "gmm_25_to_9", "gmm_linear"]
+__all__ = [
+    "digits_half",
+    "digits_phase",
+    "funnel",
+    "gaussian_linear",
+    "gmm_25",
+    "gmm_25_to_9",
+    "gmm_linear",
+    "manywell",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from system.distributed.cluster import connect
 from system.distributed.supervisor import Supervisor, last_line
 from system.errors import CheckpointError, ConfigError, RunnerError
 from system.part import Part, write_part
-from system.runner import replay_metrics
+from system.runner import exploration_metrics, replay_metrics
 
 __all__ = ["RayRunner"]
 
@@ -37,6 +38,7 @@ class RayRunner:
         self._metrics: dict[str, float] = {}
         self._versions: dict[int, float] = {}  # actor: version of the weights it has
         self._totals = dict.fromkeys(("trajectories", "acting", "blocked", "acted"), 0.0)
+        self._explorations: Counter[str] = Counter()
         self._learner_time = dict.fromkeys(("seconds", "waited", "published"), 0.0)
         self._closed = False
         connect(config, namespace=f"rtb-{run.name}-{time.time_ns()}")
@@ -78,7 +80,8 @@ class RayRunner:
         self.supervisor.refresh_shard_stats()
         return self._metrics | self._counters()
 
-    def _take_actor(self, index: int, result: Mapping[str, float]) -> None:
+    def _take_actor(self, index: int, result: Mapping[str, Any]) -> None:
+        self._explorations.update(result["explorations"])
         self._versions[index] = result["version"]
         self._totals["trajectories"] += result["trajectories"]
         self._totals["acting"] += result["acting"]
@@ -88,7 +91,8 @@ class RayRunner:
     def _take_learner(self, result: Mapping[str, Any]) -> None:
         self._updates, self._progress = int(result["updates"]), float(result["progress"])
         self._metrics |= result["metrics"]
-        self._metrics["learner/skipped"] = float(result["skipped"])
+        self._metrics["learner/set_aside"] = float(result["set_aside"])
+        self._metrics["learner/rollbacks"] = float(result["rollbacks"])
         if result["made"]:
             self._learned_at = time.monotonic()
         if self._updates:  # before the first, actors and replay are starting
@@ -121,6 +125,7 @@ class RayRunner:
             "actor/blocked": totals["blocked"] / max(totals["acted"], 1e-9),
             "actor/alive": float(sum(actor.starting is None for actor in actors)),
             "system/progress": self._progress,
+            **exploration_metrics(self._explorations),
             **{name: float(count) for name, count in self.supervisor.counts.items()},
         }
         versions = [self._versions.get(actor.index, 0.0) for actor in actors if actor.starting is None]
@@ -162,6 +167,7 @@ class RayRunner:
             "seconds": self.seconds,
             "updates": updates,
             "totals": dict(self._totals),
+            "explorations": dict(self._explorations),
             "counts": dict(supervisor.counts),
             "lives": {str(worker.index): worker.life for worker in supervisor.actors},
             "shards": len(supervisor.shards),
@@ -180,6 +186,7 @@ class RayRunner:
             )
         self._seconds_before = float(run["seconds"])
         self._totals.update(run["totals"])
+        self._explorations.update(run["explorations"])
         supervisor.counts.update(run["counts"])
         self._updates = supervisor.get(
             supervisor.learner.handle.load.remote(parts["learner"]), "the learner to load", limit

@@ -131,7 +131,7 @@ class RolloutWorker:
         """True once the process is up."""
         return True
 
-    def work(self, seconds: float, peers: Peers) -> dict[str, float]:
+    def work(self, seconds: float, peers: Peers) -> dict[str, Any]:
         """Makes trajectories for `seconds`; returns counts and where the time went."""
         start = time.perf_counter()
         made, blocked, acting = 0, 0.0, 0.0
@@ -161,6 +161,7 @@ class RolloutWorker:
             "acting": acting,
             "blocked": blocked,
             "version": float(self._actor.version),
+            "explorations": self._actor.take_counters(),
         }
 
     def _pull(self, peers: Peers) -> None:
@@ -242,7 +243,8 @@ class LearnerWorker:
             "metrics": metrics,
             "updates": self._learner.updates,
             "made": self._learner.updates - updates,
-            "skipped": self._learner.skipped,
+            "set_aside": self._learner.guard.set_aside,
+            "rollbacks": self._learner.guard.rollbacks,
             "progress": self._progress,
             "seconds": time.perf_counter() - start,
             "waited": waited,

@@ -10,7 +10,12 @@ from diffusion.kernel import normal_log_prob
 from diffusion.posterior import ControlPosterior
 from diffusion.trajectory import Origin
 
-NAMES = {Origin.ON_POLICY: "on-policy", Origin.NOISE_INFLATED: "noise-inflated", Origin.PRIOR: "prior"}
+NAMES = {
+    Origin.ON_POLICY: "on-policy",
+    Origin.NOISE_INFLATED: "noise-inflated",
+    Origin.PRIOR: "prior",
+    Origin.PATH_SEARCH: "path-search",
+}
 
 
 def _posterior(problem, head=0.3):
@@ -62,9 +67,9 @@ def test_one_batch_holds_one_kind_and_says_which_weights_made_it(gaussian_proble
 
 def test_shares_move_linearly_from_the_first_mixture_to_the_last():
     config = ActorConfig(mixture={"prior": 0.6, "on-policy": 0.4}, final_mixture={"on-policy": 0.8, "prior": 0.2})
-    assert config.shares(0.0) == pytest.approx({"on-policy": 0.4, "noise-inflated": 0.0, "prior": 0.6})
-    assert config.shares(0.25) == pytest.approx({"on-policy": 0.5, "noise-inflated": 0.0, "prior": 0.5})
-    assert config.shares(1.0) == pytest.approx({"on-policy": 0.8, "noise-inflated": 0.0, "prior": 0.2})
+    for progress, on_policy in ((0.0, 0.4), (0.25, 0.5), (1.0, 0.8)):
+        expected = dict.fromkeys(EXPLORATIONS, 0.0) | {"on-policy": on_policy, "prior": 1 - on_policy}
+        assert config.shares(progress) == pytest.approx(expected)
 
 
 def test_over_a_run_a_kind_that_fades_from_all_to_nothing_makes_half_of_the_batches(gaussian_problem):
@@ -154,7 +159,7 @@ def test_the_denoised_estimates_travel_only_when_asked_for(gaussian_problem):
 
 
 def test_a_restored_actor_goes_on_with_the_same_kinds_uids_and_noise(gaussian_problem):
-    mixture = {"on-policy": 0.5, "noise-inflated": 0.3, "prior": 0.2}
+    mixture = {"on-policy": 0.4, "noise-inflated": 0.2, "prior": 0.1, "path-search": 0.3}
     actor = _actor(gaussian_problem, mixture=mixture, final_mixture=mixture)
     for _ in range(7):
         actor.act()
@@ -194,7 +199,7 @@ def test_an_actor_never_trains_its_posterior(gaussian_problem):
         ({"noise_inflation": float("nan")}, "actor.noise_inflation must be at least 1, got nan"),
         (
             {"mixture": {"on-polic": 1.0}},
-            "actor.mixture may hold on-policy, noise-inflated, prior, got on-polic",
+            "actor.mixture may hold on-policy, noise-inflated, prior, path-search, got on-polic",
         ),
         (
             {"final_mixture": {"prior": 0.5}},

@@ -140,3 +140,25 @@ def test_bad_weights_and_groups_are_refused():
         bounds.effective_sample_size(torch.zeros(2, 2, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"within 1\.\.4, the number of weights, got 5"):
         bounds.iw_log_partition(torch.zeros(4, dtype=torch.float64), 5)
+
+
+def test_the_bridge_estimate_of_two_gaussians_is_their_evidence(generator):
+    """q = N(0, 1), posterior = N(1, 0.5^2), log Z = 3: lw is the log ratio of densities plus 3, on draws of either."""
+
+    def log_weight(value):
+        posterior = -0.5 * ((value - 1) / 0.5).square() - math.log(0.5)
+        return posterior + 0.5 * value.square() + 3.0
+
+    errors = []
+    for _ in range(50):
+        drawn = torch.randn(1000, generator=generator, dtype=torch.float64)
+        exact = 1 + 0.5 * torch.randn(400, generator=generator, dtype=torch.float64)
+        errors.append(bounds.bridge_log_partition(log_weight(drawn), log_weight(exact)) - 3.0)
+    error = torch.tensor(errors)
+    assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(50)
+    assert float(error.std()) < 0.08
+
+
+def test_the_bridge_estimate_is_exact_where_q_is_the_posterior():
+    weights = torch.full((7,), -2.5, dtype=torch.float64)
+    assert bounds.bridge_log_partition(weights, weights[:3]) == pytest.approx(-2.5, abs=1e-8)

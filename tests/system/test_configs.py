@@ -34,7 +34,7 @@ def test_a_shipped_configuration_takes_one_step_that_changes_the_weights(path):
     runner = LocalRunner(config, problem)
     before = runner.weights()
     metrics = runner.advance()
-    assert runner.updates == 1 and metrics["learner/skipped"] == 0 and np.isfinite(metrics["learner/loss"])
+    assert runner.updates == 1 and metrics["learner/set_aside"] == 0 and np.isfinite(metrics["learner/loss"])
     assert (runner.weights() != before).any() and np.isfinite(runner.weights()).all()
     evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=True)
     assert np.isfinite(evaluation.elbo) and samples.shape == (8, *problem.event_shape)

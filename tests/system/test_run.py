@@ -412,10 +412,10 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     log_weight = torch.zeros(1000, dtype=torch.float64)
     log_weight[0] = 50.0  # one path outweighs all others
     evaluation = evaluate(problem, 0, torch.randn(1000, 2), log_weight)
-    newest = {"learner/updates": 20.0, "learner/skipped": 11.0, "replay/refused": 655.0}
+    newest = {"learner/updates": 20.0, "learner/set_aside": 11.0, "learner/rollbacks": 2.0, "replay/refused": 655.0}
     history = {key: (np.array([1]), np.array([1.0]), np.array([value])) for key, value in newest.items()}
     skipped, refused, weight = _doubts(problem, evaluation, history, 0)
-    assert skipped.startswith("11 of 20 updates were left out")
+    assert skipped.startswith("the guard set 11 of 20 batches aside and rolled back 2 times")
     assert refused == "655 trajectories were refused, as a number in them was not finite"
     assert weight.startswith("an effective sample size of 0.1 % is 1 paths")
     assert _doubts(problem, evaluation, {}, 0)[0].startswith("the run ended before its first update")

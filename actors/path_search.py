@@ -1,0 +1,362 @@
+r"""Exact search in path space: a population of whole paths, moved and tempered towards the posterior of the chain.
+
+The target is pi_beta(tau) ∝ p(tau) p(y | x)^beta, the posterior of the discrete chain at beta = 1. Two moves of
+Metropolis and Hastings leave it invariant, for any kernels q and n with full support:
+
+    suffix   s_k+1..s_T are redrawn by a kernel q given s_k,
+             log w = beta log p(y | x) - sum_{j >= k} [log q(s_j+1 | s_j) - log p(s_j+1 | s_j)],
+    prefix   s_0..s_k-1 are redrawn by noising s_k,
+             log w = log p(s_0, ..., s_k) - sum_{j < k} log n(s_j | s_j+1),
+
+each accepted with probability min(1, w_new / w_old). The prefix move keeps x and lets the early, coarse part of the
+path forget how it came there; the suffix move then makes another x of it. Neither asks for the likelihood's gradient.
+
+Tempering starts from paths of the prior, which are exact at beta = 0, and raises beta by reweighting, resampling and
+moving (a sequential Monte Carlo sampler, Del Moral et al. 2006; steps chosen by the effective sample size, Zhou et al.
+2016). That gives every mode its weight, as far as the prior's paths reach it, and an unbiased estimate of the evidence
+of the chain, the product over steps of mean_i p(y | x_i)^(beta' - beta).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from actors.guided_kernel import GuidedKernel
+from actors.rollout import Control, Rollout, rollout
+from diffusion.kernel import normal_log_prob
+from diffusion.path import path_log_prior, stacked_transitions
+from diffusion.posterior import log_ratio
+from envs.problem import InverseProblem
+
+__all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
+
+MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
+MEMORY = 0.95  # what a sweep's experience counts for one sweep later, while the choice of k adapts
+UNIFORM_SHARE = 0.2  # of the choice of k; with it every k keeps being tried
+
+
+def suffix_log_weight(log_ratio: Tensor, log_likelihood: Tensor, beta: float) -> Tensor:
+    """[N] float64 log w of a suffix from `log_ratio` [N, K], log q - log p of its transitions."""
+    tempered = beta * log_likelihood.double() if beta > 0 else 0.0  # and not 0 * -inf
+    return tempered - log_ratio.double().sum(1)
+
+
+def prefix_log_weight(log_base: Tensor, log_prior: Tensor, log_noising: Tensor) -> Tensor:
+    """[N] float64 log w of a prefix from log p(s_0) [N] and the two directions' transitions [N, K]."""
+    return log_base.double() + log_prior.double().sum(1) - log_noising.double().sum(1)
+
+
+def log_acceptance(new: Tensor, old: Tensor) -> Tensor:
+    """[N] log probability of accepting a proposal of log weight `new` [N] in the place of `old` [N].
+
+    A weight that is not finite (outside the likelihood's support, or not a number) counts as zero: it is never
+    accepted, and given up for any other.
+    """
+    old = torch.where(torch.isfinite(old), old, -math.inf)
+    return torch.where(torch.isfinite(new), new - old, -math.inf).clamp_max(0.0)
+
+
+_KERNELS = ("prior", "guided", "control")
+_PATHS = ("states", "denoised", "log_prior", "log_noising", "log_likelihood")
+
+
+class PathSearch:
+    """N paths of one measurement, and the moves on them.
+
+        search = PathSearch(problem, 0, count=1_000, generator=generator)
+        while search.beta < 1:
+            search.temper()
+            search.sweep()
+        search.adapting = False
+        search.sweep()          # and so on: search.samples are those of the chain's posterior
+
+    After `temper` the paths descend from each other and are to be moved. Suffixes are proposed in turn by a kernel that
+    the likelihood's gradient guides (`actors.guided_kernel`, where there is one), by the control handed to `sweep`, and
+    by the prior. While `adapting`, the guided kernel is fitted to the population after every step of beta, and the
+    index at which a kernel redraws is chosen by what brought paths furthest for its cost; set it to False before the
+    samples that count, since moves that depend on where the paths are leave nothing invariant.
+    """
+
+    def __init__(
+        self,
+        problem: InverseProblem,
+        measurement_id: int,
+        count: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """`count` paths of the prior."""
+        if count < 2:
+            raise ValueError(f"a population needs at least 2 paths, got {count}")
+        self.problem, self.prior = problem, problem.prior
+        self.measurement_id = torch.full((count,), measurement_id)
+        self.beta = 0.0
+        self.log_partition = 0.0
+        self.adapting = True
+        self._generator = generator
+        self._guide = None if problem.gradient is None else GuidedKernel(problem)
+        start = rollout(problem, None, self.measurement_id, generator=generator, guided=self._guide is not None)
+        self.states, self.denoised, self.guidance = start.states, start.denoised, start.guidance
+        self.log_prior, self.log_likelihood = start.log_prior, start.log_likelihood
+        self.log_noising = self.prior.noising.path_log_prob(self.states)
+        steps = self.prior.num_steps
+        self._tried = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
+        self._gained = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
+        self.sweeps = 0
+
+    @property
+    def samples(self) -> Tensor:
+        """[N, *D] the clean ends x."""
+        return self.states[:, -1]
+
+    def paths(self, acceptance: float | None = None, *, guided: bool = True) -> Rollout:
+        """The population as trajectories; b is pi_beta with the current estimate of its evidence.
+
+        `guided` False leaves the guidance out, for posteriors that do not use it.
+        """
+        behaviour = self.beta * self.log_likelihood.double() - self.log_partition
+        return Rollout(
+            states=self.states.clone(),
+            denoised=self.denoised.clone(),
+            guidance=self.guidance.clone() if guided and self.guidance is not None else None,
+            log_prior=self.log_prior.clone(),
+            log_ratio=torch.zeros_like(self.log_prior),
+            log_behaviour_ratio=behaviour,
+            log_likelihood=self.log_likelihood.clone(),
+            measurement_id=self.measurement_id.clone(),
+            acceptance=acceptance,
+        )
+
+    def temper(self, effective_sample_size: float = 0.5) -> float:
+        """Raises beta until the weights' effective sample size is that fraction, at most to 1; resamples; new beta.
+
+        Raises:
+            ValueError: no path has a finite log-likelihood.
+        """
+        if self.beta >= 1:
+            return self.beta
+        log_likelihood = self.log_likelihood.double()
+        log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
+        if not bool((log_likelihood > -math.inf).any()):
+            raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x)")
+        low, high = self.beta, 1.0
+        if _effective(log_likelihood * (high - self.beta)) < effective_sample_size:
+            while high - low > 1e-6 * high:
+                middle = 0.5 * (low + high)
+                enough = _effective(log_likelihood * (middle - self.beta)) >= effective_sample_size
+                low, high = (middle, high) if enough else (low, middle)
+        log_weight = log_likelihood * (high - self.beta)
+        self.log_partition += float(log_weight.logsumexp(0)) - math.log(len(log_weight))
+        self.beta = high
+        self._take(_systematic(log_weight.softmax(0), self._generator))
+        if self.adapting:
+            self.fit_guide()
+        return self.beta
+
+    def sweep(self, control: Control | None = None) -> float:
+        """A suffix move, then a prefix move; the share of suffixes that was accepted.
+
+        `control` takes its turn as the kernel that proposes suffixes. The index of either move is drawn for all paths
+        together.
+        """
+        kernels = self.kernels(control)
+        order = [*kernels, *kernels, "prior"]
+        name = order[self.sweeps % len(order)]
+        self.sweeps += 1
+        row = _KERNELS.index(name)
+        first = int(torch.multinomial(self._choice(row), 1, generator=self._generator))
+        before = self.samples.clone()
+        accepted = self.redraw_suffix(first, kernels.get(name))
+        if self.adapting:
+            moved = (self.samples - before).flatten(1).square().sum(1).double().mean()
+            self._tried[row] *= MEMORY
+            self._gained[row] *= MEMORY
+            self._tried[row, first] += 1
+            self._gained[row, first] += float(moved) / (self.prior.num_steps - first)
+        self.renoise_prefix(1 + int(torch.randint(self.prior.num_steps, (), generator=self._generator)))
+        return float(accepted.double().mean())
+
+    def kernels(self, control: Control | None = None) -> dict[str, Control]:
+        """Kernels that propose suffixes beside the prior, by name."""
+        kernels = {"guided": self._guide, "control": control}
+        return {name: kernel for name, kernel in kernels.items() if kernel is not None}
+
+    def log_weights(self, control: Control) -> tuple[Tensor, Tensor]:
+        """Lw at beta = 1, [N] float64 each: of as many fresh paths drawn by `control`, and of the population's."""
+        guided = self._guide is not None
+        fresh = rollout(self.problem, control, self.measurement_id, generator=self._generator, guided=guided)
+        return fresh.log_weight, self.log_likelihood.double() - self._log_ratio(0, control).double().sum(1)
+
+    def fit_guide(self) -> None:
+        """Fits the guided kernel to the population as it is, where the likelihood has a gradient."""
+        if self._guide is not None and self.guidance is not None:
+            measurement = self.problem.measurements[self.measurement_id]
+            self._guide.fit(self.states, self.denoised, self.guidance, measurement)
+
+    def redraw_suffix(self, first: int, control: Control | None = None) -> Tensor:
+        """[N] which paths took a new suffix from index `first` on."""
+        fresh = rollout(
+            self.problem,
+            control,
+            self.measurement_id,
+            generator=self._generator,
+            guided=self._guide is not None,
+            start=self.states[:, first],
+            first=first,
+        )
+        new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
+        old = suffix_log_weight(self._log_ratio(first, control), self.log_likelihood, self.beta)
+        accepted = self._accept(new, old)
+        noising = self._log_noising(fresh.states, first)
+        for mine, theirs in (
+            (self.states[:, first:], fresh.states),
+            (self.denoised[:, first:], fresh.denoised),
+            (self.log_prior[:, first:], fresh.log_prior),
+            (self.log_noising[:, first:], noising),
+            (self.log_likelihood, fresh.log_likelihood),
+        ):
+            mine[accepted] = theirs[accepted]
+        if self.guidance is not None and fresh.guidance is not None:
+            self.guidance[:, first:][accepted] = fresh.guidance[accepted]
+        return accepted
+
+    def renoise_prefix(self, last: int) -> Tensor:
+        """[N] which paths took a new prefix up to index `last`, the state there being kept."""
+        states = self.prior.noising.sample_path(self.states[:, last], self._generator, last)
+        denoised, guidance = self._estimates(states)
+        log_prior = path_log_prior(self.prior, states, denoised, MAX_ROWS)
+        log_noising = self.prior.noising.path_log_prob(states)
+        new = prefix_log_weight(self._log_base(states), log_prior, log_noising)
+        old = prefix_log_weight(self._log_base(self.states), self.log_prior[:, :last], self.log_noising[:, :last])
+        accepted = self._accept(new, old)
+        for mine, theirs in (
+            (self.states[:, : last + 1], states),
+            (self.denoised[:, :last], denoised),
+            (self.log_prior[:, :last], log_prior),
+            (self.log_noising[:, :last], log_noising),
+        ):
+            mine[accepted] = theirs[accepted]
+        if self.guidance is not None and guidance is not None:
+            self.guidance[:, :last][accepted] = guidance[accepted]
+        return accepted
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, scalars) that `restore` makes the same population of; the random stream is the owner's."""
+        tensors = {name: getattr(self, name) for name in (*_PATHS, "_tried", "_gained")}
+        if self._guide is not None and self.guidance is not None:
+            tensors |= {"guidance": self.guidance, "gain": self._guide.gain}
+        scalars = {name: getattr(self, name) for name in ("beta", "log_partition", "adapting", "sweeps")}
+        return tensors, scalars
+
+    @classmethod
+    def restore(
+        cls,
+        problem: InverseProblem,
+        measurement_id: int,
+        tensors: Mapping[str, Tensor],
+        scalars: Mapping[str, Any],
+        generator: torch.Generator | None = None,
+    ) -> Self:
+        """The population of a `state_dict`; draws go on from `generator`."""
+        search = cls.__new__(cls)
+        search.problem, search.prior = problem, problem.prior
+        search.measurement_id = torch.full((len(tensors["states"]),), measurement_id)
+        search.guidance, search._guide, search._generator = tensors.get("guidance"), None, generator
+        if "gain" in tensors:
+            search._guide = GuidedKernel(problem)
+            search._guide.gain = tensors["gain"]
+        for name in (*_PATHS, "_tried", "_gained"):
+            setattr(search, name, tensors[name])
+        search.beta, search.log_partition = float(scalars["beta"]), float(scalars["log_partition"])
+        search.adapting, search.sweeps = bool(scalars["adapting"]), int(scalars["sweeps"])
+        return search
+
+    def _accept(self, new: Tensor, old: Tensor) -> Tensor:
+        uniform = torch.rand(len(new), generator=self._generator, dtype=torch.float64)
+        return uniform.log() < log_acceptance(new, old)
+
+    def _choice(self, row: int) -> Tensor:
+        """[T] probability of every k for a kernel: some uniform, the rest by squared distance moved per transition."""
+        steps = self.prior.num_steps
+        uniform = torch.full((steps,), 1 / steps, dtype=torch.float64)
+        index = torch.arange(steps, dtype=torch.float64)
+        width = max(steps / 20, 0.5)  # neighbours share what they have seen
+        near = torch.exp(-0.5 * ((index[:, None] - index) / width).square())
+        tried, gained = near @ self._tried[row], near @ self._gained[row]
+        rate = gained / tried.clamp_min(1e-3)
+        rate = torch.where(tried > 1e-3, rate, rate.max())  # what was never tried is taken for as good as the best
+        if not float(rate.sum()) > 0:
+            return uniform
+        return UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * rate / rate.sum()
+
+    def _take(self, rows: Tensor) -> None:
+        for name in _PATHS:
+            setattr(self, name, getattr(self, name)[rows])
+        self.guidance = None if self.guidance is None else self.guidance[rows]
+
+    def _log_base(self, states: Tensor) -> Tensor:
+        sigma = self.prior.sigma[:1].expand(len(states))
+        return normal_log_prob(states[:, 0], torch.zeros_like(states[:, 0]), sigma)
+
+    def _log_noising(self, states: Tensor, first: int) -> Tensor:
+        """[N, T - first] log n(s_k | s_k+1) of s_first..s_T."""
+        noising = self.prior.noising
+        terms = [
+            noising.log_prob(states[:, index], states[:, index + 1], first + index + 1, first + index)
+            for index in range(states.shape[1] - 1)
+        ]
+        return torch.stack(terms, 1)
+
+    @torch.no_grad()
+    def _log_ratio(self, first: int, control: Control | None) -> Tensor:
+        """[N, T - first] log q - log p of the present suffixes."""
+        count, steps = len(self.states), self.prior.num_steps - first
+        if control is None:
+            return torch.zeros(count, steps)
+        parts = []
+        for row, offset in stacked_transitions(count, steps, MAX_ROWS):
+            step = first + offset
+            state, denoised = self.states[row, step], self.denoised[row, step]
+            measurement = self.problem.measurements[self.measurement_id[row]]
+            carried = () if self.guidance is None else (self.guidance[row, step],)
+            std = self.prior.std[step].to(state).reshape(-1, *([1] * (state.ndim - 1)))
+            shifted = (self.states[row, step + 1] - self.prior.mean(state, step, denoised)) / std
+            parts.append(log_ratio(shifted, control(state, step, denoised, measurement, *carried)))
+        return torch.cat(parts).reshape(count, steps)
+
+    def _estimates(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The prior's estimates of x at s_0..s_K-1 of `states` [N, K+1, *D], and the guidance there."""
+        count, steps = len(states), states.shape[1] - 1
+        gradient = self.problem.gradient
+        denoised, guidance = [], []
+        for row, step in stacked_transitions(count, steps, MAX_ROWS):
+            state = states[row, step]
+            if self._guide is None or gradient is None:
+                denoised.append(self.prior.denoised(state, step))
+                continue
+            measurement = self.problem.measurements[self.measurement_id[row]].to(state)
+            estimate, pulled = self.prior.pull_back(state, step, lambda value, y=measurement: gradient(value, y))  # type: ignore[misc]
+            denoised.append(estimate)
+            guidance.append(pulled)
+        shape = (count, steps, *states.shape[2:])
+        return torch.cat(denoised).reshape(shape), torch.cat(guidance).reshape(shape) if guidance else None
+
+
+def _effective(log_weight: Tensor) -> float:
+    """(sum w)^2 / (N sum w^2)."""
+    return float((2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp() / len(log_weight))
+
+
+def _systematic(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """[N] rows, each drawn N w times on average (systematic resampling: the counts are off by less than one)."""
+    count = len(weights)
+    points = (
+        torch.arange(count, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)
+    ) / count
+    cumulative = weights.double().cumsum(0)
+    return torch.searchsorted(cumulative / cumulative[-1], points).clamp_max(count - 1)

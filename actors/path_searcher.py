@@ -1,0 +1,80 @@
+"""Path search as a kind of exploration: every actor keeps a population of paths per measurement and hands it on.
+
+A population starts from the prior and is tempered to the posterior in its first turns; then each turn is one sweep,
+with suffixes proposed by the prior and by the current posterior in turn. What it hands on is always a sample of
+pi_beta, so its importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.path_search import PathSearch
+from actors.rollout import Rollout
+from diffusion.posterior import Posterior
+from diffusion.trajectory import Origin
+from envs.problem import InverseProblem
+
+__all__ = ["PathSearcher"]
+
+SETTLING = 100  # sweeps in which a population may adapt its moves; at beta = 1 thereafter it does not
+
+
+class PathSearcher:
+    """Behaviour b = pi_beta, up to what the population still owes to mixing."""
+
+    origin = Origin.PATH_SEARCH
+
+    def __init__(self, sweeps: int) -> None:
+        """`sweeps` moves of the population a turn."""
+        self.sweeps = sweeps
+        self._populations: dict[int, PathSearch] = {}
+
+    def explore(
+        self,
+        problem: InverseProblem,
+        posterior: Posterior,
+        measurement_id: Tensor,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Rollout:
+        """See `actors.exploration.Exploration`; all paths are of the first measurement in `measurement_id`."""
+        row, count = int(measurement_id[0]), len(measurement_id)
+        if row not in self._populations:
+            self._populations[row] = PathSearch(problem, row, count, generator=generator)
+        search = self._populations[row]
+        if search.beta < 1:
+            search.temper()
+        elif search.sweeps >= SETTLING:
+            search.adapting = False
+        accepted = [search.sweep(posterior.control) for _ in range(self.sweeps)]
+        return search.paths(float(np.mean(accepted)), guided=posterior.uses_guidance)
+
+    def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """See `actors.exploration.Stateful`."""
+        arrays: dict[str, NDArray[Any]] = {}
+        scalars: dict[str, Any] = {"populations": {}}
+        for row, search in self._populations.items():
+            tensors, numbers = search.state_dict()
+            arrays |= {f"{row}.{name}": value.numpy().copy() for name, value in tensors.items()}
+            scalars["populations"][str(row)] = numbers
+        return arrays, scalars
+
+    def load_state_dict(
+        self,
+        problem: InverseProblem,
+        arrays: dict[str, NDArray[Any]],
+        scalars: dict[str, Any],
+        generator: torch.Generator,
+    ) -> None:
+        """See `actors.exploration.Stateful`."""
+        self._populations = {}
+        for row, numbers in scalars["populations"].items():
+            own = {name.removeprefix(f"{row}."): value for name, value in arrays.items() if name.startswith(f"{row}.")}
+            tensors = {name: torch.from_numpy(np.array(value)) for name, value in own.items()}
+            self._populations[int(row)] = PathSearch.restore(problem, int(row), tensors, numbers, generator)

@@ -1,0 +1,256 @@
+"""`rtb sample --exact`: posterior samples by path-space search alone, with what is needed to trust them.
+
+Several populations that never meet are tempered and moved (`actors.path_search`); that they agree is the evidence that
+they have mixed (`evaluation.mixing`), and their estimates of the evidence give it a standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from actors.path_search import PathSearch
+from actors.rollout import Control
+from envs import InverseProblem
+from evaluation.bounds import bridge_log_partition
+from evaluation.mixing import nested_r_hat, population_effective_sample_size
+from system.errors import RunnerError
+
+__all__ = ["ExactConfig", "ExactSamples", "sample_exactly"]
+
+MOVED = 0.9  # share of the paths that have to have moved before beta rises again, or before the samples count
+MOVES = 30  # sweeps given to that at most
+SETTLING = 20  # sweeps at beta = 1 in which the choice of k still adapts; they are not kept
+
+Draw = tuple[Tensor, Tensor]  # x [N, *D] and log p(y | x) [N] of a population
+Progress = Callable[[Mapping[str, float]], None]  # takes the newest numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExactConfig:
+    """How long and how wide."""
+
+    num_samples: int = 1_000
+    """Samples to return."""
+    populations: int = 4
+    """Populations that never meet."""
+    chains: int = 256
+    """Paths in each."""
+    r_hat: float = 1.01
+    """Stop when no quantity has a larger R^, and"""
+    effective_samples: int = 400
+    """the samples are worth this many independent ones."""
+    max_seconds: float = 600.0
+    """Or stop after this time, mixed or not."""
+    seed: int = 0
+    """Seed of all random numbers."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("populations", 2), ("chains", 2), ("effective_samples", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.r_hat > 1:
+            raise ValueError(f"r_hat must be above 1, got {self.r_hat}")
+        if not self.max_seconds > 0:
+            raise ValueError(f"max_seconds must be positive, got {self.max_seconds}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ExactSamples:
+    """Samples of the posterior of the discrete chain, and how far they can be trusted."""
+
+    samples: Tensor
+    """[S, *D]."""
+    log_likelihood: Tensor
+    """[S] log p(y | x), nats."""
+    population: Tensor
+    """[S] which population each came from."""
+    mixed: bool
+    """Whether the stop rule was met in time."""
+    r_hat: float
+    """Largest R^ of any quantity."""
+    worst: str
+    """The quantity that has it."""
+    effective_samples: float
+    """Independent draws that all kept draws are worth."""
+    acceptance: float
+    """Share of suffix proposals that were accepted at beta = 1."""
+    log_partition: float
+    """log Z of the chain, nats."""
+    log_partition_standard_error: float
+    """Its standard error, from the populations."""
+    temperatures: int
+    """Most steps of beta that a population took."""
+    sweeps: int
+    """Sweeps of each population after tempering, kept ones and others between them."""
+    thinning: int
+    """Sweeps from one kept draw to the next."""
+    seconds: float
+    """Wall time."""
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What has one entry a sample, for an npz file."""
+        return {name: getattr(self, name).numpy() for name in ("samples", "log_likelihood", "population")}
+
+    def figures(self) -> dict[str, float | str | bool]:
+        """Everything else, for a JSON file."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if not isinstance(value, Tensor)}
+
+    def lines(self) -> list[str]:
+        """What the user is told."""
+        verdict = "mixed" if self.mixed else "NOT MIXED: the populations do not agree yet; give it more --max-seconds"
+        return [
+            f"{verdict}",
+            f"largest R^ {self.r_hat:.3f} ({self.worst}), worth {self.effective_samples:.0f} independent samples",
+            f"log Z of the chain {self.log_partition:.3f} +- {self.log_partition_standard_error:.3f}",
+            f"{self.temperatures} temperatures, {self.sweeps} sweeps, every {self.thinning} kept; "
+            f"{self.acceptance:.1%} of suffixes accepted; {self.seconds:.0f} s",
+        ]
+
+
+def sample_exactly(
+    problem: InverseProblem,
+    measurement_id: int,
+    config: ExactConfig,
+    *,
+    control: Control | None = None,
+    progress: Progress = lambda numbers: None,
+) -> ExactSamples:
+    """Samples of p(x | y) under the discrete chain; `control` (of a trained posterior, say) is one more proposal.
+
+    Raises:
+        RunnerError: no path of the prior has a finite likelihood, or there was no time to temper all populations.
+    """
+    began = time.perf_counter()
+
+    def left() -> float:
+        return config.max_seconds - (time.perf_counter() - began)
+
+    populations, temperatures = [], []
+    for index in range(config.populations):
+        seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
+        generator = torch.Generator().manual_seed(seed)
+        search = PathSearch(problem, measurement_id, config.chains, generator=generator)
+        progress({"exact/population": index + 1})
+        temperatures.append(_temper(search, control, left, progress))
+        populations.append(search)
+    for search in populations:
+        search.fit_guide()
+        for _ in range(SETTLING):
+            search.sweep(control)
+        search.adapting = False
+
+    # Every thinning-th draw is kept; when there are twice as many as asked for, every other one is dropped.
+    kept: list[list[Draw]] = [[] for _ in populations]
+    wanted = math.ceil(config.num_samples / (config.populations * config.chains))
+    thinning, sweeps, accepted = 1, 0, 0.0
+    while True:
+        for search, draws in zip(populations, kept, strict=True):
+            accepted += search.sweep(control)
+            if (sweeps + 1) % thinning == 0:
+                draws.append((search.samples.clone(), search.log_likelihood.clone()))
+        sweeps += 1
+        if len(kept[0]) < 2 or sweeps % thinning:
+            continue
+        r_hat, worst, effective = _mixing(problem, kept)
+        mixed = r_hat <= config.r_hat and effective >= config.effective_samples and len(kept[0]) >= wanted
+        if mixed or left() < 0:
+            break
+        progress({"exact/sweeps": sweeps, "exact/r_hat": r_hat, "exact/effective_samples": effective})
+        if len(kept[0]) >= max(2 * wanted, 8):
+            kept = [draws[1::2] for draws in kept]
+            thinning *= 2
+    log_partition, error = _evidence(populations, control)
+    return ExactSamples(
+        **_pick(kept, config),
+        mixed=mixed,
+        r_hat=r_hat,
+        worst=worst,
+        effective_samples=effective,
+        acceptance=accepted / (sweeps * len(populations)),
+        log_partition=log_partition,
+        log_partition_standard_error=error,
+        temperatures=max(temperatures),
+        sweeps=sweeps,
+        thinning=thinning,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _temper(search: PathSearch, control: Control | None, left: Callable[[], float], progress: Progress) -> int:
+    """Brings a population from the prior to the posterior; the number of temperatures."""
+    temperatures = 0
+    while search.beta < 1:
+        try:
+            search.temper()
+        except ValueError as error:
+            raise RunnerError(f"{error}; the prior's paths do not reach where the likelihood is positive") from None
+        temperatures += 1
+        progress({"exact/beta": search.beta})
+        before = search.samples.clone()
+        for _ in range(MOVES):
+            search.sweep(control)
+            if left() < 0:
+                raise RunnerError(
+                    f"the time was up at beta {search.beta:.3g} on the way from the prior (0) to the posterior (1); "
+                    "raise --max-seconds, or lower --chains"
+                )
+            if float((search.samples != before).flatten(1).any(1).double().mean()) > MOVED:
+                break
+    return temperatures
+
+
+def _evidence(populations: list[PathSearch], control: Control | None) -> tuple[float, float]:
+    """(log Z, its standard error): from tempering, or bridged from paths of a kernel to the population's own.
+
+    The estimate on whose value the populations agree best; an infinite weight rules one out.
+    """
+    estimates = [torch.tensor([search.log_partition for search in populations], dtype=torch.float64)]
+    kernels = [search.kernels(control) for search in populations]
+    for name in kernels[0]:
+        values = []
+        for search, own in zip(populations, kernels, strict=True):
+            proposed, posterior = search.log_weights(own[name])
+            finite = bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all())
+            values.append(bridge_log_partition(proposed[torch.isfinite(proposed)], posterior) if finite else math.nan)
+        estimates.append(torch.tensor(values, dtype=torch.float64))
+    sound = [value for value in estimates if bool(torch.isfinite(value).all())]
+    best = min(sound, key=lambda value: float(value.std()))
+    return float(best.mean()), float(best.std()) / math.sqrt(len(best))
+
+
+def _mixing(problem: InverseProblem, kept: list[list[Draw]]) -> tuple[float, str, float]:
+    """(largest R^, its quantity, effective samples) of x, x^2, log p(y | x) and the problem's classes."""
+    names: list[str] = []
+    populations = []
+    for draws in kept:
+        value = torch.cat([sample for sample, _ in draws]).double()
+        flat = value.flatten(1)
+        parts = [flat, flat.square(), torch.cat([likelihood for _, likelihood in draws])[:, None].double()]
+        names = [f"{name}[{index}]" for name in ("x", "x^2") for index in range(flat.shape[1])] + ["log p(y | x)"]
+        if problem.classes is not None:
+            parts.append(problem.classes.probabilities(value).double())
+            names += problem.classes.names
+        populations.append(torch.cat(parts, 1))
+    draws_of_all = torch.stack(populations)
+    r_hat = nested_r_hat(draws_of_all)
+    worst = int(r_hat.argmax())
+    return float(r_hat[worst]), names[worst], population_effective_sample_size(draws_of_all)
+
+
+def _pick(kept: list[list[Draw]], config: ExactConfig) -> dict[str, Tensor]:
+    """The asked number of draws, evenly from all that were kept; fewer if there are not as many."""
+    samples = torch.cat([sample for draws in kept for sample, _ in draws])
+    log_likelihood = torch.cat([likelihood for draws in kept for _, likelihood in draws])
+    population = torch.arange(len(kept)).repeat_interleave(len(samples) // len(kept))
+    rows = torch.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().long()
+    return {"samples": samples[rows], "log_likelihood": log_likelihood[rows], "population": population[rows]}

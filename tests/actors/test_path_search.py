@@ -1,0 +1,236 @@
+"""Path-space search: detailed balance by enumeration, and the posterior from paths of the prior."""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from actors import path_search
+from actors.path_search import PathSearch, log_acceptance, prefix_log_weight, suffix_log_weight
+from diffusion.posterior import ControlPosterior
+from envs import make_problem
+
+STATES, STEPS, BETA = 3, 3, 0.7
+
+
+class TinyChain:
+    """A chain of three steps on three states, with kernels p, q and n drawn at random, and its 81 paths."""
+
+    def __init__(self) -> None:
+        generator = np.random.default_rng(0)
+        self.base = generator.dirichlet(np.ones(STATES))
+        self.prior, self.kernel, self.noising = (
+            generator.dirichlet(np.ones(STATES), size=(STEPS, STATES)) for _ in range(3)
+        )
+        self.log_likelihood = generator.normal(size=STATES)
+        self.paths = np.array(list(itertools.product(range(STATES), repeat=STEPS + 1)))
+        along = range(STEPS)
+        self.log_prior = np.log([[self.prior[k, s[k], s[k + 1]] for k in along] for s in self.paths])
+        self.log_kernel = np.log([[self.kernel[k, s[k], s[k + 1]] for k in along] for s in self.paths])
+        self.log_noising = np.log([[self.noising[k, s[k + 1], s[k]] for k in along] for s in self.paths])
+        self.log_base = np.log(self.base[self.paths[:, 0]])
+        log_target = self.log_base + self.log_prior.sum(1) + BETA * self.log_likelihood[self.paths[:, -1]]
+        self.target = np.exp(log_target) / np.exp(log_target).sum()
+
+    def transition(self, move, index, acceptance=log_acceptance):
+        """[81, 81] matrix of a move at `index`, its acceptance by the functions under test."""
+        if move == "suffix":
+            ratio = torch.from_numpy((self.log_kernel - self.log_prior)[:, index:])
+            weight = suffix_log_weight(ratio, torch.from_numpy(self.log_likelihood[self.paths[:, -1]]), BETA)
+            kept, proposal = self.paths[:, : index + 1], self.log_kernel[:, index:].sum(1)
+        else:
+            log_prior, log_noising = self.log_prior[:, :index], self.log_noising[:, :index]
+            weight = prefix_log_weight(*map(torch.from_numpy, (self.log_base, log_prior, log_noising)))
+            kept, proposal = self.paths[:, index:], self.log_noising[:, :index].sum(1)
+        count = len(self.paths)
+        matrix = np.zeros((count, count))
+        for old, new in itertools.product(range(count), repeat=2):
+            if (kept[old] == kept[new]).all():
+                log_accept = float(acceptance(weight[new : new + 1], weight[old : old + 1]))
+                matrix[old, new] = math.exp(proposal[new] + log_accept)
+        matrix[np.diag_indices(count)] += 1 - matrix.sum(1)
+        return matrix
+
+    def imbalance(self, matrix):
+        """Largest difference of the probability flows between any two paths, there and back."""
+        flow = self.target[:, None] * matrix
+        return np.abs(flow - flow.T).max()
+
+
+MOVES = [("suffix", index) for index in range(STEPS)] + [("prefix", index) for index in range(1, STEPS + 1)]
+
+
+@pytest.mark.parametrize(("move", "index"), MOVES)
+def test_both_moves_are_in_detailed_balance_with_the_tempered_posterior(move, index):
+    chain = TinyChain()
+    matrix = chain.transition(move, index)
+    assert matrix.min() >= -1e-15 and matrix.sum(1) == pytest.approx(np.ones(len(matrix)), abs=1e-12)
+    assert chain.imbalance(matrix) < 1e-12
+    assert chain.target @ matrix == pytest.approx(chain.target, abs=1e-12)
+
+
+@pytest.mark.parametrize(("move", "index"), MOVES)
+@pytest.mark.parametrize(
+    "wrong", [lambda new, old: log_acceptance(old, new), lambda new, old: torch.zeros_like(new)], ids=["sign", "always"]
+)
+def test_a_wrong_acceptance_is_out_of_balance(move, index, wrong):
+    chain = TinyChain()
+    assert chain.imbalance(chain.transition(move, index, wrong)) > 1e-4
+
+
+def test_both_moves_together_reach_every_path():
+    chain = TinyChain()
+    sweep = chain.transition("suffix", 1) @ chain.transition("prefix", STEPS)
+    assert np.linalg.matrix_power(sweep, 2_000)[0] == pytest.approx(chain.target, abs=1e-9)
+
+
+def test_a_weight_that_is_not_finite_is_never_taken_and_given_up_for_any_other():
+    inf, nan = math.inf, math.nan
+    new = torch.tensor([-inf, nan, inf, 1.0, 1.0, -inf], dtype=torch.float64)
+    old = torch.tensor([0.0, 0.0, 0.0, -inf, nan, -inf], dtype=torch.float64)
+    assert log_acceptance(new, old).tolist() == [-inf, -inf, -inf, 0.0, 0.0, -inf]
+
+
+def tempered(problem, count, seed=0, control=None):
+    """A population at beta = 1, moved five times at every temperature."""
+    search = PathSearch(problem, 0, count, generator=torch.Generator().manual_seed(seed))
+    while search.beta < 1:
+        search.temper()
+        for _ in range(5):
+            search.sweep(control)
+    search.adapting = False
+    return search
+
+
+def consistent(search):
+    """Whether what a population carries along is what its states give."""
+    denoised, guidance = search._estimates(search.states)
+    log_prior = path_search.path_log_prior(search.prior, search.states, denoised)
+    rows = torch.zeros(len(search.states), dtype=torch.long)
+    assert search.denoised.numpy() == pytest.approx(denoised.numpy(), abs=1e-4)
+    assert search.log_prior.numpy() == pytest.approx(log_prior.numpy(), abs=2e-3)
+    noising = search.prior.noising.path_log_prob(search.states)
+    assert search.log_noising.numpy() == pytest.approx(noising.numpy(), abs=2e-3)
+    likelihood = search.problem.log_likelihood(search.samples, rows)
+    assert search.log_likelihood.numpy() == pytest.approx(likelihood.numpy(), rel=1e-5)
+    if guidance is not None:
+        assert search.guidance.numpy() == pytest.approx(guidance.numpy(), abs=1e-3)
+
+
+class WithoutGradient:
+    """A likelihood that can only be evaluated."""
+
+    def __init__(self, likelihood) -> None:
+        self.log_prob, self.measurement_shape = likelihood.log_prob, likelihood.measurement_shape
+
+
+@pytest.fixture
+def blind_problem(gaussian_problem):
+    """The Gaussian problem without a gradient: only the prior proposes."""
+    return dataclasses.replace(gaussian_problem, likelihood=WithoutGradient(gaussian_problem.likelihood))
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_what_paths_carry_along_stays_what_their_states_give(gaussian_problem, blind_problem, gradient):
+    search = tempered(gaussian_problem if gradient else blind_problem, 64)
+    assert (search.guidance is not None) == gradient
+    consistent(search)
+    assert search.paths().log_behaviour_ratio.shape == (64,)
+    assert search.paths(guided=False).guidance is None
+
+
+def test_without_a_gradient_the_prior_s_proposals_reach_the_exact_moments(blind_problem):
+    search = tempered(blind_problem, 2_000)
+    draws = []
+    for _ in range(100):
+        search.sweep()
+        draws.append(search.samples.double())
+    exact, values = blind_problem.exact[0], torch.cat(draws)
+    error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
+    assert float(error.abs().max()) < 4 / math.sqrt(2_000)
+    assert (values.std(0) / exact.variance.sqrt()).numpy() == pytest.approx(np.ones(4), abs=4 / math.sqrt(2 * 2_000))
+
+
+@pytest.fixture(scope="module")
+def searched():
+    """1,000 paths of the Gaussian problem in 16 dimensions, from the prior."""
+    problem = make_problem("gaussian-linear", {"dim": 16})
+    search = tempered(problem, 1_000)
+    search.adapting = False
+    return problem, search
+
+
+def test_a_thousand_prior_paths_reach_the_exact_gaussian_posterior(searched):
+    problem, search = searched
+    draws = []
+    for _ in range(30):
+        search.sweep()
+        draws.append(search.samples.double())
+    values, exact = torch.stack(draws), problem.exact[0]
+    factor = torch.linalg.cholesky(exact.covariance)
+    white = torch.linalg.solve_triangular(factor, (values.flatten(0, 1) - exact.mean).T, upper=False).T
+    # The draws are worth a thousand at least: that many paths, which move on from sweep to sweep.
+    assert float(white.mean(0).square().mean()) < 2 / 1_000
+    covariance = white.T @ white / len(white)
+    assert float((covariance - torch.eye(16)).square().mean()) < 2 / 1_000
+
+
+def test_tempering_estimates_the_evidence(searched):
+    problem, search = searched
+    assert search.log_partition == pytest.approx(problem.exact[0].log_partition, abs=0.3)
+
+
+def test_a_posterior_as_a_kernel_leaves_the_target_alone(blind_problem):
+    """A control moved away from zero proposes; the exact moments stay."""
+    torch.manual_seed(0)
+    posterior = ControlPosterior(blind_problem.prior, (2,), None, hidden=8, depth=1).requires_grad_(False)
+    torch.nn.init.normal_(posterior.network.head.weight, std=0.2)
+    search = tempered(blind_problem, 2_000, control=posterior.control)
+    shares = [float(search.redraw_suffix(index, posterior.control).double().mean()) for index in range(10)]
+    assert min(shares) > 0 and max(shares) < 1
+    for _ in range(100):
+        search.sweep(posterior.control)
+    exact, values = blind_problem.exact[0], search.samples.double()
+    error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
+    assert float(error.abs().max()) < 4 / math.sqrt(2_000)
+    consistent(search)
+
+
+def test_the_guided_kernel_of_a_fitted_population_is_accepted_where_the_prior_is_not():
+    problem = make_problem("gmm-linear", {"dim": 16})
+    search = tempered(problem, 500)
+    assert float(search.redraw_suffix(0, search._guide).double().mean()) > 0.5
+    assert float(search.redraw_suffix(0, None).double().mean()) < 0.05
+
+
+def test_the_gains_of_the_guided_kernel_are_the_most_likely_ones(gaussian_problem):
+    """Perturbing any gain lowers the mean log q of the paths it was fitted to."""
+    search = tempered(gaussian_problem, 400)
+    search.fit_guide()
+    guide = search._guide
+
+    def log_likelihood():
+        return search._log_ratio(0, guide).double().sum(1).mean()
+
+    best = log_likelihood()
+    for row in (0, 1):
+        for step in (2, 5, 8):
+            for shift in (-0.2, 0.2):
+                guide.gain[row, step] += shift
+                assert log_likelihood() < best
+                guide.gain[row, step] -= shift
+
+
+def test_a_population_of_one_is_refused(gaussian_problem):
+    with pytest.raises(ValueError, match="at least 2 paths, got 1"):
+        PathSearch(gaussian_problem, 0, 1)
+
+
+def test_paths_without_a_finite_likelihood_are_refused(gaussian_problem):
+    search = PathSearch(gaussian_problem, 0, 4)
+    search.log_likelihood.fill_(-math.inf)
+    with pytest.raises(ValueError, match=r"not one of 4 paths has a finite log p\(y \| x\)"):
+        search.temper()
