@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +107,7 @@ class Actor:
         self._made = 0
         self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
-        self._counters: Counter[str] = Counter()
+        self._counters: defaultdict[str, float] = defaultdict(float)
         self._explorations = {name: make(config) for name, make in EXPLORATIONS.items()}
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
@@ -138,15 +138,16 @@ class Actor:
 
     def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
         finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]
-        counts = {"trajectories": len(rollout.states), "seconds": seconds}
+        counts: dict[str, float] = {"trajectories": len(rollout.states), "seconds": seconds}
         counts |= {"finite": len(finite), "log_likelihood": float(finite.double().sum())}
         if rollout.acceptance is not None:
             counts |= {"proposals": 1, "accepted": rollout.acceptance}
-        self._counters.update({f"{name}/{key}": value for key, value in counts.items()})
+        for key, value in counts.items():
+            self._counters[f"{name}/{key}"] += value
 
     def take_counters(self) -> dict[str, float]:
         """What every kind has made since this was last asked, as sums: see `system.runner.exploration_metrics`."""
-        counters, self._counters = dict(self._counters), Counter()
+        counters, self._counters = dict(self._counters), defaultdict(float)
         return counters
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -62,7 +62,7 @@ class Finished:
     def diverged(self) -> bool:
         """Whether any number of the last evaluation is not finite, or any batch was set aside."""
         finite = all(value == value and abs(value) != float("inf") for value in self.metrics.values())
-        return not finite or max(self.last("learner/skipped"), self.last("learner/set_aside")) > 0
+        return not finite or any(self.last(f"learner/{name}") > 0 for name in ("skipped", "set_aside"))
 
 
 def parse(name: str, description: str, arguments: Sequence[str] | None = None) -> Benchmark:

@@ -115,7 +115,8 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
     if newest("learner/set_aside"):
         notes.append(
             f"the guard set {newest('learner/set_aside'):.0f} of {newest('learner/updates'):.0f} batches aside and "
-            f"rolled back {newest('learner/rollbacks'):.0f} times: lower learner.learning_rate, or look at the likelihood"
+            f"rolled back {newest('learner/rollbacks'):.0f} times: lower learner.learning_rate, or look at the "
+            "likelihood"
         )
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs import InverseProblem
+from learner import Diverged
 from system.assembly import build_actor, build_learner, build_shard
 from system.config import RunConfig
 from system.errors import ConfigError, RunnerError
 from system.part import Part, write_part
-from system.runner import exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
+from system.runner import add_counters, exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
 
 __all__ = ["LocalRunner"]
 
@@ -42,7 +42,7 @@ class LocalRunner:
         self._start: float | None = None
         self._acting = 0.0
         self._refused = 0
-        self._explorations: Counter[str] = Counter()
+        self._explorations: dict[str, float] = {}
         self._metrics: dict[str, float] = {}
 
     @property
@@ -81,14 +81,17 @@ class LocalRunner:
     def _turn(self) -> None:
         batch = self.shard.sample(self.config.learner.batch_size)
         if batch is not None:
-            update = self.learner.update(batch.trajectory, self.progress)
+            try:
+                update = self.learner.update(batch.trajectory, self.progress)
+            except Diverged as error:
+                raise RunnerError(f"training diverged: {error}") from error
             self.shard.update_priorities(batch.ids, update.residual)
             self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)
             return
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
         trajectory = self.actor.act()
-        self._explorations.update(self.actor.take_counters())
+        add_counters(self._explorations, self.actor.take_counters())
         try:
             reply = self.shard.insert(trajectory)
         except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
@@ -145,7 +148,7 @@ class LocalRunner:
         run = parts["run"].scalars
         self._seconds_before, self._acting = float(run["seconds"]), float(run["acting"])
         self.trajectories = int(run["trajectories"])
-        self._explorations = Counter(run["explorations"])
+        self._explorations = dict(run["explorations"])
         for target, name in ((self.learner, "learner"), (self.actor, "actor-0"), (self.shard, "replay-0")):
             target.load_state_dict(parts[name].arrays, parts[name].scalars)
 

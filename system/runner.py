@@ -13,7 +13,15 @@ from diffusion.trajectory import Trajectory
 from learner import Update
 from system.part import Part
 
-__all__ = ["Runner", "exploration_metrics", "replay_metrics", "run_progress", "state_part", "update_metrics"]
+__all__ = [
+    "Runner",
+    "add_counters",
+    "exploration_metrics",
+    "replay_metrics",
+    "run_progress",
+    "state_part",
+    "update_metrics",
+]
 
 
 class Runner(Protocol):
@@ -85,9 +93,15 @@ def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:
     return metrics
 
 
+def add_counters(total: dict[str, float], fresh: Mapping[str, float]) -> None:
+    """Adds the sums of `Actor.take_counters` to those so far."""
+    for key, value in fresh.items():
+        total[key] = total.get(key, 0.0) + value
+
+
 def exploration_metrics(counters: Mapping[str, float]) -> dict[str, float]:
     """Metrics of every kind of exploration, from the sums of `Actor.take_counters`."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     for key, made in counters.items():
         kind, _, name = key.rpartition("/")
         if name != "trajectories":

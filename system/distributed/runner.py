@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from system.distributed.cluster import connect
 from system.distributed.supervisor import Supervisor, last_line
 from system.errors import CheckpointError, ConfigError, RunnerError
 from system.part import Part, write_part
-from system.runner import exploration_metrics, replay_metrics
+from system.runner import add_counters, exploration_metrics, replay_metrics
 
 __all__ = ["RayRunner"]
 
@@ -38,7 +37,7 @@ class RayRunner:
         self._metrics: dict[str, float] = {}
         self._versions: dict[int, float] = {}  # actor: version of the weights it has
         self._totals = dict.fromkeys(("trajectories", "acting", "blocked", "acted"), 0.0)
-        self._explorations: Counter[str] = Counter()
+        self._explorations: dict[str, float] = {}
         self._learner_time = dict.fromkeys(("seconds", "waited", "published"), 0.0)
         self._closed = False
         connect(config, namespace=f"rtb-{run.name}-{time.time_ns()}")
@@ -81,7 +80,7 @@ class RayRunner:
         return self._metrics | self._counters()
 
     def _take_actor(self, index: int, result: Mapping[str, Any]) -> None:
-        self._explorations.update(result["explorations"])
+        add_counters(self._explorations, result["explorations"])
         self._versions[index] = result["version"]
         self._totals["trajectories"] += result["trajectories"]
         self._totals["acting"] += result["acting"]

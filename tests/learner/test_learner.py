@@ -17,6 +17,7 @@ from evaluation.bounds import elbo, iw_log_partition
 from learner import Learner, LearnerConfig
 from learner.average import WeightAverage
 from learner.gradient import accumulate_gradient
+from learner.guard import Verdict
 from learner.loss import residual_loss
 from learner.objectives import OBJECTIVES
 
@@ -215,11 +216,11 @@ def test_a_batch_with_one_number_that_is_not_finite_is_counted_and_changes_no_we
     array = getattr(good, field).copy()
     array[3] = value
     update = learner.update(dataclasses.replace(good, **{field: array}), 0.0)
-    assert update.skipped and (learner.updates, learner.skipped) == (2, 1)
+    assert update.verdict is Verdict.SET_ASIDE and (learner.updates, learner.guard.set_aside) == (2, 1)
     after = _state(learner)
-    after[1].update(updates=1, skipped=0)
+    after[1].update(updates=1, guard=before[1]["guard"])
     _assert_same_state(after, before)
-    assert not learner.update(good, 0.0).skipped and np.isfinite(learner.weights()).all()
+    assert learner.update(good, 0.0).verdict is Verdict.TAKE and np.isfinite(learner.weights()).all()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -228,10 +229,12 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_changes_no_weight_eit
     before = learner.weights()
     handle = learner.posterior.network.head.bias.register_hook(lambda gradient: gradient * value)
     update = learner.update(_batch(gaussian_problem), 0.0)
-    assert update.skipped and math.isfinite(update.loss) and not math.isfinite(update.gradient_norm)
+    assert (
+        update.verdict is Verdict.SET_ASIDE and math.isfinite(update.loss) and not math.isfinite(update.gradient_norm)
+    )
     assert (learner.weights() == before).all() and (learner.weights(averaged=True) == before).all()
     handle.remove()
-    assert not learner.update(_batch(gaussian_problem), 0.0).skipped
+    assert learner.update(_batch(gaussian_problem), 0.0).verdict is Verdict.TAKE
 
 
 # --- state ---
@@ -269,10 +272,10 @@ def test_the_state_holds_weights_average_log_z_and_both_moments_of_adam(gaussian
     learner.update(_batch(gaussian_problem), 0.0)
     arrays, scalars = learner.state_dict()
     names = {name.split(".")[0] for name in arrays}
-    assert names == {"posterior", "average", "log_partition", "optimizer"}
+    assert names == {"posterior", "average", "log_partition", "optimizer", "snapshot"}
     parameters = sum(1 for _ in learner.posterior.parameters()) + 1
-    assert sum(name.endswith("exp_avg_sq") for name in arrays) == parameters
-    assert scalars == {"updates": 1, "skipped": 0, "average_updates": 1}
+    assert sum(name.startswith("optimizer") and name.endswith("exp_avg_sq") for name in arrays) == parameters
+    assert (scalars["updates"], scalars["average_updates"], scalars["snapshots"]) == (1, 1, [0])
 
 
 def test_loading_the_state_of_another_network_names_the_first_array_that_does_not_fit(gaussian_problem):
