@@ -68,15 +68,24 @@ def keys() -> str:
             rows = [["`problem.name`", "`str`", shown(value.name), fields_of(hints[name])[0][2]]]
             rows.append(["`problem.*`", "", "", "The options of that problem: see [Problems](#problems)."])
         elif dataclasses.is_dataclass(hints[name]):
-            rows = [
-                [f"`{name}.{key}`", f"`{type_}`", shown(getattr(value, key)), text]
-                for key, type_, text in fields_of(hints[name])
-            ]
+            rows = section_rows(name, hints[name], value)
         else:
             scalars.append([f"`{name}`", f"`{kind}`", shown(value), meaning])
             continue
         sections.append(f"### {name}\n\n{meaning}\n\n{table(HEAD, rows)}")
     return "\n\n".join([table(HEAD, scalars), *sections])
+
+
+def section_rows(name: str, kind: type, value: object) -> list[list[str]]:
+    """A row for each key of the section `name`, those of sections within it included."""
+    hints, rows = typing.get_type_hints(kind), []
+    for key, type_, text in fields_of(kind):
+        inner = getattr(value, key)
+        if dataclasses.is_dataclass(inner):
+            rows += section_rows(f"{name}.{key}", hints[key], inner)
+        else:
+            rows.append([f"`{name}.{key}`", f"`{type_}`", shown(inner), text])
+    return rows
 
 
 def problems() -> str:
