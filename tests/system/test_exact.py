@@ -1,0 +1,126 @@
+"""Exact sampling: the verdict, what is written, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from envs import make_problem
+from system.__main__ import main
+from system.errors import RunnerError
+from system.exact import ExactConfig, _mixing, sample_exactly
+
+CONFIG = """
+name: small
+updates: 5
+problem: {name: gmm-linear, dim: 2, modes: 3, num_steps: 10}
+posterior: {hidden: 8, depth: 1}
+actor: {batch_size: 8}
+learner: {batch_size: 8}
+replay: {min_size: 16}
+evaluation: {trajectories: 16, final_trajectories: 16}
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration file of a small mixture."""
+    path = tmp_path / "small.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result():
+    """A thousand samples of a mixture in the plane."""
+    problem = make_problem("gmm-linear", {"dim": 2, "modes": 3, "num_steps": 40})
+    return problem, sample_exactly(problem, 0, ExactConfig(max_seconds=120.0))
+
+
+def test_the_samples_have_the_exact_modes_and_moments(result):
+    problem, found = result
+    exact = problem.exact[0]
+    assert found.mixed and found.r_hat <= 1.01 and found.effective_samples >= 400
+    assert found.samples.shape == (1000, 2) and found.log_likelihood.shape == (1000,)
+    shares = problem.classes.probabilities(found.samples).mean(0)
+    assert shares.numpy() == pytest.approx(problem.classes.exact[0].numpy(), abs=0.07)  # 4 errors of 400 draws at 0.15
+    error = (found.samples.double().mean(0) - exact.mean) / exact.variance.sqrt()
+    assert float(error.abs().max()) < 4 / 400**0.5
+    assert np.bincount(found.population.numpy()).tolist() == [250] * 4
+
+
+def test_the_evidence_is_that_of_the_chain_within_its_error(result):
+    problem, found = result
+    assert found.log_partition_standard_error < 0.05
+    # 40 steps leave the chain within a few hundredths of a nat of p(y).
+    assert found.log_partition == pytest.approx(problem.exact[0].log_partition, abs=0.05 + 0.2)
+
+
+def test_the_same_seed_gives_the_same_samples():
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 8})
+    settings = ExactConfig(num_samples=20, chains=16, effective_samples=10, r_hat=2.0)
+    one, other = (sample_exactly(problem, 0, settings) for _ in range(2))
+    np.testing.assert_array_equal(one.samples.numpy(), other.samples.numpy())
+
+
+def test_without_time_to_reach_the_posterior_the_run_says_at_which_beta_it_was():
+    problem = make_problem("gaussian-linear", {"dim": 8, "measurement_dim": 8, "noise_std": 0.01, "num_steps": 8})
+    with pytest.raises(RunnerError, match=r"the time was up at beta .* raise --max-seconds, or lower --chains"):
+        sample_exactly(problem, 0, ExactConfig(max_seconds=1e-3))
+
+
+def test_populations_in_different_modes_have_not_mixed_and_the_mode_is_named():
+    problem = make_problem("gmm-linear", {"dim": 2, "modes": 3, "num_steps": 5})
+    means = problem.prior.denoiser.means.float()
+    kept = [[(means[[index]].repeat(50, 1) + 0.01 * torch.randn(50, 2), torch.zeros(50))] for index in (0, 1)]
+    r_hat, worst, effective = _mixing(problem, kept)
+    assert r_hat > 10 and worst in {"mode 0", "mode 1", "x[0]", "x[1]", "x^2[0]", "x^2[1]"} and effective < 5
+
+
+def test_from_the_command_line_with_flags_of_the_problem(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--exact", "--num", "50", "--chains", "64", "--quiet", "--problem.num-steps", "12"]
+    assert main(["sample", str(config), *flags]) in (0, 1)
+    out = capsys.readouterr().out
+    assert ("mixed" in out or "NOT MIXED" in out) and "50 samples: small-exact.npz" in out
+    with np.load("small-exact.npz", allow_pickle=False) as stored:
+        assert {name: stored[name].shape for name in stored} == {
+            "samples": (50, 2),
+            "log_likelihood": (50,),
+            "population": (50,),
+        }
+    figures = json.loads((tmp_path / "small-exact.json").read_text())
+    assert {"mixed", "r_hat", "log_partition", "log_partition_standard_error", "acceptance", "thinning"} <= set(figures)
+
+
+def test_chains_that_do_not_mix_end_with_exit_code_1_and_say_so(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--exact", "--num", "10", "--chains", "8", "--r-hat", "1.0000001", "--max-seconds", "4", "--quiet"]
+    assert main(["sample", str(config), *flags]) == 1
+    assert "NOT MIXED" in capsys.readouterr().out
+
+
+def test_from_a_run_its_posterior_proposes_too(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(config), "--run", "mine", "--quiet"]) == 0
+    assert main(["sample", "mine", "--exact", "--num", "20", "--chains", "32", "--quiet"]) in (0, 1)
+    assert (tmp_path / "mine" / "exact.npz").is_file() and (tmp_path / "mine" / "exact.json").is_file()
+    assert main(["sample", "mine", "--exact", "--problem.dim", "3"]) == 2
+    assert "would change the problem of a finished run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (["--num", "0"], "num_samples must be at least 1, got 0"),
+        (["--populations", "1"], "populations must be at least 2, got 1"),
+        (["--chains", "1"], "chains must be at least 2, got 1"),
+        (["--r-hat", "1.0"], "r_hat must be above 1, got 1.0"),
+        (["--max-seconds", "0"], "max_seconds must be positive, got 0.0"),
+        (["--output", "nowhere/x.npz"], "--output must be an .npz file in a directory that exists, got nowhere/x.npz"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(config, capsys, flag, message):
+    assert main(["sample", str(config), "--exact", *flag]) == 2
+    assert capsys.readouterr().err == f"rtb: error: {message}\n"
