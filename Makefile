@@ -28,6 +28,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.digits_half --short
 	$(BIN)/python -m benchmarks.toy_25_to_9 --short
 	$(BIN)/python -m benchmarks.gaussian_linear --short
+	$(BIN)/python -m benchmarks.path_search --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -248,7 +248,13 @@ def _mixing(problem: InverseProblem, kept: list[list[Draw]]) -> tuple[float, str
 
 
 def _pick(kept: list[list[Draw]], config: ExactConfig) -> dict[str, Tensor]:
-    """The asked number of draws, evenly from all that were kept; fewer if there are not as many."""
+    """The asked number of draws, or all there are: of as few sweeps as give that many, far apart, the last included.
+
+    Two chains are independent long before two draws of one chain are.
+    """
+    wanted = math.ceil(config.num_samples / (config.populations * config.chains))
+    chosen = torch.linspace(len(kept[0]) - 1, 0, max(wanted, 1)).round().long().unique()
+    kept = [[draws[index] for index in chosen.tolist()] for draws in kept]
     samples = torch.cat([sample for draws in kept for sample, _ in draws])
     log_likelihood = torch.cat([likelihood for draws in kept for _, likelihood in draws])
     population = torch.arange(len(kept)).repeat_interleave(len(samples) // len(kept))

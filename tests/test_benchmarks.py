@@ -7,6 +7,7 @@ import torch
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Finished
+from benchmarks.path_search import mode_ratio, moment_ratios
 from envs import make_problem
 
 
@@ -56,3 +57,21 @@ def test_the_wait_leaves_out_the_first_twenty_seconds():
     history = {"learner/wait": (np.arange(3), seconds, np.array([0.9, 0.3, 0.1]))}
     run = Finished(name="ray", metrics={}, history=history, cpu_seconds=0.0)
     assert wait(run) == pytest.approx(2.5 / 75)
+
+
+def test_exact_draws_have_the_errors_of_monte_carlo_in_the_path_search_benchmark(generator):
+    """300 repetitions of 500 draws: standard errors of 4 % (mean), 2 % (covariance) and 5 % (modes)."""
+    root = torch.randn(4, 4, generator=generator, dtype=torch.float64)
+    covariance, mean = root @ root.T + torch.eye(4), torch.arange(4.0, dtype=torch.float64)
+    shares = torch.tensor([0.1, 0.2, 0.7], dtype=torch.float64)
+    ratios = []
+    for _ in range(300):
+        noise = torch.randn(500, 4, generator=generator, dtype=torch.float64)
+        draws = mean + noise @ torch.linalg.cholesky(covariance).T
+        rows = torch.multinomial(shares, 500, replacement=True, generator=generator)
+        counted = torch.bincount(rows, minlength=3) / 500
+        ratios.append((*moment_ratios(draws, mean, covariance, 500), mode_ratio(counted, shares, 500)))
+    average = np.array(ratios).mean(0)
+    assert average[0] == pytest.approx(1, abs=0.16)
+    assert average[1] == pytest.approx(1, abs=0.08)
+    assert average[2] == pytest.approx(1, abs=0.25)

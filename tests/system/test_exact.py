@@ -78,6 +78,14 @@ def test_populations_in_different_modes_have_not_mixed_and_the_mode_is_named():
     assert r_hat > 10 and worst in {"mode 0", "mode 1", "x[0]", "x[1]", "x^2[0]", "x^2[1]"} and effective < 5
 
 
+def test_a_limit_on_r_hat_that_is_not_met_is_not_mixed_however_many_draws_there_are():
+    problem = make_problem("gmm-linear", {"dim": 2, "modes": 3, "num_steps": 10})
+    settings = ExactConfig(num_samples=10, chains=8, effective_samples=1, r_hat=1 + 1e-7, max_seconds=3.0)
+    found = sample_exactly(problem, 0, settings)
+    assert not found.mixed and found.r_hat > settings.r_hat and found.effective_samples >= 1
+    assert "NOT MIXED" in found.lines()[0]
+
+
 def test_from_the_command_line_with_flags_of_the_problem(config, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = ["--exact", "--num", "50", "--chains", "64", "--quiet", "--problem.num-steps", "12"]
