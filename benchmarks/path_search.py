@@ -77,9 +77,9 @@ def main() -> None:
             for key, value in row.items():
                 figures.setdefault(f"{name.replace('-', '_')}_{key}", []).append(value)
             print(
-                f"| {name} seed {seed} | {'yes' if result.mixed else 'no'} | {result.r_hat:.4f} | "
-                f"{worth(result):.0f} | {row['log_partition_error']:.3f} | {mean:.2f} | {covariance:.2f} | {modes:.2f} | {l1:.3f} | "
-                f"{result.acceptance:.2f} | {result.seconds:.0f} |",
+                f"| {name} seed {seed} | {'yes' if result.mixed else 'no'} | {result.r_hat:.4f} "
+                f"| {worth(result):.0f} | {error:.3f} | {mean:.2f} | {covariance:.2f} | {modes:.2f} | {l1:.3f} "
+                f"| {result.acceptance:.2f} | {result.seconds:.0f} |",
                 flush=True,
             )
     medians = {
