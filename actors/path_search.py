@@ -28,7 +28,7 @@ from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
 from actors.rollout import Control, Rollout, rollout
-from diffusion.kernel import normal_log_prob
+from diffusion.kernel import expand, normal_log_prob
 from diffusion.path import path_log_prior, stacked_transitions
 from diffusion.posterior import log_ratio
 from envs.problem import InverseProblem
@@ -212,17 +212,10 @@ class PathSearch:
         new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
         old = suffix_log_weight(self._log_ratio(first, control), self.log_likelihood, self.beta)
         accepted = self._accept(new, old)
-        noising = self._log_noising(fresh.states, first)
-        for mine, theirs in (
-            (self.states[:, first:], fresh.states),
-            (self.denoised[:, first:], fresh.denoised),
-            (self.log_prior[:, first:], fresh.log_prior),
-            (self.log_noising[:, first:], noising),
-            (self.log_likelihood, fresh.log_likelihood),
-        ):
-            mine[accepted] = theirs[accepted]
-        if self.guidance is not None and fresh.guidance is not None:
-            self.guidance[:, first:][accepted] = fresh.guidance[accepted]
+        log_noising = self.prior.noising.path_log_prob(fresh.states, first)
+        self._adopt(accepted, slice(first, None), fresh.denoised, fresh.guidance, fresh.log_prior, log_noising)
+        self.states[:, first:][accepted] = fresh.states[accepted]
+        self.log_likelihood[accepted] = fresh.log_likelihood[accepted]
         return accepted
 
     def renoise_prefix(self, last: int) -> Tensor:
@@ -234,16 +227,25 @@ class PathSearch:
         new = prefix_log_weight(self._log_base(states), log_prior, log_noising)
         old = prefix_log_weight(self._log_base(self.states), self.log_prior[:, :last], self.log_noising[:, :last])
         accepted = self._accept(new, old)
-        for mine, theirs in (
-            (self.states[:, : last + 1], states),
-            (self.denoised[:, :last], denoised),
-            (self.log_prior[:, :last], log_prior),
-            (self.log_noising[:, :last], log_noising),
-        ):
-            mine[accepted] = theirs[accepted]
-        if self.guidance is not None and guidance is not None:
-            self.guidance[:, :last][accepted] = guidance[accepted]
+        self._adopt(accepted, slice(0, last), denoised, guidance, log_prior, log_noising)
+        self.states[:, : last + 1][accepted] = states[accepted]
         return accepted
+
+    def _adopt(
+        self,
+        accepted: Tensor,
+        steps: slice,
+        denoised: Tensor,
+        guidance: Tensor | None,
+        log_prior: Tensor,
+        log_noising: Tensor,
+    ) -> None:
+        """Takes over what belongs to the transitions `steps` of the `accepted` paths."""
+        self.denoised[:, steps][accepted] = denoised[accepted]
+        self.log_prior[:, steps][accepted] = log_prior[accepted]
+        self.log_noising[:, steps][accepted] = log_noising[accepted]
+        if self.guidance is not None and guidance is not None:
+            self.guidance[:, steps][accepted] = guidance[accepted]
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, scalars) that `restore` makes the same population of; the random stream is the owner's."""
@@ -303,15 +305,6 @@ class PathSearch:
         sigma = self.prior.sigma[:1].expand(len(states))
         return normal_log_prob(states[:, 0], torch.zeros_like(states[:, 0]), sigma)
 
-    def _log_noising(self, states: Tensor, first: int) -> Tensor:
-        """[N, T - first] log n(s_k | s_k+1) of s_first..s_T."""
-        noising = self.prior.noising
-        terms = [
-            noising.log_prob(states[:, index], states[:, index + 1], first + index + 1, first + index)
-            for index in range(states.shape[1] - 1)
-        ]
-        return torch.stack(terms, 1)
-
     @torch.no_grad()
     def _log_ratio(self, first: int, control: Control | None) -> Tensor:
         """[N, T - first] log q - log p of the present suffixes."""
@@ -324,8 +317,8 @@ class PathSearch:
             state, denoised = self.states[row, step], self.denoised[row, step]
             measurement = self.problem.measurements[self.measurement_id[row]]
             carried = () if self.guidance is None else (self.guidance[row, step],)
-            std = self.prior.std[step].to(state).reshape(-1, *([1] * (state.ndim - 1)))
-            shifted = (self.states[row, step + 1] - self.prior.mean(state, step, denoised)) / std
+            mean, std = self.prior.mean(state, step, denoised), expand(self.prior.std[step], state)
+            shifted = (self.states[row, step + 1] - mean) / std
             parts.append(log_ratio(shifted, control(state, step, denoised, measurement, *carried)))
         return torch.cat(parts).reshape(count, steps)
 

@@ -1,8 +1,8 @@
 """Path search as a kind of exploration: every actor keeps a population of paths per measurement and hands it on.
 
-A population starts from the prior and is tempered to the posterior in its first turns; then each turn is one sweep,
-with suffixes proposed by the prior and by the current posterior in turn. What it hands on is always a sample of
-pi_beta, so its importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
+A population starts from the prior and is tempered to the posterior in its first turns; in every turn it is moved, with
+the current posterior as one of the kernels that propose. What it hands on is always a sample of pi_beta, so its
+importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
 """
 
 from __future__ import annotations

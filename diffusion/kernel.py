@@ -106,10 +106,10 @@ class NoisingKernel:
             states.append(self.sample(states[-1], index, index - 1, generator))
         return torch.stack(states[::-1], dim=1)
 
-    def path_log_prob(self, states: Tensor) -> Tensor:
-        """[N, K] log q(s_k | s_k+1) of every noising transition of s_0..s_K = `states` [N, K+1, *D]."""
+    def path_log_prob(self, states: Tensor, first: int = 0) -> Tensor:
+        """[N, K] log q(s_k | s_k+1) of every noising transition of s_first, s_first+1, ... = `states` [N, K+1, *D]."""
         terms = [
-            self.log_prob(states[:, index], states[:, index + 1], index + 1, index)
+            self.log_prob(states[:, index], states[:, index + 1], first + index + 1, first + index)
             for index in range(states.shape[1] - 1)
         ]
         return torch.stack(terms, dim=1)

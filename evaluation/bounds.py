@@ -102,17 +102,18 @@ def bridge_log_partition(proposed: Tensor, posterior: Tensor) -> float:
 
     The bridge estimate of least variance, the root c = log Z of  sum_q 1 / (1 + (N / M) e^(c - lw)) =
     sum_pi 1 / (1 + (M / N) e^(lw - c))  (Bennett 1976; Meng and Wong 1996). Between the two samples' own means, and far
-    better than either where they overlap.
+    better than either where they overlap. lw of -inf (zero likelihood) among those of q counts as what it is.
     """
     q, pi = _checked(proposed), _checked(posterior)
+    finite = torch.cat([q, pi])
+    finite = finite[torch.isfinite(finite)]
     offset = math.log(len(pi) / len(q))
 
     def difference(value: float) -> float:
         return float(torch.sigmoid(q - value + offset).sum() - torch.sigmoid(value - offset - pi).sum())
 
-    low = float(torch.minimum(q.min(), pi.min())) - 1 - abs(offset)
-    high = float(torch.maximum(q.max(), pi.max())) + 1 + abs(offset)
-    return float(brentq(difference, low - math.log(len(q) + len(pi)), high + math.log(len(q) + len(pi)), xtol=1e-9))
+    margin = 1 + abs(offset) + math.log(len(q) + len(pi))
+    return float(brentq(difference, float(finite.min()) - margin, float(finite.max()) + margin, xtol=1e-9))
 
 
 def effective_sample_size(log_weight: Tensor) -> float:

@@ -220,8 +220,11 @@ def _evidence(populations: list[PathSearch], control: Control | None) -> tuple[f
         values = []
         for search, own in zip(populations, kernels, strict=True):
             proposed, posterior = search.log_weights(own[name])
-            finite = bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all())
-            values.append(bridge_log_partition(proposed[torch.isfinite(proposed)], posterior) if finite else math.nan)
+            proposed = torch.where(
+                torch.isfinite(proposed), proposed, -math.inf
+            )  # as the moves take it: never accepted
+            usable = bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all())
+            values.append(bridge_log_partition(proposed, posterior) if usable else math.nan)
         estimates.append(torch.tensor(values, dtype=torch.float64))
     sound = [value for value in estimates if bool(torch.isfinite(value).all())]
     best = min(sound, key=lambda value: float(value.std()))

@@ -162,3 +162,12 @@ def test_the_bridge_estimate_of_two_gaussians_is_their_evidence(generator):
 def test_the_bridge_estimate_is_exact_where_q_is_the_posterior():
     weights = torch.full((7,), -2.5, dtype=torch.float64)
     assert bounds.bridge_log_partition(weights, weights[:3]) == pytest.approx(-2.5, abs=1e-8)
+
+
+def test_proposed_paths_of_zero_likelihood_count_in_the_bridge_estimate(generator):
+    """q = N(0, 1), the posterior its positive half: Z = 1/2, and half of the proposed weights are zero."""
+    drawn = torch.randn(4000, generator=generator, dtype=torch.float64)
+    weight = torch.where(drawn > 0, 0.0, -math.inf).double()
+    assert bounds.bridge_log_partition(weight, torch.zeros(2000, dtype=torch.float64)) == pytest.approx(
+        math.log(float((drawn > 0).double().mean())), abs=1e-6
+    )
