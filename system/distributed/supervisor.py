@@ -236,7 +236,7 @@ class Supervisor:
 
         self.shards[index], stats = self._start_again(name, lambda: self._make_shard(index), restore)
         lost = max(int(self.shard_stats[index].get("inserts", 0) - stats["inserts"]), 0)
-        self.shard_stats[index], self.changed = stats, time.monotonic()
+        self.shard_stats[index] = stats
         self.counts["replay/lost"] += lost
         _log.warning("%s was lost; %d items restored, the %d newest are lost", name, stats["size"], lost)
 
@@ -246,7 +246,9 @@ class Supervisor:
         while True:
             handle = make()
             try:
-                return handle, ray.get(ask(handle), timeout=max(until - time.monotonic(), 1.0))
+                answer = ray.get(ask(handle), timeout=max(until - time.monotonic(), 1.0))
+                self.changed = time.monotonic()
+                return handle, answer
             except ray.exceptions.RayTaskError as error:
                 raise _failure(name, error) from error
             except ray.exceptions.RayError as error:

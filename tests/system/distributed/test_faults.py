@@ -21,7 +21,7 @@ def lives(uids):
 
 
 def test_a_run_trains_and_outlives_the_death_of_each_of_its_processes(start, tiny):
-    run = start(tiny())
+    run = start(tiny(timeout_seconds=20.0))  # nothing hangs here: no slow machine may be taken for that
     supervisor = run.supervisor
 
     # It trains: updates come, the loss falls, weights reach the actors, the pace is kept.
@@ -74,8 +74,10 @@ def test_a_run_trains_and_outlives_the_death_of_each_of_its_processes(start, tin
     assert metrics["replay/inserts"] >= snapshot and metrics["learner/restarts"] == 1
 
     # The weight store is killed: the learner fills a new one.
+    changed = supervisor.changed
     run.kill(supervisor.store)
     metrics = run.until(lambda m: m["learner/updates"] > updates + 300)
+    assert supervisor.changed > changed  # waiting for it was not starvation of the learner
     updates = metrics["learner/updates"]
     run.until(lambda m: m["actor/version"] > updates)
     assert metrics["actor/restarts"] == metrics["learner/restarts"] == metrics["replay/restarts"] == 1
