@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from actors.exploration import Exploration, Stateful
+from actors.exploration import Exploration, FromStored, Starts, Stateful
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
-from actors.path_searcher import PathSearcher
+from actors.path_searcher import PathSearchConfig, PathSearcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
 from diffusion.posterior import Posterior
@@ -42,16 +42,14 @@ class ActorConfig:
     """Shares at the end of the run; in between they change linearly."""
     noise_inflation: float = 1.3
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
-    path_search_sweeps: int = 1
-    """Moves of a path-search population before it is handed on."""
+    path_search: PathSearchConfig = field(default_factory=PathSearchConfig)
+    """Exact search in path space."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
-        if self.path_search_sweeps < 1:
-            raise ValueError(f"actor.path_search_sweeps must be at least 1, got {self.path_search_sweeps}")
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
         for name in ("mixture", "final_mixture"):
@@ -69,12 +67,20 @@ class ActorConfig:
             for name in EXPLORATIONS
         }
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that have a share at some time."""
+        return tuple(name for name in EXPLORATIONS if self.mixture.get(name, 0) or self.final_mixture.get(name, 0))
 
-EXPLORATIONS: Mapping[str, Callable[[ActorConfig], Exploration]] = {
-    "on-policy": lambda config: OnPolicy(),
-    "noise-inflated": lambda config: NoiseInflated(config.noise_inflation),
-    "prior": lambda config: PriorRollout(),
-    "path-search": lambda config: PathSearcher(config.path_search_sweeps),
+
+Factory = Callable[[ActorConfig, InverseProblem], Exploration]
+"""Makes a kind of exploration; a ValueError says why this problem does not allow it."""
+
+EXPLORATIONS: dict[str, Factory] = {
+    "on-policy": lambda config, problem: OnPolicy(),
+    "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
+    "prior": lambda config, problem: PriorRollout(),
+    "path-search": lambda config, problem: PathSearcher(config.path_search),
 }
 
 
@@ -108,7 +114,7 @@ class Actor:
         self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
-        self._explorations = {name: make(config) for name, make in EXPLORATIONS.items()}
+        self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
@@ -121,16 +127,28 @@ class Actor:
         nn.utils.vector_to_parameters(vector, self.posterior.parameters())
         self.version, self.progress = version, progress
 
-    def act(self) -> Trajectory:
-        """One batch of trajectories of the kind that is furthest behind its share."""
+    def act(self, starts: Starts | None = None) -> Trajectory:
+        """One batch of trajectories of the kind that is furthest behind its share.
+
+        Kinds that go on from stored trajectories get them from `starts`; while it has none they wait, and the turn
+        is an on-policy one.
+        """
         for name, share in self.config.shares(self.progress).items():
             self._wanted[name] += share
         name = max(EXPLORATIONS, key=lambda kind: self._wanted[kind] - self._batches[kind])
         self._batches[name] += 1
-        count, measurements = self.config.batch_size, len(self.problem.measurements)
-        measurement_id = torch.randint(measurements, (count,), generator=self.generator)
-        exploration, began = self._explorations[name], time.perf_counter()
-        rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        exploration, count, began = self._explorations[name], self.config.batch_size, time.perf_counter()
+        stored = None
+        if isinstance(exploration, FromStored):
+            stored = starts(count, exploration.start_by) if starts is not None else None
+            if stored is None:
+                name, exploration = "on-policy", OnPolicy()
+        if isinstance(exploration, FromStored):
+            assert stored is not None
+            rollout = exploration.explore_from(self.problem, self.posterior, stored, self.progress, self.generator)
+        else:
+            measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
+            rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
         self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from numpy.typing import NDArray
@@ -10,10 +11,16 @@ from torch import Tensor
 
 from actors.rollout import Rollout
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Origin
+from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["Exploration", "Stateful"]
+__all__ = ["Exploration", "FromStored", "StartBy", "Starts", "Stateful"]
+
+StartBy = Literal["likelihood", "residual", "age"]
+"""Which stored trajectories to start from: the likely ones, those that fit worst, or the newest."""
+
+Starts = Callable[[int, StartBy], Trajectory | None]
+"""(count, by) -> that many stored trajectories, or None while there are none."""
 
 
 class Exploration(Protocol):
@@ -33,6 +40,29 @@ class Exploration(Protocol):
         generator: torch.Generator,
     ) -> Rollout:
         """One trajectory for every entry of `measurement_id` [B]; `progress` (0 to 1) is how far the run is."""
+        ...
+
+
+@runtime_checkable
+class FromStored(Protocol):
+    """A kind of exploration that goes on from trajectories in replay."""
+
+    start_by: StartBy
+
+    @property
+    def origin(self) -> Origin:
+        """What its trajectories are marked with."""
+        ...
+
+    def explore_from(
+        self,
+        problem: InverseProblem,
+        posterior: Posterior,
+        stored: Trajectory,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Rollout:
+        """One new trajectory for every one `stored`, of the same measurement."""
         ...
 
 

@@ -7,6 +7,7 @@ importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,21 @@ from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin
 from envs.problem import InverseProblem
 
-__all__ = ["PathSearcher"]
+__all__ = ["PathSearchConfig", "PathSearcher"]
 
 SETTLING = 100  # sweeps in which a population may adapt its moves; at beta = 1 thereafter it does not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathSearchConfig:
+    """The population that an actor keeps of every measurement."""
+
+    sweeps: int = 1
+    """Moves of the population before it is handed on."""
+
+    def __post_init__(self) -> None:
+        if self.sweeps < 1:
+            raise ValueError(f"actor.path_search.sweeps must be at least 1, got {self.sweeps}")
 
 
 class PathSearcher:
@@ -30,9 +43,8 @@ class PathSearcher:
 
     origin = Origin.PATH_SEARCH
 
-    def __init__(self, sweeps: int) -> None:
-        """`sweeps` moves of the population a turn."""
-        self.sweeps = sweeps
+    def __init__(self, config: PathSearchConfig) -> None:
+        self.config = config
         self._populations: dict[int, PathSearch] = {}
 
     def explore(
@@ -52,7 +64,7 @@ class PathSearcher:
             search.temper()
         elif search.sweeps >= SETTLING:
             search.adapting = False
-        accepted = [search.sweep(posterior.control) for _ in range(self.sweeps)]
+        accepted = [search.sweep(posterior.control) for _ in range(self.config.sweeps)]
         return search.paths(float(np.mean(accepted)), guided=posterior.uses_guidance)
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

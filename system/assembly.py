@@ -56,7 +56,11 @@ def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
 def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, restarts: int = 0) -> Actor:
     """Actor number `index` in its life number `restarts`."""
     seed = stream_seed(config, "actor")
-    return Actor(problem, build_posterior(config, problem), config.actor, seed=seed, index=index, restarts=restarts)
+    posterior = build_posterior(config, problem)
+    try:
+        return Actor(problem, posterior, config.actor, seed=seed, index=index, restarts=restarts)
+    except ValueError as error:
+        raise ConfigError(f"actor: {error}") from None
 
 
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:

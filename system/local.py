@@ -90,7 +90,7 @@ class LocalRunner:
             return
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
-        trajectory = self.actor.act()
+        trajectory = self.actor.act(self.shard.starts)
         add_counters(self._explorations, self.actor.take_counters())
         try:
             reply = self.shard.insert(trajectory)

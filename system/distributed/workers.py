@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import ray
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from actors.exploration import StartBy
 from diffusion.trajectory import Trajectory
 from system.assembly import build_actor, build_learner, build_problem, build_shard
 from system.config import RunConfig
@@ -94,6 +96,10 @@ class ShardWorker:
         """See `ReplayShard.sample`."""
         return self._shard.sample(batch_size)
 
+    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+        """See `ReplayShard.starts`."""
+        return self._shard.starts(count, by)
+
     def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> None:
         """See `ReplayShard.update_priorities`."""
         self._shard.update_priorities(ids, residuals)
@@ -145,7 +151,7 @@ class RolloutWorker:
                     continue
                 self._pull(peers)
                 began = time.perf_counter()
-                self._pending = self._actor.act()
+                self._pending = self._actor.act(partial(self._starts, shard, peers.timeout))
                 acting += time.perf_counter() - began
             reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
             if reply.accepted:
@@ -163,6 +169,11 @@ class RolloutWorker:
             "version": float(self._actor.version),
             "explorations": self._actor.take_counters(),
         }
+
+    @staticmethod
+    def _starts(shard: Any, timeout: float, count: int, by: StartBy) -> Trajectory | None:  # noqa: ANN401 - a Ray handle
+        stored: Trajectory | None = ray.get(shard.starts.remote(count, by), timeout=timeout)
+        return stored
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)

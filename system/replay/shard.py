@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from actors.exploration import StartBy
 from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
@@ -25,6 +26,8 @@ from system.replay.storage import TrajectoryStorage
 from system.replay.sum_tree import SumTree
 
 __all__ = ["ReplayShard"]
+
+TOURNAMENT = 8  # items that compete to be a start; the winner is of the best eighth on average
 
 
 class ReplayShard:
@@ -41,6 +44,7 @@ class ReplayShard:
         self._limiter = config.rate_limiter()
         self._tree: SumTree | None = None
         self._order: MeasurementOrder | None = None
+        self._residual = np.zeros(0, dtype=np.float32)  # |delta| by slot, as last reported
         self._refused = 0
         self._late_priorities = 0
         self._nonfinite_priorities = 0
@@ -62,7 +66,10 @@ class ReplayShard:
         slots = self._storage.append(sound)
         self._refused += refused
         if len(slots):
-            self._tree = self._tree or SumTree(self._storage.capacity)
+            if self._tree is None:
+                self._tree = SumTree(self._storage.capacity)
+                self._residual = np.empty(self._storage.capacity, dtype=np.float32)
+            self._residual[slots] = np.inf  # not known yet, so as good as the largest
             self._priority.place(self._tree, self._storage, slots)
             self._order = None
         self._limiter.inserted(len(slots))
@@ -94,6 +101,24 @@ class ReplayShard:
             probability=mixture.probability(slots),
         )
 
+    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+        """Stored trajectories for actors to go on from, with replacement; None while there are none.
+
+        By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
+        residual among items of the same measurement. The rate limiter does not count them.
+        """
+        size = len(self._storage)
+        if size < 1:
+            return None
+        if by == "age":
+            window = min(self._config.newest_window, size)
+            return self._storage.take(self._storage.slots_of_age(self._generator.integers(window, size=count)))
+        score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
+        entrants = self._generator.integers(size, size=(count, TOURNAMENT))
+        measurement = self._storage.column("measurement_id")[entrants]
+        rivals = np.where(measurement == measurement[:, :1], score[entrants], -np.inf)
+        return self._storage.take(entrants[np.arange(count), rivals.argmax(axis=1)])
+
     def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> int:
         """Take in the learner's residuals [B]; how many were not ignored as late or not finite."""
         values = np.asarray(residuals, dtype=np.float64)
@@ -107,6 +132,7 @@ class ReplayShard:
         self._nonfinite_priorities += int(np.count_nonzero(current & ~finite))
         usable = current & finite
         if self._tree is not None and usable.any():
+            self._residual[ids.slot[usable]] = np.minimum(np.abs(values[usable]), np.finfo(np.float32).max)
             self._priority.learn(self._tree, ids.slot[usable], values[usable])
         return int(np.count_nonzero(usable))
 
@@ -139,6 +165,7 @@ class ReplayShard:
         arrays: dict[str, NDArray[np.generic]] = {f"storage.{name}": value for name, value in stored.items()}
         if self._tree is not None:
             arrays["mass"] = self._tree.leaves()[: len(self._storage)]
+            arrays["residual"] = self._residual[: len(self._storage)].copy()
         arrays |= {f"priority.{name}": value for name, value in self._priority.state_dict().items()}
         scalars = {
             "storage": storage,
@@ -157,6 +184,8 @@ class ReplayShard:
         kept = self._storage.load_state_dict(stored, scalars["storage"])
         if len(kept):
             self._tree = SumTree(self._storage.capacity)
+            self._residual = np.empty(self._storage.capacity, dtype=np.float32)
+            self._residual[: len(kept)] = arrays["residual"][kept]
             if scalars["priority"] == self._priority_settings():
                 self._tree.fill(arrays["mass"][kept])
                 self._priority.load_state_dict(_under("priority.", arrays))

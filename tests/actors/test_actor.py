@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections import Counter
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 
 from actors import EXPLORATIONS, Actor, ActorConfig
+from actors.on_policy import OnPolicy
 from diffusion.kernel import normal_log_prob
 from diffusion.posterior import ControlPosterior
 from diffusion.trajectory import Origin
@@ -219,3 +221,53 @@ def test_an_actor_never_trains_its_posterior(gaussian_problem):
 def test_a_setting_that_cannot_be_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         ActorConfig(**options)
+
+
+class _Echo:
+    """Hands the stored trajectories on, one nat more likely."""
+
+    origin = Origin.EXACT
+
+    def __init__(self, start_by):
+        self.start_by = start_by
+
+    def explore_from(self, problem, posterior, stored, progress, generator):
+        made = OnPolicy().explore(problem, posterior, torch.from_numpy(stored.measurement_id), progress, generator)
+        return dataclasses.replace(made, log_likelihood=torch.from_numpy(stored.log_likelihood) + 1)
+
+
+def test_a_kind_that_goes_on_from_stored_trajectories_gets_as_many_as_a_batch_by_what_it_asks_for(
+    gaussian_problem, monkeypatch
+):
+    monkeypatch.setitem(EXPLORATIONS, "echo", lambda config, problem: _Echo("residual"))
+    stored = _actor(gaussian_problem, seed=1, batch_size=6, **_only("prior")).act()
+    asked = []
+
+    def starts(count, by):
+        asked.append((count, by))
+        return stored.take(np.arange(count))
+
+    made = _actor(gaussian_problem, batch_size=5, **_only("echo")).act(starts)
+    assert asked == [(5, "residual")]
+    assert made.log_likelihood.tolist() == (stored.log_likelihood[:5] + 1).tolist()
+    assert set(made.origin.tolist()) == {Origin.EXACT}
+
+
+@pytest.mark.parametrize("starts", [None, lambda count, by: None])
+def test_while_nothing_is_stored_such_a_kind_gives_its_turn_to_an_on_policy_rollout(
+    gaussian_problem, monkeypatch, starts
+):
+    monkeypatch.setitem(EXPLORATIONS, "echo", lambda config, problem: _Echo("age"))
+    actor = _actor(gaussian_problem, batch_size=5, **_only("echo"))
+    assert set(actor.act(starts).origin.tolist()) == {Origin.ON_POLICY}
+    assert actor.take_counters().keys() >= {"on-policy/trajectories"}
+
+
+def test_only_the_kinds_of_the_mixtures_are_made_so_others_may_refuse_the_problem(gaussian_problem, monkeypatch):
+    def refuse(config, problem):
+        raise ValueError("not this problem")
+
+    monkeypatch.setitem(EXPLORATIONS, "choosy", refuse)
+    assert len(_actor(gaussian_problem).act()) == 2
+    with pytest.raises(ValueError, match="not this problem"):
+        _actor(gaussian_problem, mixture={"on-policy": 1.0}, final_mixture={"choosy": 1.0})

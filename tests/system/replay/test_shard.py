@@ -346,3 +346,49 @@ def test_a_trajectory_handed_in_is_not_changed_and_may_be_read_only(make_traject
 def _all_ids(shard: ReplayShard) -> ItemIds:
     slots = np.arange(len(shard))
     return ItemIds(shard=np.full(len(slots), shard._index), slot=slots, generation=shard._storage.generation(slots))
+
+
+def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_count_them(make_trajectory):
+    shard = ReplayShard(_config(newest_window=50, max_items=1000, samples_per_insert=1.0, tolerance=5000), 0, seed=3)
+    assert shard.starts(10, "age") is None
+    generator = np.random.default_rng(1)
+    for _ in range(10):
+        identity = np.repeat([0, 3, 3, 3, 3], 20)
+        shard.insert(make_trajectory(100, log_likelihood=generator.normal(identity * 100), measurement_id=identity))
+    order = shard._storage.slots_by_age()
+    uids = shard._storage.column("uid")
+    assert set(shard.starts(500, "age").uid.tolist()) == set(uids[order[-50:]].tolist())
+
+    # K of the 7 rivals are of the same measurement, a binomial; the best of K + 1 has the mean rank (K + 1) / (K + 2).
+    measurement, score = shard._storage.column("measurement_id"), shard._storage.column("log_likelihood")
+    drawn = shard.starts(40_000, "likelihood")
+    for value, share in ((0, 0.2), (3, 0.8)):
+        own = np.sort(score[measurement == value])
+        rank = np.searchsorted(own, drawn.log_likelihood[drawn.measurement_id == value]) / len(own)
+        rivals = np.arange(8)
+        expected = (stats.binom.pmf(rivals, 7, share) * (rivals + 1) / (rivals + 2)).sum()
+        assert len(rank) == pytest.approx(40_000 * share, rel=0.05)
+        assert rank.mean() == pytest.approx(expected, abs=0.01)
+
+    residual = np.arange(1000.0)
+    ids = _all_ids(shard)
+    shard.update_priorities(ids, residual[ids.slot])
+    by_residual = np.searchsorted(uids, shard.starts(40_000, "residual").uid)
+    assert residual[by_residual].mean() > 750
+    before = shard.stats()
+    shard.starts(1000, "residual")
+    assert shard.stats() == before
+
+    again = ReplayShard(_config(newest_window=50, max_items=1000, samples_per_insert=1.0, tolerance=5000), 0, seed=4)
+    again.load_state_dict(*shard.state_dict())
+    np.testing.assert_array_equal(again.starts(64, "residual").uid, shard.starts(64, "residual").uid)
+
+
+def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_known(make_trajectory):
+    shard = ReplayShard(_config(max_items=1000), 0, seed=3)
+    shard.insert(make_trajectory(8, measurement_id=np.zeros(8, np.int64)))
+    ids = _all_ids(shard).take(np.arange(7))
+    shard.update_priorities(ids, np.full(7, 1e6))
+    newest = shard._storage.column("uid")[7]
+    # Absent from a tournament of eight among eight with probability (7/8)^8 = 0.34.
+    assert np.mean(shard.starts(4000, "residual").uid == newest) == pytest.approx(1 - (7 / 8) ** 8, abs=0.03)
