@@ -162,11 +162,17 @@ class RunConfig:
                 f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
                 f"got {self.learner.batch_size}"
             )
-        if self.learner.forward_kl > 0 and self.replay.priority != "importance":
+        if self.learner.pretraining.batch_size % self.replay.group_size:
             raise ValueError(
-                "learner.forward_kl needs draws that stand for the posterior: replay.priority must be importance, "
-                f"got {self.replay.priority}"
+                f"learner.pretraining.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
+                f"got {self.learner.pretraining.batch_size}"
             )
+        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", self.learner.pretraining.until)):
+            if value > 0 and self.replay.priority != "importance":
+                raise ValueError(
+                    f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
+                    f"got {self.replay.priority}"
+                )
         self.shard_config()
 
     def shard_config(self) -> ReplayConfig:

@@ -79,13 +79,15 @@ class LocalRunner:
         return self._metrics | self._counters()
 
     def _turn(self) -> None:
-        batch = self.shard.sample(self.config.learner.batch_size)
+        learner = self.config.learner
+        batch = self.shard.sample(learner.draw_size(self.progress), newest=not learner.pretrains(self.progress))
         if batch is not None:
             try:
                 update = self.learner.update(batch.trajectory, self.progress)
             except Diverged as error:
                 raise RunnerError(f"training diverged: {error}") from error
-            self.shard.update_priorities(batch.ids, update.residual)
+            if update.residual is not None:
+                self.shard.update_priorities(batch.ids, update.residual)
             self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)
             return
         started = time.perf_counter()

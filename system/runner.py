@@ -74,13 +74,15 @@ def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: fl
 def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
     """Metrics of one optimiser step."""
     lag = version - 1 - trajectory.policy_version
-    return {
+    metrics = {
         "learner/loss": update.loss,
-        "learner/residual_std": float(np.std(update.residual)),
         "learner/gradient_norm": update.gradient_norm,
         "learner/lag_mean": float(lag.mean()),
         "learner/lag_max": float(lag.max()),
     }
+    if update.residual is not None:
+        metrics["learner/residual_std"] = float(np.std(update.residual))
+    return metrics
 
 
 def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:

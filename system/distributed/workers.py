@@ -92,9 +92,9 @@ class ShardWorker:
         """See `ReplayShard.insert`."""
         return self._shard.insert(trajectory)
 
-    def sample(self, batch_size: int) -> ReplayBatch | None:
+    def sample(self, batch_size: int, newest: bool = True) -> ReplayBatch | None:
         """See `ReplayShard.sample`."""
-        return self._shard.sample(batch_size)
+        return self._shard.sample(batch_size, newest=newest)
 
     def starts(self, count: int, by: StartBy) -> Trajectory | None:
         """See `ReplayShard.starts`."""
@@ -240,7 +240,8 @@ class LearnerWorker:
                 if batch is None:
                     continue
                 update = self._learner.update(batch.trajectory, self._progress)
-                self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
+                if update.residual is not None:
+                    self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
                 metrics = update_metrics(update, batch.trajectory, self._learner.updates)
                 if self._learner.updates % self._config.ray.publish_interval == 0:
                     began = time.perf_counter()
@@ -269,9 +270,11 @@ class LearnerWorker:
 
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
+        learner = self._config.learner
+        size, newest = learner.draw_size(self._progress), not learner.pretrains(self._progress)
         while len(self._requests) < self._config.ray.prefetch:
             shard = peers.shards[self._next_shard % len(peers.shards)]
-            reference = shard.sample.remote(self._config.learner.batch_size)
+            reference = shard.sample.remote(size, newest)
             self._requests.append((shard, self._fetcher.submit(ray.get, reference, timeout=peers.timeout)))
             self._next_shard += 1
         shard, fetched = self._requests.popleft()

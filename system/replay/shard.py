@@ -76,21 +76,27 @@ class ReplayShard:
         duplicates = len(sound) - len(slots)
         return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused)
 
-    def sample(self, batch_size: int) -> ReplayBatch | None:
-        """Draw `batch_size` items with replacement; None while inserts have to catch up first."""
+    def sample(self, batch_size: int, *, newest: bool = True) -> ReplayBatch | None:
+        """Draw `batch_size` items with replacement; None while inserts have to catch up first.
+
+        `newest` False leaves the share of the newest items to the prioritised ones. For the rate limiter no draw
+        counts more than `sample_batch` items: larger ones are of paths that are used in part.
+        """
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        if not self._limiter.can_sample(batch_size) or self._tree is None:
+        counted = min(batch_size, self._config.batches[1])
+        if not self._limiter.can_sample(counted) or self._tree is None:
             return None
-        mixture = Mixture(self._tree, self._storage, self._config.newest_share, self._config.newest_window)
+        share = self._config.newest_share if newest else 0.0
+        mixture = Mixture(self._tree, self._storage, share, self._config.newest_window)
         if group_size > 1 and self._order is None:
             self._order = MeasurementOrder(self._storage)
         if self._order is not None and len(self._order) > 1:
             slots = mixture.draw_groups(batch_size // group_size, group_size, self._order, self._generator)
         else:
             slots = mixture.draw(batch_size, self._generator)
-        self._limiter.sampled(batch_size)
+        self._limiter.sampled(counted)
         return ReplayBatch(
             trajectory=self._storage.take(slots),
             ids=ItemIds(

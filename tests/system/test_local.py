@@ -76,18 +76,34 @@ def test_another_seed_or_setting_ends_in_other_weights(changes):
     assert (_finish(_runner()).weights() != _finish(_runner(**changes)).weights()).any()
 
 
-@pytest.mark.parametrize("interruptions", [[1], [7], [33], [5, 6, 50], list(range(1, 40, 3))])
-def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions):
+PRETRAINED = {
+    "replay__priority": "importance",
+    "learner__pretraining": {"until": 0.4, "batch_size": 24, "steps_per_path": 2},
+}
+
+
+@pytest.mark.parametrize(
+    ("interruptions", "changes"),
+    [
+        ([1], {}),
+        ([7], {}),
+        ([33], {}),
+        ([5, 6, 50], {}),
+        (list(range(1, 40, 3)), {}),
+        ([12, 20, 60], PRETRAINED),
+    ],
+)
+def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions, changes):
     """Weights, averages, Adam's moments, replay with its masses, limiter, and every random stream."""
-    straight = _runner()
+    straight = _runner(**changes)
     _turns(straight, 80)
 
-    runner, done = _runner(), 0
+    runner, done = _runner(**changes), 0
     for number, turn in enumerate(interruptions):
         _turns(runner, turn - done)
         done = turn
         parts = _save(runner, tmp_path / str(number))
-        runner = _runner()
+        runner = _runner(**changes)
         runner.load(parts)
     _turns(runner, 80 - done)
     _assert_equal(_state(runner), _state(straight))
@@ -191,7 +207,24 @@ def test_a_likelihood_that_is_never_finite_ends_the_run_instead_of_rolling_out_f
 
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
-    monkeypatch.setattr(runner.shard, "sample", lambda _: None)
+    monkeypatch.setattr(runner.shard, "sample", lambda _, newest: None)
     monkeypatch.setattr(runner.shard, "insert", lambda _: InsertReply(accepted=False, retry_after=0.1))
     with pytest.raises(RunnerError, match=r"replay refuses samples and inserts at once; raise replay\.tolerance"):
         runner.advance()
+
+
+def test_pretraining_draws_larger_batches_without_the_newest_share_at_the_same_pace(monkeypatch):
+    runner = _runner(**PRETRAINED)
+    drawn, sample = [], runner.shard.sample
+
+    def spy(size, *, newest):
+        batch = sample(size, newest=newest)
+        if batch is not None:
+            drawn.append((size, newest))
+        return batch
+
+    monkeypatch.setattr(runner.shard, "sample", spy)
+    _finish(runner)
+    assert drawn == [(24, False)] * 24 + [(8, True)] * 36
+    assert abs(runner.shard.stats().samples_per_insert_error) < 0.1
+    assert runner.shard.stats().samples == 60 * 8  # as many as without pretraining

@@ -392,3 +392,13 @@ def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_know
     newest = shard._storage.column("uid")[7]
     # Absent from a tournament of eight among eight with probability (7/8)^8 = 0.34.
     assert np.mean(shard.starts(4000, "residual").uid == newest) == pytest.approx(1 - (7 / 8) ** 8, abs=0.03)
+
+
+def test_a_draw_without_the_newest_share_has_the_prioritised_probability_of_every_item(make_trajectory):
+    shard = ReplayShard(_config(priority="importance", newest_share=0.5, newest_window=10, truncation=1.0), 0, seed=2)
+    shard.insert(make_trajectory(40, log_likelihood=np.log(np.arange(40.0) + 1)))
+    batch = shard.sample(256, newest=False)
+    assert batch.probability == pytest.approx((batch.ids.slot + 1) / 820, rel=1e-6)
+    mixed = shard.sample(256)
+    expected = 0.5 * (mixed.ids.slot + 1) / 820 + 0.05 * (mixed.ids.slot >= 30)
+    assert mixed.probability == pytest.approx(expected, rel=1e-6)
