@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.guidance import DiffusionPosteriorSampling, GuidanceConfig, GuidedProposal, PseudoinverseGuidance
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, PathSearcher
@@ -44,6 +45,8 @@ class ActorConfig:
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
     path_search: PathSearchConfig = field(default_factory=PathSearchConfig)
     """Exact search in path space."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Training-free guidance as behaviour."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -81,6 +84,11 @@ EXPLORATIONS: dict[str, Factory] = {
     "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
     "prior": lambda config, problem: PriorRollout(),
     "path-search": lambda config, problem: PathSearcher(config.path_search),
+    "dps": lambda config, problem: GuidedProposal(DiffusionPosteriorSampling(problem, config.guidance.scale)),
+    "dps-cla": lambda config, problem: GuidedProposal(
+        DiffusionPosteriorSampling(problem, config.guidance.scale, noised=True)
+    ),
+    "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
 }
 
 
