@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.exploration import ChecksPosterior, Exploration, FromStored, Starts, Stateful
 from actors.guidance import DiffusionPosteriorSampling, GuidanceConfig, GuidedProposal, PseudoinverseGuidance
+from actors.joint_simulation import JointSimulation
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, PathSearcher
@@ -89,6 +91,7 @@ EXPLORATIONS: dict[str, Factory] = {
         DiffusionPosteriorSampling(problem, config.guidance.scale, noised=True)
     ),
     "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
+    "joint": lambda config, problem: JointSimulation(problem),
 }
 
 
@@ -123,6 +126,11 @@ class Actor:
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
+        for exploration in self._explorations.values():
+            if isinstance(exploration, ChecksPosterior):
+                exploration.check(posterior)
+        # Items of one replay have the same fields, so if one kind brings measurements the others send theirs along.
+        self._send_measurement = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
@@ -157,6 +165,8 @@ class Actor:
         else:
             measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
             rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        if self._send_measurement and rollout.measurement is None:
+            rollout = dataclasses.replace(rollout, measurement=self.problem.measurements[rollout.measurement_id])
         self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count

@@ -35,7 +35,7 @@ class LearnerConfig:
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
     importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
-    actors' mixture end on-policy, as other newest paths bias it."""
+    actors' mixture end on-policy, as other newest paths bias it. All that paths of joint simulation take part in."""
     beta_start: float = 1.0
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0

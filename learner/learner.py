@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from envs.problem import InverseProblem
 from learner.average import WeightAverage
 from learner.config import LearnerConfig
 from learner.gradient import PathBatch, accumulate_gradient
 from learner.guard import Guard, Verdict
-from learner.loss import residual_loss
+from learner.loss import batch_loss
 from learner.objectives import OBJECTIVES
 
 __all__ = ["Learner", "Update"]
@@ -40,6 +40,9 @@ class Update:
     """Norm of the gradient before clipping."""
     verdict: Verdict
     """Whether the step was taken, and if not, what was done."""
+    joint_log_weight: float | None = None
+    """Mean of log p(tau) + log p(y' | x) - log q(tau | y') over exact paths with measurements y' of their own, nats: an
+    upper bound of the mean of log p(y'), by as much as q is off (EUBO). None where the batch has no such path."""
 
 
 class Learner:
@@ -80,8 +83,7 @@ class Learner:
         objective = OBJECTIVES[config.objective]
 
         def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-            residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
-            return residual_loss(residual, config.huber).mean(), residual
+            return batch_loss(objective, log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
 
         self.optimizer.zero_grad(set_to_none=True)
         output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
@@ -99,7 +101,15 @@ class Learner:
                 self._snapshots = [self._snapshots[-1], self._weights_and_moments()]
         elif verdict is Verdict.ROLL_BACK:
             self._roll_back()
-        return Update(loss=float(output.loss), residual=residual, gradient_norm=norm, verdict=verdict)
+        own = group == OWN_MEASUREMENT
+        log_weight = (log_likelihood.double() - output.log_ratio)[own]
+        return Update(
+            loss=float(output.loss),
+            residual=residual,
+            gradient_norm=norm,
+            verdict=verdict,
+            joint_log_weight=float(log_weight.mean()) if len(log_weight) else None,
+        )
 
     def _roll_back(self) -> None:
         """To the older snapshot: the newer may be from when it began to go wrong."""
@@ -140,7 +150,10 @@ class Learner:
             denoised = denoise_path(self.problem.prior, states)
         else:
             denoised = torch.from_numpy(np.array(trajectory.denoised)).to(device)
-        measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
+        if trajectory.measurement is None:
+            measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
+        else:
+            measurement = torch.from_numpy(np.array(trajectory.measurement)).to(device)
         guidance = None
         if trajectory.guidance is not None and self.posterior.uses_guidance:
             guidance = torch.from_numpy(np.array(trajectory.guidance)).to(device)

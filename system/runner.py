@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from learner import Update
 from system.part import Part
 
@@ -74,9 +74,12 @@ def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: fl
 def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
     """Metrics of one optimiser step."""
     lag = version - 1 - trajectory.policy_version
-    return {
+    known = trajectory.measurement_id != OWN_MEASUREMENT
+    metrics = {} if update.joint_log_weight is None else {"learner/joint_log_weight": update.joint_log_weight}
+    if known.any():
+        metrics["learner/residual_std"] = float(np.std(update.residual[known]))
+    return metrics | {
         "learner/loss": update.loss,
-        "learner/residual_std": float(np.std(update.residual)),
         "learner/gradient_norm": update.gradient_norm,
         "learner/lag_mean": float(lag.mean()),
         "learner/lag_max": float(lag.max()),
