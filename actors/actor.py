@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from actors.annealed_measurement import AnnealedMeasurement, AnnealedMeasurementConfig
 from actors.exploration import ChecksPosterior, Exploration, FromStored, Starts, Stateful
 from actors.guidance import DiffusionPosteriorSampling, GuidanceConfig, GuidedProposal, PseudoinverseGuidance
 from actors.joint_simulation import JointSimulation
@@ -49,6 +50,8 @@ class ActorConfig:
     """Exact search in path space."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """Training-free guidance as behaviour."""
+    annealed_measurement: AnnealedMeasurementConfig = field(default_factory=AnnealedMeasurementConfig)
+    """The posterior shown a noisy measurement early in the chain."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -92,6 +95,7 @@ EXPLORATIONS: dict[str, Factory] = {
     ),
     "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
     "joint": lambda config, problem: JointSimulation(problem),
+    "annealed-measurement": lambda config, problem: AnnealedMeasurement(config.annealed_measurement, problem),
 }
 
 

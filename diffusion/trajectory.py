@@ -29,6 +29,7 @@ class Origin(IntEnum):
     PATH_SEARCH = 4
     GUIDED = 8
     JOINT = 9
+    ANNEALED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
