@@ -66,6 +66,6 @@ def test_a_batch_of_nothing_else_has_no_loss_and_no_gradient():
     group = torch.full((5,), -1)
     value, residual = batch_loss(OBJECTIVES["vargrad"], log_ratio, LOG_LIKELIHOOD, LOG_PARTITION, group, 1.0, 30.0)
     value.backward()
-    assert float(value) == 0.0 and not log_ratio.grad.any()
+    assert value.item() == 0.0 and not log_ratio.grad.any()
     expected = LOG_RATIO - LOG_LIKELIHOOD
     assert residual.tolist() == pytest.approx((expected - expected.mean()).tolist())
