@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,7 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.annealed_measurement import AnnealedMeasurement, AnnealedMeasurementConfig
+from actors.exploration import ChecksPosterior, Exploration, FromStored, Starts, Stateful
+from actors.guidance import DiffusionPosteriorSampling, GuidanceConfig, GuidedProposal, PseudoinverseGuidance
+from actors.joint_simulation import JointSimulation
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, PathSearcher
@@ -44,6 +48,10 @@ class ActorConfig:
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
     path_search: PathSearchConfig = field(default_factory=PathSearchConfig)
     """Exact search in path space."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Training-free guidance as behaviour."""
+    annealed_measurement: AnnealedMeasurementConfig = field(default_factory=AnnealedMeasurementConfig)
+    """The posterior shown a noisy measurement early in the chain."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -81,6 +89,13 @@ EXPLORATIONS: dict[str, Factory] = {
     "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
     "prior": lambda config, problem: PriorRollout(),
     "path-search": lambda config, problem: PathSearcher(config.path_search),
+    "dps": lambda config, problem: GuidedProposal(DiffusionPosteriorSampling(problem, config.guidance.scale)),
+    "dps-cla": lambda config, problem: GuidedProposal(
+        DiffusionPosteriorSampling(problem, config.guidance.scale, noised=True)
+    ),
+    "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
+    "joint": lambda config, problem: JointSimulation(problem),
+    "annealed-measurement": lambda config, problem: AnnealedMeasurement(config.annealed_measurement, problem),
 }
 
 
@@ -115,6 +130,11 @@ class Actor:
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
+        for exploration in self._explorations.values():
+            if isinstance(exploration, ChecksPosterior):
+                exploration.check(posterior)
+        # Items of one replay have the same fields, so if one kind brings measurements the others send theirs along.
+        self._send_measurement = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
@@ -149,6 +169,8 @@ class Actor:
         else:
             measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
             rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        if self._send_measurement and rollout.measurement is None:
+            rollout = dataclasses.replace(rollout, measurement=self.problem.measurements[rollout.measurement_id])
         self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count

@@ -49,7 +49,9 @@ class Rollout:
     log_likelihood: Tensor
     """[B] log p(y | x)."""
     measurement_id: Tensor
-    """[B] int64."""
+    """[B] int64, a row of the problem's measurements or -1, see `Trajectory`."""
+    measurement: Tensor | None = None
+    """[B, *Y] y, where it is sent along; needed where `measurement_id` is -1."""
     acceptance: float | None = None
     """Share of proposals that were accepted, for kinds of exploration that propose."""
 
@@ -74,6 +76,7 @@ class Rollout:
             origin=np.full(count, origin, dtype=np.uint8),
             denoised=self.denoised.float().cpu().numpy() if keep_denoised else None,
             guidance=self.guidance.float().cpu().numpy() if keep_denoised and self.guidance is not None else None,
+            measurement=None if self.measurement is None else self.measurement.float().cpu().numpy(),
         )
 
 

@@ -36,7 +36,7 @@ class LearnerConfig:
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
     importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
-    actors' mixture end on-policy, as other newest paths bias it."""
+    actors' mixture end on-policy, as other newest paths bias it. All that paths of joint simulation take part in."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
     """Maximum likelihood on paths drawn by importance, before relative trajectory balance."""
     beta_start: float = 1.0

@@ -173,6 +173,11 @@ class RunConfig:
                     f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
                     f"got {self.replay.priority}"
                 )
+        if "joint" in self.actor.kinds and self.learner.forward_kl == 0 and self.learner.pretraining.until < 1:
+            raise ValueError(
+                "paths of actor.mixture joint have no residual and are learned from by learner.forward_kl alone, "
+                "which is 0; raise it, or leave joint out of the mixture"
+            )
         self.shard_config()
 
     def shard_config(self) -> ReplayConfig:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from learner import Update
 from system.part import Part
 
@@ -80,8 +80,11 @@ def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict
         "learner/lag_mean": float(lag.mean()),
         "learner/lag_max": float(lag.max()),
     }
-    if update.residual is not None:
-        metrics["learner/residual_std"] = float(np.std(update.residual))
+    known = trajectory.measurement_id != OWN_MEASUREMENT
+    if update.residual is not None and known.any():
+        metrics["learner/residual_std"] = float(np.std(update.residual[known]))
+    if update.joint_log_weight is not None:
+        metrics["learner/joint_log_weight"] = update.joint_log_weight
     return metrics
 
 

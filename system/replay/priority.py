@@ -9,12 +9,13 @@ with a = `exponent`. Residual: Schaul et al. 2016, eq. 1. Importance: draws stan
 whatever kernel b made the paths; the cap is truncated importance sampling (Ionides 2008), c = 1 being no cap.
 
 The two log-space kinds are normalised for each measurement by itself, to a total of one: log-weights of different
-measurements differ by their evidence, and the most probable measurement would otherwise get all the draws. Within a
-measurement, masses are relative to a stored log-normaliser, so weights of e^(+-10000) neither overflow nor vanish
-together. A new item is placed with the stored normaliser and cap of its measurement; both are recomputed over all items
-when 1/16 of the items are new, when a measurement is new, or when an item outweighs its measurement by more than 50
-nats. That is O(16) a new item on average, and nothing at draw time; what is stale in between is the share of a
-measurement and its cap, by the weight of that sixteenth. The probability reported with a draw is exact at all times.
+measurements differ by their evidence, and the most probable measurement would otherwise get all the draws. Paths with
+measurements of their own count as one more measurement. Within a measurement, masses are relative to a stored
+log-normaliser, so weights of e^(+-10000) neither overflow nor vanish together. A new item is placed with the stored
+normaliser and cap of its measurement; both are recomputed over all items when 1/16 of the items are new, when a
+measurement is new, or when an item outweighs its measurement by more than 50 nats. That is O(16) a new item on
+average, and nothing at draw time; what is stale in between is the share of a measurement and its cap, by the weight of
+that sixteenth. The probability reported with a draw is exact at all times.
 
 An item of zero likelihood (log-likelihood -inf) has zero mass under every priority.
 """
@@ -193,7 +194,8 @@ def is_storable(trajectory: Trajectory) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
         log_importance = trajectory.log_importance
     storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
-    for numbers in (trajectory.states, trajectory.log_prior, trajectory.denoised, trajectory.guidance):
+    optional = (trajectory.denoised, trajectory.guidance, trajectory.measurement)
+    for numbers in (trajectory.states, trajectory.log_prior, *optional):
         if numbers is not None:
             storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     return storable

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, ReplayBatch, ShardStats
@@ -111,16 +111,21 @@ class ReplayShard:
         """Stored trajectories for actors to go on from, with replacement; None while there are none.
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
-        residual among items of the same measurement. The rate limiter does not count them.
+        residual among items of the same measurement. Items with a measurement of their own have no rivals, and are
+        passed over. The rate limiter does not count them.
         """
         size = len(self._storage)
         if size < 1:
             return None
+        window = min(self._config.newest_window, size)
+        slots = self._storage.slots_of_age(np.arange(window)) if by == "age" else np.arange(size)
+        slots = slots[self._storage.column("measurement_id")[slots] != OWN_MEASUREMENT]
+        if not len(slots):
+            return None
         if by == "age":
-            window = min(self._config.newest_window, size)
-            return self._storage.take(self._storage.slots_of_age(self._generator.integers(window, size=count)))
+            return self._storage.take(slots[self._generator.integers(len(slots), size=count)])
         score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
-        entrants = self._generator.integers(size, size=(count, TOURNAMENT))
+        entrants = slots[self._generator.integers(len(slots), size=(count, TOURNAMENT))]
         measurement = self._storage.column("measurement_id")[entrants]
         rivals = np.where(measurement == measurement[:, :1], score[entrants], -np.inf)
         return self._storage.take(entrants[np.arange(count), rivals.argmax(axis=1)])

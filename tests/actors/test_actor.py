@@ -146,7 +146,7 @@ def test_the_importance_weight_of_a_prior_path_is_its_likelihood(gaussian_proble
     assert made.log_importance.tolist() == made.log_likelihood.astype(np.float64).tolist()
 
 
-@pytest.mark.parametrize("kind", EXPLORATIONS)
+@pytest.mark.parametrize("kind", [kind for kind in EXPLORATIONS if kind != "joint"])  # of which each has an evidence
 def test_importance_weights_of_every_kind_average_to_the_evidence(gaussian_problem, kind):
     actor = _actor(gaussian_problem, batch_size=4000, noise_inflation=1.1, **_only(kind))
     actor.posterior.network.head.weight.data.mul_(0.1)
@@ -201,7 +201,7 @@ def test_an_actor_never_trains_its_posterior(gaussian_problem):
         ({"noise_inflation": float("nan")}, "actor.noise_inflation must be at least 1, got nan"),
         (
             {"mixture": {"on-polic": 1.0}},
-            "actor.mixture may hold on-policy, noise-inflated, prior, path-search, got on-polic",
+            "actor.mixture may hold on-policy, noise-inflated, .*, got on-polic",
         ),
         (
             {"final_mixture": {"prior": 0.5}},

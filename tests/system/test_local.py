@@ -1,12 +1,17 @@
 """The local runner: a pure function of its configuration, however often it is interrupted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 import system.local
+from envs.exact.chain import ChainPosterior
 from system.assembly import build_problem
 from system.config import config_from_tree
 from system.errors import ConfigError, RunnerError
+from system.judge import draw
 from system.local import LocalRunner
 from system.part import read_part
 from system.replay.messages import InsertReply
@@ -113,6 +118,69 @@ def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, inter
     np.testing.assert_array_equal(ours.ids.slot, theirs.ids.slot)
     np.testing.assert_array_equal(ours.trajectory.states, theirs.trajectory.states)
     np.testing.assert_array_equal(runner.actor.act().states, straight.actor.act().states)
+
+
+JOINT = {
+    "actor__mixture": {"joint": 0.5, "on-policy": 0.25, "pigdm": 0.25},
+    "actor__final_mixture": {"joint": 0.5, "on-policy": 0.5},
+    "learner__forward_kl": 1.0,
+    "replay__priority": "importance",
+}
+
+
+def test_an_interrupted_run_with_joint_simulation_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    straight, runner = _runner(**JOINT), _runner(**JOINT)
+    _turns(straight, 60)
+    _turns(runner, 31)
+    parts = _save(runner, tmp_path / "saved")
+    runner = _runner(**JOINT)
+    runner.load(parts)
+    _turns(runner, 29)
+    _assert_equal(_state(runner), _state(straight))
+    stored = straight.shard.state_dict()[0]
+    assert 0.2 < np.mean(stored["storage.measurement_id"] == -1) < 0.8
+    assert stored["storage.measurement"].shape == (64, 1)
+    assert np.isfinite(straight._metrics["learner/joint_log_weight"])
+
+
+def test_a_posterior_of_joint_paths_alone_is_right_at_a_measurement_it_never_saw():
+    """The problem's own y and others: the mean of x follows y by several posterior standard deviations."""
+    only = {"mixture": {"joint": 1.0}, "final_mixture": {"joint": 1.0}}
+    runner = _finish(
+        _runner(
+            updates=400,
+            problem={"name": "gaussian-linear", "dim": 4, "measurement_dim": 2, "num_steps": 10},
+            posterior={"hidden": 32, "depth": 2},
+            actor={"batch_size": 64, **only},
+            learner={"batch_size": 64, "warmup_updates": 20, "learning_rate": 5e-3, "forward_kl": 1.0},
+            replay={"priority": "importance", "min_size": 128, "samples_per_insert": 2},
+        )
+    )
+    problem, posterior = runner.actor.problem, runner.actor.posterior
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(runner.weights()), posterior.parameters())
+    prior, likelihood, own = problem.prior, problem.likelihood, problem.measurements
+    moved = []
+    for measurement in (own, -own, own + 1.5):
+        exact = ChainPosterior(prior, likelihood.operator.matrix, likelihood.noise_std, measurement[0])
+        at_y = dataclasses.replace(problem, measurements=measurement, exact=(exact,))
+        samples, log_weight = draw(at_y, posterior, 4_000, seed=1)
+        samples, spread = torch.as_tensor(samples).double(), exact.variance.sqrt()
+        assert float(((samples.mean(0) - exact.mean) / spread).abs().max()) < 0.25
+        assert (samples.std(0) / spread).numpy() == pytest.approx(np.ones(4), abs=0.25)
+        assert exact.log_partition - float(log_weight.mean()) < 0.6
+        moved.append(float(((exact.mean - prior.denoiser.mean) / spread).abs().max()))
+    assert min(moved) > 1.4 and max(moved) > 2.5  # so far is the prior's mean off
+    assert "learner/residual_std" not in runner._metrics and runner._metrics["learner/loss"] == 0.0
+
+
+def test_joint_simulation_is_refused_at_the_start_where_nothing_can_be_simulated():
+    with pytest.raises(ConfigError, match="actor: joint needs a likelihood that measurements can be drawn from"):
+        _runner(
+            actor__mixture={"joint": 1.0},
+            learner__forward_kl=1.0,
+            replay__priority="importance",
+            problem={"name": "funnel", "num_steps": 5},
+        )
 
 
 def test_a_save_changes_nothing_of_the_run(tmp_path):

@@ -384,6 +384,23 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     np.testing.assert_array_equal(again.starts(64, "residual").uid, shard.starts(64, "residual").uid)
 
 
+@pytest.mark.parametrize("by", ["age", "likelihood", "residual"])
+def test_items_with_measurements_of_their_own_are_stored_and_drawn_but_never_starts(make_trajectory, by):
+    shard = ReplayShard(_config(newest_window=30, max_items=1000, priority="importance", newest_share=0.0), 0, seed=3)
+    own = np.arange(10, dtype=np.float32)[:, None]
+    shard.insert(make_trajectory(10, measurement_id=-1, measurement=own))
+    assert shard.starts(5, by) is None
+    shard.insert(make_trajectory(30, measurement_id=2, measurement=np.full((30, 1), 7, np.float32)))
+    shard.insert(make_trajectory(10, measurement_id=-1, measurement=own))
+    starts = shard.starts(400, by)
+    assert set(starts.measurement_id.tolist()) == {2} and (starts.measurement == 7).all()
+    assert len(set(starts.uid.tolist())) == (20 if by == "age" else 30)
+    # Normalised like one more measurement: half of the draws.
+    drawn = shard.sample(4000).trajectory
+    assert np.mean(drawn.measurement_id == -1) == pytest.approx(0.5, abs=0.03)
+    assert set(drawn.measurement[drawn.measurement_id == -1, 0].tolist()) == set(range(10))
+
+
 def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_known(make_trajectory):
     shard = ReplayShard(_config(max_items=1000), 0, seed=3)
     shard.insert(make_trajectory(8, measurement_id=np.zeros(8, np.int64)))
