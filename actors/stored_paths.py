@@ -1,0 +1,59 @@
+r"""Paths that come from replay, moved in path space: each keeps the importance weight that it came with.
+
+The moves of `actors.path_search` leave the posterior pi of the chain invariant. So if paths tau with weights w stand for
+it, in that E[w f(tau)] = Z E_pi[f] for every f, then so do the moved paths with the *same* weights (resample-move, Gilks
+and Berzuini 2001; annealed importance sampling, Neal 2001):
+
+    E[w f(tau')] = Z E_pi[E[f(tau') | tau]] = Z E_pi[f],
+
+however little or much they have moved, and whether a proposal was taken or refused. Paths that are refused are handed
+on as well, for to leave them out would favour those that move. A start that replay chose by what it is like comes with
+the probability of that choice in its weight already (`system.replay.choice`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from actors.path_search import PathSearch
+from actors.rollout import Rollout
+from diffusion.trajectory import Trajectory
+from envs.problem import InverseProblem
+
+__all__ = ["StoredPaths"]
+
+
+class StoredPaths(PathSearch):
+    """Paths of any measurements at beta = 1.
+
+    paths = StoredPaths(problem, stored, generator=generator, guided=posterior.uses_guidance)
+    paths.renoise_prefix(problem.num_steps)
+    accepted = paths.redraw_suffix(first, posterior.control)
+    rollout = paths.paths(float(accepted.double().mean()))
+    """
+
+    def __init__(
+        self, problem: InverseProblem, stored: Trajectory, *, generator: torch.Generator | None, guided: bool
+    ) -> None:
+        """`guided` computes the likelihood's gradient along the paths, for kernels that use it."""
+        # Copies: arrays that come through shared memory are read-only, and the moves work in place.
+        arrays = {name: torch.from_numpy(np.array(value)) for name, value in stored.arrays().items()}
+        self._begin(problem, arrays["measurement_id"], 1.0, generator, guided)
+        self.states, self.log_prior = arrays["states"], arrays["log_prior"]
+        self.log_likelihood = arrays["log_likelihood"]
+        if "denoised" in arrays and (not guided or "guidance" in arrays):
+            self.denoised, self.guidance = arrays["denoised"], arrays["guidance"] if guided else None
+        else:
+            self.denoised, self.guidance = self._estimates(self.states)
+        self.log_noising = self.prior.noising.path_log_prob(self.states)
+        self._log_weight = torch.from_numpy(stored.log_importance)
+
+    def paths(self, acceptance: float | None = None, *, guided: bool = True) -> Rollout:
+        """The paths as they are, with log b - log p such that log p(tau) p(y | x) / b(tau) is what it was."""
+        behaviour = self.log_likelihood.double() - self._log_weight
+        impossible = self._log_weight == -math.inf  # of weight zero they remain, though their likelihood may not be
+        behaviour = torch.where(impossible, math.inf, behaviour)
+        return self._rollout(behaviour, acceptance, guided)
