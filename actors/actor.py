@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from actors.backtracking import Backtracking, BacktrackingConfig
 from actors.exploration import Exploration, FromStored, Starts, Stateful
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
@@ -44,6 +45,8 @@ class ActorConfig:
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
     path_search: PathSearchConfig = field(default_factory=PathSearchConfig)
     """Exact search in path space."""
+    backtracking: BacktrackingConfig = field(default_factory=BacktrackingConfig)
+    """Stored samples noised and denoised again."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -73,7 +76,7 @@ class ActorConfig:
         return tuple(name for name in EXPLORATIONS if self.mixture.get(name, 0) or self.final_mixture.get(name, 0))
 
 
-Factory = Callable[[ActorConfig, InverseProblem], Exploration]
+Factory = Callable[[ActorConfig, InverseProblem], Exploration | FromStored]
 """Makes a kind of exploration; a ValueError says why this problem does not allow it."""
 
 EXPLORATIONS: dict[str, Factory] = {
@@ -81,6 +84,7 @@ EXPLORATIONS: dict[str, Factory] = {
     "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
     "prior": lambda config, problem: PriorRollout(),
     "path-search": lambda config, problem: PathSearcher(config.path_search),
+    "backtracking": lambda config, problem: Backtracking(config.backtracking, problem.num_steps),
 }
 
 
@@ -137,7 +141,8 @@ class Actor:
             self._wanted[name] += share
         name = max(EXPLORATIONS, key=lambda kind: self._wanted[kind] - self._batches[kind])
         self._batches[name] += 1
-        exploration, count, began = self._explorations[name], self.config.batch_size, time.perf_counter()
+        exploration: Exploration | FromStored = self._explorations[name]
+        count, began = self.config.batch_size, time.perf_counter()
         stored = None
         if isinstance(exploration, FromStored):
             stored = starts(count, exploration.start_by) if starts is not None else None

@@ -33,7 +33,7 @@ __all__ = ["Backtracking", "BacktrackingConfig"]
 class BacktrackingConfig:
     """How far stored samples are taken back."""
 
-    start_by: Literal["likelihood", "residual", "age"] = "likelihood"
+    start_by: StartBy = "likelihood"
     """Stored trajectories to start from: the likely ones, those that fit worst, or the newest."""
     form: Literal["adaptive", "fixed", "restart"] = "adaptive"
     """adaptive (the depth follows `target_acceptance`), fixed, or restart (an interval, several times)."""
@@ -41,21 +41,25 @@ class BacktrackingConfig:
     """Share of the transitions that are redrawn; where it starts from, if it adapts."""
     target_acceptance: float = 0.234
     """adaptive only: share of redrawn suffixes to be accepted; the best for random walks (Roberts et al. 1997)."""
-    interval: tuple[float, float] = (0.3, 0.7)
-    """restart only: from the clean end of the interval down to its noisy end and back, as fractions of the path."""
+    noisy_end: float = 0.3
+    """restart only: fraction of the path at which paths are redrawn from,"""
+    clean_end: float = 0.7
+    """and fraction of the path at which they are noised from."""
     rounds: int = 4
     """restart only: how often."""
 
     def __post_init__(self) -> None:
-        low, high = self.interval
         if not 0 < self.depth <= 1:
             raise ValueError(f"actor.backtracking.depth must be above 0 and at most 1, got {self.depth}")
         if not 0 < self.target_acceptance < 1:
             raise ValueError(
                 f"actor.backtracking.target_acceptance must be between 0 and 1, got {self.target_acceptance}"
             )
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"actor.backtracking.interval must be 0 <= noisy < clean <= 1, got {[low, high]}")
+        if not 0 <= self.noisy_end < self.clean_end <= 1:
+            raise ValueError(
+                "actor.backtracking.noisy_end must be at least 0 and below clean_end, that at most 1, "
+                f"got {self.noisy_end} and {self.clean_end}"
+            )
         if self.rounds < 1:
             raise ValueError(f"actor.backtracking.rounds must be at least 1, got {self.rounds}")
 
@@ -95,8 +99,8 @@ class Backtracking:
         """(k to redraw from, index to noise from) of every round."""
         if self.config.form != "restart":
             return [(self._steps - round(self._depth), self._steps)]
-        noisy, clean = (round(fraction * self._steps) for fraction in self.config.interval)
-        noisy = min(noisy, self._steps - 1)
+        noisy = min(round(self.config.noisy_end * self._steps), self._steps - 1)
+        clean = round(self.config.clean_end * self._steps)
         return [(noisy, max(clean, noisy + 1))] * self.config.rounds
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

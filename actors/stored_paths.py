@@ -1,8 +1,8 @@
 r"""Paths that come from replay, moved in path space: each keeps the importance weight that it came with.
 
-The moves of `actors.path_search` leave the posterior pi of the chain invariant. So if paths tau with weights w stand for
-it, in that E[w f(tau)] = Z E_pi[f] for every f, then so do the moved paths with the *same* weights (resample-move, Gilks
-and Berzuini 2001; annealed importance sampling, Neal 2001):
+The moves of `actors.path_search` leave the posterior pi of the chain invariant. So if paths tau with weights w stand
+for it, in that E[w f(tau)] = Z E_pi[f] for every f, then so do the moved paths with the *same* weights (resample-move,
+Gilks and Berzuini 2001; annealed importance sampling, Neal 2001):
 
     E[w f(tau')] = Z E_pi[E[f(tau') | tau]] = Z E_pi[f],
 

@@ -25,6 +25,7 @@ class Origin(IntEnum):
     PRIOR = 2
     EXACT = 3
     PATH_SEARCH = 4
+    BACKTRACKING = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
