@@ -15,6 +15,7 @@ from torch import nn
 
 from actors.backtracking import Backtracking, BacktrackingConfig
 from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.langevin import Langevin, LangevinConfig
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, PathSearcher
@@ -47,6 +48,8 @@ class ActorConfig:
     """Exact search in path space."""
     backtracking: BacktrackingConfig = field(default_factory=BacktrackingConfig)
     """Stored samples noised and denoised again."""
+    langevin: LangevinConfig = field(default_factory=LangevinConfig)
+    """Stored samples moved along the likelihood's gradient."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -85,6 +88,7 @@ EXPLORATIONS: dict[str, Factory] = {
     "prior": lambda config, problem: PriorRollout(),
     "path-search": lambda config, problem: PathSearcher(config.path_search),
     "backtracking": lambda config, problem: Backtracking(config.backtracking, problem.num_steps),
+    "langevin": lambda config, problem: Langevin(config.langevin, problem),
 }
 
 

@@ -17,9 +17,11 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from actors.path_search import PathSearch
 from actors.rollout import Rollout
+from diffusion.kernel import normal_log_prob
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
 
@@ -50,6 +52,21 @@ class StoredPaths(PathSearch):
             self.denoised, self.guidance = self._estimates(self.states)
         self.log_noising = self.prior.noising.path_log_prob(self.states)
         self._log_weight = torch.from_numpy(stored.log_importance)
+
+    def last_transition(self) -> tuple[Tensor, Tensor]:
+        """(m [N, *D], std [N]) of the prior's transition from s_T-1 to x."""
+        last = self.prior.num_steps - 1
+        step = torch.full((len(self.states),), last)
+        return self.prior.mean(self.states[:, last], step, self.denoised[:, last]), self.prior.std[step]
+
+    def replace_samples(self, accepted: Tensor, samples: Tensor, log_likelihood: Tensor) -> None:
+        """Gives the `accepted` paths [N] the ends `samples` [N, *D] of `log_likelihood` [N]; s_0..s_T-1 stay."""
+        last = self.prior.num_steps - 1
+        self.states[:, -1][accepted] = samples[accepted]
+        self.log_likelihood[accepted] = log_likelihood[accepted]
+        mean, std = self.last_transition()
+        self.log_prior[:, last] = normal_log_prob(self.samples, mean, std)
+        self.log_noising[:, last] = self.prior.noising.log_prob(self.states[:, last], self.samples, last + 1, last)
 
     def paths(self, acceptance: float | None = None, *, guided: bool = True) -> Rollout:
         """The paths as they are, with log b - log p such that log p(tau) p(y | x) / b(tau) is what it was."""

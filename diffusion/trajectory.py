@@ -26,6 +26,7 @@ class Origin(IntEnum):
     EXACT = 3
     PATH_SEARCH = 4
     BACKTRACKING = 5
+    LANGEVIN = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -44,6 +44,12 @@ def stored_paths(gaussian_problem):
     return made
 
 
+@pytest.fixture(scope="session")
+def exact_paths():
+    """(problem, count) -> that many paths of the chain's posterior, for problems that know it."""
+    return _exact_paths
+
+
 @pytest.fixture
 def exact_starts(stored_paths):
     """As an actor asks replay."""

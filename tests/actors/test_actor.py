@@ -18,6 +18,7 @@ NAMES = {
     Origin.PRIOR: "prior",
     Origin.PATH_SEARCH: "path-search",
     Origin.BACKTRACKING: "backtracking",
+    Origin.LANGEVIN: "langevin",
 }
 
 
