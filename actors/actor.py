@@ -18,7 +18,7 @@ from actors.exploration import Exploration, FromStored, Starts, Stateful
 from actors.langevin import Langevin, LangevinConfig
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
-from actors.path_searcher import PathSearchConfig, PathSearcher
+from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
 from diffusion.posterior import Posterior
@@ -86,7 +86,7 @@ EXPLORATIONS: dict[str, Factory] = {
     "on-policy": lambda config, problem: OnPolicy(),
     "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
     "prior": lambda config, problem: PriorRollout(),
-    "path-search": lambda config, problem: PathSearcher(config.path_search),
+    "path-search": lambda config, problem: path_searcher(config.path_search),
     "backtracking": lambda config, problem: Backtracking(config.backtracking, problem.num_steps),
     "langevin": lambda config, problem: Langevin(config.langevin, problem),
 }

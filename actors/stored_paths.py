@@ -14,6 +14,7 @@ the probability of that choice in its weight already (`system.replay.choice`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -67,6 +68,19 @@ class StoredPaths(PathSearch):
         mean, std = self.last_transition()
         self.log_prior[:, last] = normal_log_prob(self.samples, mean, std)
         self.log_noising[:, last] = self.prior.noising.log_prob(self.states[:, last], self.samples, last + 1, last)
+
+    def experience(self) -> dict[str, Tensor]:
+        """What sweeps have taught about the moves, for the paths of later turns."""
+        learned = {"tried": self._tried, "gained": self._gained, "sweeps": torch.tensor([self.sweeps])}
+        return learned if self._guide is None else learned | {"gain": self._guide.gain}
+
+    def take_experience(self, learned: Mapping[str, Tensor]) -> None:
+        """Goes on from the `experience` of earlier paths, if there is any."""
+        if learned:
+            self._tried, self._gained = learned["tried"].clone(), learned["gained"].clone()
+            self.sweeps = int(learned["sweeps"])
+            if self._guide is not None:
+                self._guide.gain = learned["gain"].clone()
 
     def paths(self, acceptance: float | None = None, *, guided: bool = True) -> Rollout:
         """The paths as they are, with log b - log p such that log p(tau) p(y | x) / b(tau) is what it was."""

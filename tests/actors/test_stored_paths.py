@@ -8,6 +8,8 @@ import torch
 
 from actors import EXPLORATIONS, ActorConfig, langevin, path_search
 from actors.exploration import FromStored
+from actors.guided_kernel import GuidedKernel
+from actors.path_searcher import PathSearchConfig
 from actors.stored_paths import StoredPaths
 from diffusion.path import denoise_path, path_log_prior
 from diffusion.posterior import ControlPosterior
@@ -25,14 +27,15 @@ def _posterior(problem, std=0.15):
 def _from_stored(problem):
     """Name and settings of every kind, in every form, that goes on from stored trajectories."""
     forms = [{"backtracking": {"form": "fixed", "depth": 0.6}}, {"backtracking": {"form": "restart", "rounds": 3}}]
+    forms += [{"path_search": {"start_by": "age", "sweeps": 12}}]
     for section in forms:
-        yield next(iter(section)), section
+        yield next(iter(section)).replace("_", "-"), section
     for name, factory in EXPLORATIONS.items():
         if isinstance(factory(ActorConfig(), problem), FromStored):
             yield name, {}
 
 
-@pytest.fixture(params=range(4))
+@pytest.fixture(params=range(5))
 def kind(request, gaussian_problem):
     """(name, kind of exploration)."""
     name, sections = list(_from_stored(gaussian_problem))[request.param]
@@ -75,6 +78,36 @@ def test_a_move_that_accepts_everything_is_seen(gaussian_problem, stored_paths, 
         exploration._size = 4.0
     made = exploration.explore_from(gaussian_problem, _posterior(gaussian_problem), stored, 0.5, generator)
     assert _moments(gaussian_problem, made.states[:, -1].numpy(), np.ones(COUNT)) > 10
+
+
+@pytest.mark.parametrize("sweeps", [1, 3])
+def test_path_search_from_replay_learns_from_turn_to_turn_and_goes_on_bit_for_bit(
+    gaussian_problem, stored_paths, sweeps
+):
+    """The guided kernel, at first the prior, is fitted to earlier paths: more suffixes are accepted."""
+    problem, posterior = gaussian_problem, _posterior(gaussian_problem, 1.0)
+    config = ActorConfig(path_search=PathSearchConfig(start_by="age", sweeps=sweeps))
+    kind, stored = EXPLORATIONS["path-search"](config, problem), stored_paths["exact"].take(slice(0, 500))
+    first, again = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
+    for turn in range(40):
+        if turn == 7:
+            resumed = EXPLORATIONS["path-search"](config, problem)
+            arrays, scalars = kind.state_dict()
+            again.set_state(first.get_state())
+            resumed.load_state_dict(problem, arrays, scalars, again)
+        made = kind.explore_from(problem, posterior, stored, 0.0, first)
+        if turn >= 7:
+            other = resumed.explore_from(problem, posterior, stored, 0.0, again)
+            assert (made.states == other.states).all() and made.acceptance == other.acceptance
+    assert kind.state_dict()[0]["sweeps"].tolist() == [40 * sweeps]
+    gains, guide = kind.state_dict()[0]["gain"], GuidedKernel(problem)
+    paths = StoredPaths(problem, stored, generator=first, guided=True)
+    fitted = {"tried": paths._tried, "gained": paths._gained, "sweeps": torch.tensor([0])}
+    shares = []
+    for gain in (torch.zeros_like(guide.gain), torch.from_numpy(gains)):
+        paths.take_experience(fitted | {"gain": gain})
+        shares.append(float(paths.redraw_suffix(0, paths.kernels()["guided"]).double().mean()))
+    assert shares[1] > 1.5 * shares[0]
 
 
 def test_what_is_handed_on_belongs_to_its_states(gaussian_problem, stored_paths, generator, kind):
