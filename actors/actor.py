@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.backtracking import Backtracking, BacktrackingConfig
-from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.exploration import Exploration, FromStored, OfPosteriorForm, Starts, Stateful
 from actors.langevin import Langevin, LangevinConfig
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
+from actors.teacher import Teacher, TeacherConfig
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
@@ -50,6 +51,8 @@ class ActorConfig:
     """Stored samples noised and denoised again."""
     langevin: LangevinConfig = field(default_factory=LangevinConfig)
     """Stored samples moved along the likelihood's gradient."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """A second sampler that goes where the posterior errs."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -89,6 +92,7 @@ EXPLORATIONS: dict[str, Factory] = {
     "path-search": lambda config, problem: path_searcher(config.path_search),
     "backtracking": lambda config, problem: Backtracking(config.backtracking, problem.num_steps),
     "langevin": lambda config, problem: Langevin(config.langevin, problem),
+    "teacher": lambda config, problem: Teacher(config.teacher, problem),
 }
 
 
@@ -123,6 +127,9 @@ class Actor:
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
+        for exploration in self._explorations.values():
+            if isinstance(exploration, OfPosteriorForm):
+                exploration.take_form(self.posterior)
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 

@@ -14,7 +14,7 @@ from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["Exploration", "FromStored", "StartBy", "Starts", "Stateful"]
+__all__ = ["Exploration", "FromStored", "OfPosteriorForm", "StartBy", "Starts", "Stateful"]
 
 StartBy = Literal["likelihood", "residual", "age"]
 """Which stored trajectories to start from: the likely ones, those that fit worst, or the newest."""
@@ -63,6 +63,15 @@ class FromStored(Protocol):
         generator: torch.Generator,
     ) -> Rollout:
         """One new trajectory for every one `stored`, of the same measurement."""
+        ...
+
+
+@runtime_checkable
+class OfPosteriorForm(Protocol):
+    """A kind of exploration that has a sampler of the posterior's own form."""
+
+    def take_form(self, posterior: Posterior) -> None:
+        """Called once, with the posterior as it is before any training: equal to the prior. To be copied, not kept."""
         ...
 
 

@@ -27,6 +27,7 @@ class Origin(IntEnum):
     PATH_SEARCH = 4
     BACKTRACKING = 5
     LANGEVIN = 6
+    TEACHER = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

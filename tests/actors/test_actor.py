@@ -19,6 +19,7 @@ NAMES = {
     Origin.PATH_SEARCH: "path-search",
     Origin.BACKTRACKING: "backtracking",
     Origin.LANGEVIN: "langevin",
+    Origin.TEACHER: "teacher",
 }
 
 
