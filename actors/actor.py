@@ -53,6 +53,9 @@ class ActorConfig:
     """Stored samples moved along the likelihood's gradient."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     """A second sampler that goes where the posterior errs."""
+    likelihood_timeout_seconds: float | None = 600.0
+    """Time that one call of the likelihood may take, in evaluations too; null for none. A local run then ends with a
+    message; on Ray the actor is replaced (and its limit is half of `ray.timeout_seconds` at most)."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
@@ -61,6 +64,10 @@ class ActorConfig:
             raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
+        if self.likelihood_timeout_seconds is not None and not self.likelihood_timeout_seconds > 0:
+            raise ValueError(
+                f"actor.likelihood_timeout_seconds must be positive or null, got {self.likelihood_timeout_seconds}"
+            )
         for name in ("mixture", "final_mixture"):
             shares: dict[str, float] = getattr(self, name)
             unknown = set(shares) - set(EXPLORATIONS)
@@ -172,8 +179,9 @@ class Actor:
 
     def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
         finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]
+        invalid = ~(rollout.log_likelihood < torch.inf)  # NaN or +inf; a likelihood of zero is a number
         counts: dict[str, float] = {"trajectories": len(rollout.states), "seconds": seconds}
-        counts |= {"finite": len(finite), "log_likelihood": float(finite.double().sum())}
+        counts |= {"invalid": int(invalid.sum()), "finite": len(finite), "log_likelihood": float(finite.double().sum())}
         if rollout.acceptance is not None:
             counts |= {"proposals": 1, "accepted": rollout.acceptance}
         for key, value in counts.items():

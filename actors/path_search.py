@@ -111,6 +111,7 @@ class PathSearch:
         self.problem, self.prior, self.measurement_id = problem, problem.prior, measurement_id
         self.beta, self.log_partition = beta, 0.0
         self.adapting, self.sweeps = True, 0
+        self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
         steps = self.prior.num_steps
@@ -219,6 +220,7 @@ class PathSearch:
             start=self.states[:, first],
             first=first,
         )
+        self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
         new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
         old = suffix_log_weight(self._log_ratio(first, control), self.log_likelihood, self.beta)
         accepted = self._accept(new, old)
@@ -286,6 +288,7 @@ class PathSearch:
             setattr(search, name, tensors[name])
         search.beta, search.log_partition = float(scalars["beta"]), float(scalars["log_partition"])
         search.adapting, search.sweeps = bool(scalars["adapting"]), int(scalars["sweeps"])
+        search.invalid = 0
         return search
 
     def _accept(self, new: Tensor, old: Tensor) -> Tensor:
