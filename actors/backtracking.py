@@ -34,7 +34,7 @@ class BacktrackingConfig:
     """How far stored samples are taken back."""
 
     start_by: StartBy = "likelihood"
-    """Stored trajectories to start from: the likely ones, those that fit worst, or the newest."""
+    """Stored trajectories to start from: the likely ones, those that fit worst (residual), or the newest (age)."""
     form: Literal["adaptive", "fixed", "restart"] = "adaptive"
     """adaptive (the depth follows `target_acceptance`), fixed, or restart (an interval, several times)."""
     depth: float = 0.5
@@ -42,9 +42,9 @@ class BacktrackingConfig:
     target_acceptance: float = 0.234
     """adaptive only: share of redrawn suffixes to be accepted; the best for random walks (Roberts et al. 1997)."""
     noisy_end: float = 0.3
-    """restart only: fraction of the path at which paths are redrawn from,"""
+    """restart only: where paths are redrawn from, as a fraction of the way from noise to x,"""
     clean_end: float = 0.7
-    """and fraction of the path at which they are noised from."""
+    """and where they are noised from."""
     rounds: int = 4
     """restart only: how often."""
 
