@@ -10,6 +10,7 @@ import torch
 from actors import Actor, ActorConfig
 from actors.langevin import FIRST, LARGEST, SMALLEST, TARGET, Langevin, LangevinConfig, Point, log_step_weight
 from actors.path_search import log_acceptance
+from actors.stored_paths import StoredPaths
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
 
@@ -82,6 +83,24 @@ def test_a_step_costs_one_likelihood_and_one_gradient(gaussian_problem, exact_st
     kind = Langevin(LangevinConfig(steps=7, rounds=4), problem)
     kind.explore_from(problem, _posterior(problem), exact_starts(64, "age"), 0.0, generator)
     assert (counted.values, counted.gradients) == (28, 28 + 1)
+
+
+def test_after_a_step_gradients_and_densities_are_those_of_where_the_paths_are(
+    gaussian_problem, exact_starts, generator
+):
+    """Of paths that took their proposal and of those that did not."""
+    problem = gaussian_problem
+    kind, measurement = Langevin(LangevinConfig(), problem), problem.measurements.expand(200, -1)
+    kind._size = 2.0
+    paths = StoredPaths(problem, exact_starts(200, "age"), generator=generator, guided=False)
+    taken, pull = kind._step(paths, problem.gradient(paths.samples, measurement), measurement, generator)
+    assert 20 < int(taken.sum()) < 180
+    assert pull.numpy() == pytest.approx(problem.gradient(paths.samples, measurement).numpy(), rel=1e-5, abs=1e-6)
+    noising = problem.prior.noising.path_log_prob(paths.states)
+    assert paths.log_noising.numpy() == pytest.approx(noising.numpy(), abs=1e-4)
+    assert paths.log_likelihood.numpy() == pytest.approx(
+        problem.log_likelihood(paths.samples, paths.measurement_id).numpy(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("first", [1e-6, 4.0])
