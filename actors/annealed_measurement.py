@@ -96,8 +96,8 @@ class AnnealedMeasurement:
             )
         self.config = config
 
-    def check(self, posterior: Posterior) -> None:
-        """See `actors.exploration.ChecksPosterior`."""
+    def prepare(self, posterior: Posterior) -> None:
+        """See `actors.exploration.SeesPosterior`."""
         if not posterior.sees_measurement:
             raise ValueError(
                 "annealed-measurement changes the measurement that the posterior sees, and this form sees none; "

@@ -40,8 +40,8 @@ class JointSimulation:
             )
         self._likelihood = problem.likelihood
 
-    def check(self, posterior: Posterior) -> None:
-        """See `actors.exploration.ChecksPosterior`."""
+    def prepare(self, posterior: Posterior) -> None:
+        """See `actors.exploration.SeesPosterior`."""
         if not posterior.sees_measurement:
             raise ValueError(
                 "joint makes paths of as many measurements, which teach nothing to a posterior that does not see y; "

@@ -1,8 +1,11 @@
-"""Path search as a kind of exploration: every actor keeps a population of paths per measurement and hands it on.
+"""Path search as a kind of exploration, of a population that every actor keeps, or of paths that come from replay.
 
 A population starts from the prior and is tempered to the posterior in its first turns; in every turn it is moved, with
 the current posterior as one of the kernels that propose. What it hands on is always a sample of pi_beta, so its
 importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
+
+Paths from replay are moved at beta = 1 and keep the weight they came with (`actors.stored_paths`). Which moves carry
+paths far, and the gains of the guided kernel, are learned from turn to turn: what moves paths is never fitted to them.
 """
 
 from __future__ import annotations
@@ -15,23 +18,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.exploration import StartBy
 from actors.path_search import PathSearch
 from actors.rollout import Rollout
+from actors.stored_paths import StoredPaths
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Origin
+from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["PathSearchConfig", "PathSearcher"]
+__all__ = ["PathSearchConfig", "PathSearcher", "StoredPathSearcher", "path_searcher"]
 
 SETTLING = 100  # sweeps in which a population may adapt its moves; at beta = 1 thereafter it does not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PathSearchConfig:
-    """The population that an actor keeps of every measurement."""
+    """What is moved, and how much."""
 
     sweeps: int = 1
     """Moves of the population before it is handed on."""
+    start_by: StartBy | None = None
+    """null (a population of its own that starts from the prior), or which stored trajectories to start from: the likely
+    ones (likelihood), those that fit worst (residual), or the newest (age)."""
 
     def __post_init__(self) -> None:
         if self.sweeps < 1:
@@ -90,3 +98,53 @@ class PathSearcher:
             own = {name.removeprefix(f"{row}."): value for name, value in arrays.items() if name.startswith(f"{row}.")}
             tensors = {name: torch.from_numpy(np.array(value)) for name, value in own.items()}
             self._populations[int(row)] = PathSearch.restore(problem, int(row), tensors, numbers, generator)
+
+
+class StoredPathSearcher:
+    """Behaviour: that of the start, followed by moves that leave the posterior invariant."""
+
+    origin = Origin.PATH_SEARCH
+
+    def __init__(self, start_by: StartBy, sweeps: int) -> None:
+        self.start_by: StartBy = start_by
+        self._sweeps = sweeps
+        self._experience: dict[str, Tensor] = {}
+
+    def explore_from(
+        self,
+        problem: InverseProblem,
+        posterior: Posterior,
+        stored: Trajectory,
+        progress: float,
+        generator: torch.Generator,
+    ) -> Rollout:
+        """See `actors.exploration.FromStored`."""
+        paths = StoredPaths(problem, stored, generator=generator, guided=problem.gradient is not None)
+        paths.take_experience(self._experience)
+        paths.adapting = paths.sweeps < SETTLING
+        accepted = [paths.sweep(posterior.control) for _ in range(self._sweeps)]
+        if paths.adapting:
+            paths.fit_guide()  # for those who come next
+        self._experience = paths.experience()
+        return paths.paths(float(np.mean(accepted)), guided=posterior.uses_guidance)
+
+    def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """See `actors.exploration.Stateful`."""
+        return {name: value.numpy().copy() for name, value in self._experience.items()}, {}
+
+    def load_state_dict(
+        self,
+        problem: InverseProblem,
+        arrays: dict[str, NDArray[Any]],
+        scalars: dict[str, Any],
+        generator: torch.Generator,
+    ) -> None:
+        """See `actors.exploration.Stateful`."""
+        self._experience = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+
+
+def path_searcher(config: PathSearchConfig) -> PathSearcher | StoredPathSearcher:
+    """The one that `config` asks for."""
+    if config.start_by is None:
+        return PathSearcher(config)
+    return StoredPathSearcher(config.start_by, config.sweeps)

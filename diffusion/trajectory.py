@@ -27,6 +27,9 @@ class Origin(IntEnum):
     PRIOR = 2
     EXACT = 3
     PATH_SEARCH = 4
+    BACKTRACKING = 5
+    LANGEVIN = 6
+    TEACHER = 7
     GUIDED = 8
     JOINT = 9
     ANNEALED = 10

@@ -112,6 +112,7 @@ def exploration_metrics(counters: Mapping[str, float]) -> dict[str, float]:
         if name != "trajectories":
             continue
         metrics |= {f"actor/{kind}/trajectories": made, f"actor/{kind}/seconds": counters[f"{kind}/seconds"]}
+        metrics[f"actor/{kind}/invalid"] = counters.get(f"{kind}/invalid", 0.0)
         if counters.get(f"{kind}/finite", 0) > 0:
             metrics[f"actor/{kind}/log_likelihood"] = counters[f"{kind}/log_likelihood"] / counters[f"{kind}/finite"]
         if counters.get(f"{kind}/proposals", 0) > 0:

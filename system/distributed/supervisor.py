@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 
+from envs.time_limit import LikelihoodTimeout
 from system.checkpoint import CheckpointStore
 from system.config import RunConfig
 from system.distributed.workers import LearnerWorker, Peers, RolloutWorker, ShardWorker, WeightStore
@@ -155,6 +156,9 @@ class Supervisor:
         try:
             result = ray.get(reference, timeout=self.config.ray.timeout_seconds)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, LikelihoodTimeout):  # its state is unknown, and another x may fare better
+                self._replace(worker, error.cause)
+                return None
             if not _is_loss_of_peer(error):
                 raise _failure(worker.name, error) from error
             worker.slices.remove(reference)

@@ -10,6 +10,7 @@ idle, and hears from each when a slice ends: that is their heartbeat. Tensors go
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import zlib
@@ -128,7 +129,10 @@ class RolloutWorker:
         os.nice(4)  # where they share cores, the learner goes first: actors can always make more
         torch.set_num_threads(1)
         self._config, self._index = config, index
-        self._problem = build_problem(config)
+        problem = build_problem(config)
+        # Before the driver takes it for hung: who says what it waits for is told from who is silent.
+        limit = min(problem.time_limit or math.inf, config.ray.timeout_seconds / 2)
+        self._problem = dataclasses.replace(problem, time_limit=limit)
         self._actor = build_actor(config, self._problem, index, life)
         self._pending: Trajectory | None = None
         self._next_shard = index

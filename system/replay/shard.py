@@ -10,6 +10,7 @@ a shard that slept inside an insert could not serve the sample which that insert
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from system.replay.choice import log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, ReplayBatch, ShardStats
@@ -27,7 +29,7 @@ from system.replay.sum_tree import SumTree
 
 __all__ = ["ReplayShard"]
 
-TOURNAMENT = 8  # items that compete to be a start; the winner is of the best eighth on average
+TOURNAMENT = 8  # items that compete to be a start; the winner is of the best ninth on average
 
 
 class ReplayShard:
@@ -111,8 +113,9 @@ class ReplayShard:
         """Stored trajectories for actors to go on from, with replacement; None while there are none.
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
-        residual among items of the same measurement. Items with a measurement of their own have no rivals, and are
-        passed over. The rate limiter does not count them.
+        residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
+        importance weights of the starts are right, see `system.replay.choice`. Items with a measurement of their own
+        have no rivals, and are passed over. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:
@@ -125,10 +128,11 @@ class ReplayShard:
         if by == "age":
             return self._storage.take(slots[self._generator.integers(len(slots), size=count)])
         score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
-        entrants = slots[self._generator.integers(len(slots), size=(count, TOURNAMENT))]
-        measurement = self._storage.column("measurement_id")[entrants]
-        rivals = np.where(measurement == measurement[:, :1], score[entrants], -np.inf)
-        return self._storage.take(entrants[np.arange(count), rivals.argmax(axis=1)])
+        score, measurement_id = score[slots], self._storage.column("measurement_id")[slots]
+        winners = tournament(score, measurement_id, count, TOURNAMENT, self._generator)
+        stored = self._storage.take(slots[winners])
+        ratio = log_choice_ratio(score, measurement_id, winners, TOURNAMENT).astype(np.float32)
+        return dataclasses.replace(stored, log_behaviour_ratio=stored.log_behaviour_ratio + ratio)
 
     def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> int:
         """Take in the learner's residuals [B]; how many were not ignored as late or not finite."""

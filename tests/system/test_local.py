@@ -273,6 +273,23 @@ def test_a_likelihood_that_is_never_finite_ends_the_run_instead_of_rolling_out_f
         runner.advance()
 
 
+def test_a_likelihood_that_is_not_a_number_now_and_then_is_counted_by_kind_and_the_run_goes_on(monkeypatch):
+    runner = _runner(actor__mixture={"prior": 0.5, "on-policy": 0.5}, actor__final_mixture={"prior": 1.0})
+    likelihood = type(runner.actor.problem.likelihood)
+    sound = likelihood.log_prob
+
+    def fragile(self, value, measurement):
+        broken = torch.where(value[:, 0] > 0, torch.nan, torch.inf)
+        return torch.where(value[:, 0].abs() > 0.5, broken, sound(self, value, measurement))
+
+    monkeypatch.setattr(likelihood, "log_prob", fragile)
+    metrics = _finish(runner).advance()
+    invalid = [metrics[f"actor/{kind}/invalid"] for kind in ("prior", "on-policy")]
+    assert min(invalid) > 0 and sum(invalid) == metrics["replay/refused"]
+    assert metrics["actor/trajectories"] == metrics["replay/refused"] + metrics["replay/inserts"]
+    assert np.isfinite(runner.weights()).all()
+
+
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
     monkeypatch.setattr(runner.shard, "sample", lambda _, newest: None)

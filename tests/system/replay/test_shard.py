@@ -360,6 +360,7 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     assert set(shard.starts(500, "age").uid.tolist()) == set(uids[order[-50:]].tolist())
 
     # K of the 7 rivals are of the same measurement, a binomial; the best of K + 1 has the mean rank (K + 1) / (K + 2).
+    # A fifth of the starts are uncontested, of mean rank one half.
     measurement, score = shard._storage.column("measurement_id"), shard._storage.column("log_likelihood")
     drawn = shard.starts(40_000, "likelihood")
     for value, share in ((0, 0.2), (3, 0.8)):
@@ -367,6 +368,7 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
         rank = np.searchsorted(own, drawn.log_likelihood[drawn.measurement_id == value]) / len(own)
         rivals = np.arange(8)
         expected = (stats.binom.pmf(rivals, 7, share) * (rivals + 1) / (rivals + 2)).sum()
+        expected = 0.8 * expected + 0.2 * 0.5
         assert len(rank) == pytest.approx(40_000 * share, rel=0.05)
         assert rank.mean() == pytest.approx(expected, abs=0.01)
 
@@ -374,7 +376,7 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     ids = _all_ids(shard)
     shard.update_priorities(ids, residual[ids.slot])
     by_residual = np.searchsorted(uids, shard.starts(40_000, "residual").uid)
-    assert residual[by_residual].mean() > 750
+    assert residual[by_residual].mean() > 700
     before = shard.stats()
     shard.starts(1000, "residual")
     assert shard.stats() == before
@@ -407,8 +409,9 @@ def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_know
     ids = _all_ids(shard).take(np.arange(7))
     shard.update_priorities(ids, np.full(7, 1e6))
     newest = shard._storage.column("uid")[7]
-    # Absent from a tournament of eight among eight with probability (7/8)^8 = 0.34.
-    assert np.mean(shard.starts(4000, "residual").uid == newest) == pytest.approx(1 - (7 / 8) ** 8, abs=0.03)
+    # Absent from a tournament of eight among eight with probability (7/8)^8 = 0.34; a fifth are uncontested.
+    expected = 0.8 * (1 - (7 / 8) ** 8) + 0.2 / 8
+    assert np.mean(shard.starts(4000, "residual").uid == newest) == pytest.approx(expected, abs=0.03)
 
 
 def test_a_draw_without_the_newest_share_has_the_prioritised_probability_of_every_item(make_trajectory):
