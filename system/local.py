@@ -18,7 +18,7 @@ from envs import InverseProblem
 from learner import Diverged
 from system.assembly import build_actor, build_learner, build_shard
 from system.config import RunConfig
-from system.errors import ConfigError, RunnerError
+from system.errors import ConfigError, DivergedError, RunnerError
 from system.part import Part, write_part
 from system.runner import add_counters, exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
 
@@ -85,7 +85,7 @@ class LocalRunner:
             try:
                 update = self.learner.update(batch.trajectory, self.progress)
             except Diverged as error:
-                raise RunnerError(f"training diverged: {error}") from error
+                raise DivergedError(f"training diverged: {error}") from error
             if update.residual is not None:
                 self.shard.update_priorities(batch.ids, update.residual)
             self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)

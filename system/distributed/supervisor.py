@@ -18,10 +18,11 @@ from typing import Any
 import ray
 
 from envs.time_limit import LikelihoodTimeout
+from learner import Diverged
 from system.checkpoint import CheckpointStore
 from system.config import RunConfig
 from system.distributed.workers import LearnerWorker, Peers, RolloutWorker, ShardWorker, WeightStore
-from system.errors import CheckpointError, RunnerError
+from system.errors import CheckpointError, DivergedError, RunnerError
 from system.part import Part
 
 __all__ = ["Supervisor", "Worker", "last_line"]
@@ -159,6 +160,8 @@ class Supervisor:
             if isinstance(error.cause, LikelihoodTimeout):  # its state is unknown, and another x may fare better
                 self._replace(worker, error.cause)
                 return None
+            if isinstance(error.cause, Diverged):
+                raise DivergedError(f"training diverged: {error.cause}") from error
             if not _is_loss_of_peer(error):
                 raise _failure(worker.name, error) from error
             worker.slices.remove(reference)
