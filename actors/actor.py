@@ -70,6 +70,12 @@ class ActorConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
+        population = self.path_search.population
+        if population is not None and (population < self.batch_size or population % self.batch_size):
+            raise ValueError(
+                f"actor.path_search.population must be a multiple of actor.batch_size = {self.batch_size}, "
+                f"got {population}"
+            )
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
         if self.likelihood_timeout_seconds is not None and not self.likelihood_timeout_seconds > 0:

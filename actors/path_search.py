@@ -267,6 +267,24 @@ class PathSearch:
         scalars = {name: getattr(self, name) for name in ("beta", "log_partition", "adapting", "sweeps")}
         return tensors, scalars
 
+    def split(self, size: int) -> list[Self]:
+        """The paths in populations of `size`, which move on by themselves from now on; N must be a multiple of it."""
+        tensors, scalars = self.state_dict()
+        parts = {
+            name: value.split(size) if name in (*_PATHS, "guidance") else [value] * (len(self.states) // size)
+            for name, value in tensors.items()
+        }
+        return [
+            type(self).restore(
+                self.problem,
+                int(self.measurement_id[0]),
+                {name: part[index].clone() for name, part in parts.items()},
+                scalars,
+                self._generator,
+            )
+            for index in range(len(self.states) // size)
+        ]
+
     @classmethod
     def restore(
         cls,

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,11 @@ class Rollout:
     def log_weight(self) -> Tensor:
         """[B] float64, log p(tau) + log p(y | x) - log q(tau): the importance weight of a path drawn from q."""
         return self.log_likelihood.double() - self.log_ratio.double().sum(1)
+
+    def take(self, rows: Tensor) -> Rollout:
+        """The trajectories at `rows`."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rollout(**{name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()})
 
     def trajectory(
         self, uid: np.ndarray, policy_version: int, origin: Origin, *, keep_denoised: bool = True
