@@ -64,7 +64,8 @@ class Rollout:
     def take(self, rows: Tensor) -> Rollout:
         """The trajectories at `rows`."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rollout(**{name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()})
+        values = {name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()}
+        return Rollout(**values)
 
     def trajectory(
         self, uid: np.ndarray, policy_version: int, origin: Origin, *, keep_denoised: bool = True
