@@ -162,7 +162,7 @@ class RunConfig:
                 f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
                 f"got {self.learner.batch_size}"
             )
-        if self.learner.forward_kl > 0 and self.replay.priority != "importance":
+        if self.learner.forward_kl > 0 and set(self.replay.priorities) != {"importance"}:
             raise ValueError(
                 "learner.forward_kl needs draws that stand for the posterior: replay.priority must be importance, "
                 f"got {self.replay.priority}"
@@ -324,7 +324,9 @@ def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, name, source)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        mappings = [kind for kind in kinds if typing.get_origin(kind) is dict]
+        return _convert((mappings if mappings and isinstance(value, Mapping) else kinds)[0], value, name, source)
     if origin is Literal and value in arguments:
         return value
     if origin is dict and isinstance(value, Mapping):

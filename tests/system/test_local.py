@@ -166,7 +166,7 @@ def test_the_learners_residuals_become_priorities():
     _turns(runner, 40)
     assert len(heard) == runner.updates and all(len(ids) == len(residuals) == 8 for ids, residuals in heard)
     ids, residuals = heard[-1]
-    masses = runner.shard.state_dict()[0]["mass"][ids.slot]
+    masses = runner.shard.state_dict()[0]["priority.residual.mass"][ids.slot]
     last = {slot: row for row, slot in enumerate(ids.slot.tolist())}  # drawn twice, an item keeps its last residual
     assert len(set(masses.tolist())) > 1
     rows = sorted(last.values(), key=lambda row: abs(residuals[row]))

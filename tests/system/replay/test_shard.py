@@ -8,6 +8,7 @@ from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import ItemIds
+from system.replay.priority import UniformPriority
 from system.replay.shard import ReplayShard
 from system.replay.storage import TrajectoryStorage
 from system.replay.sum_tree import SumTree
@@ -18,6 +19,11 @@ ITEM = 45  # bytes of one item of the fixture
 def _config(**changes):
     free = {"samples_per_insert": None, "min_size": 1, "insert_batch": 1000}
     return ReplayConfig(**{**free, **changes})
+
+
+def _tree(shard):
+    (priority,) = shard._priorities.values()
+    return priority.tree
 
 
 def _slots_and_probabilities(shard, batch_size, draws):
@@ -37,11 +43,11 @@ def test_draw_frequencies_match_the_mixture_probability_returned(make_trajectory
     for _ in range(12):
         shard.insert(make_trajectory(100))
     generator = np.random.default_rng(0)
-    while np.any(shard._tree.leaves() == 1.0):
+    while np.any(_tree(shard).leaves() == 1.0):
         ids = shard.sample(250).ids if newest_share < 1 else _all_ids(shard)
         shard.update_priorities(ids, generator.gamma(0.7, size=len(ids)) + 1e-3)
     slots, reported = _slots_and_probabilities(shard, 250, 2000)
-    mass = shard._tree.leaves()
+    mass = _tree(shard).leaves()
     newest = np.arange(190, 200)  # 1200 inserts into 1000 slots: the cursor is at 200
     expected = (1 - newest_share) * mass / mass.sum()
     expected[newest] += newest_share / 10
@@ -77,7 +83,7 @@ def test_late_residuals_are_ignored_and_counted_and_nan_ones_too(make_trajectory
     residuals = np.full(1000, 7.0)
     residuals[[5, 500, 501]] = np.nan, np.nan, np.inf
     assert shard.update_priorities(ids, residuals) == 598
-    mass = shard._tree.leaves()
+    mass = _tree(shard).leaves()
     assert mass[:400].tolist() == [2.0] * 400
     assert mass[500:502].tolist() == [2.0, 2.0]
     assert mass[502:].tolist() == [7.0] * 498
@@ -149,7 +155,7 @@ def test_groups_share_a_measurement_and_keep_the_marginal_probability(make_traje
     assert np.all(groups == groups[:, :1])
     assert len(np.unique(groups)) > 1
     slots, reported = _slots_and_probabilities(shard, 64, 4000)
-    mass = shard._tree.leaves()[:200]
+    mass = _tree(shard).leaves()[:200]
     expected = 0.6 * mass / mass.sum() + 0.4 * (np.arange(200) >= 180) / 20
     assert reported == pytest.approx(expected, rel=1e-12)
     # Rows of a group are independent given its measurement, and measurements are stratified: no excess variance.
@@ -179,9 +185,11 @@ def test_the_extreme_targets_of_a_grouped_draw_miss_items_without_mass(make_traj
     mass = np.array([0.0, 0.1, 0.7, 0.0, 0.0, 0.3, 1e-9, 0.0, 0.0, 0.0])
     storage = TrajectoryStorage(10 * ITEM)
     storage.append(make_trajectory(10, measurement_id=np.repeat([0, 1, 2], [4, 4, 2])))
-    tree = SumTree(10)
-    tree.fill(mass)
-    slots = Mixture(tree, storage, 0.0, 1).draw_groups(3, 2, MeasurementOrder(storage), Extreme())
+    priority = UniformPriority()
+    priority.tree = SumTree(10)
+    priority.tree.fill(mass)
+    mixture = Mixture([priority], np.array([0.0, 1.0]), storage, 1)
+    slots, _ = mixture.draw_groups(3, 2, MeasurementOrder(storage), Extreme())
     assert np.all(mass[slots] > 0)
 
 
@@ -234,7 +242,7 @@ def test_a_restored_shard_goes_on_bit_for_bit(make_trajectory, tmp_path, priorit
             for name, value in drawn.trajectory.arrays().items():
                 assert np.array_equal(value, again.trajectory.arrays()[name])
     assert restored.stats() == shard.stats()
-    assert np.array_equal(restored._tree.leaves(), shard._tree.leaves())
+    assert np.array_equal(_tree(restored).leaves(), _tree(shard).leaves())
 
 
 def test_an_empty_shard_survives_a_round_trip(make_trajectory):
@@ -263,7 +271,7 @@ def test_half_the_budget_keeps_the_newer_half_with_its_masses_and_makes_old_ids_
     smaller.load_state_dict(*shard.state_dict())
     assert smaller.stats().size == smaller.stats().capacity == 1000
     assert smaller._storage.column("uid").tolist() == list(range(1000, 2000))
-    assert smaller._tree.leaves().tolist() == list(range(1001, 2001))
+    assert _tree(smaller).leaves().tolist() == list(range(1001, 2001))
     assert smaller.update_priorities(ids, np.ones(2000)) == 0
     assert smaller.stats().late_priorities == 2000
 
@@ -273,7 +281,7 @@ def test_another_priority_after_a_restart_gives_masses_anew(make_trajectory):
     shard.insert(make_trajectory(2, log_likelihood=[0.0, np.log(3.0)]))
     other = ReplayShard(_config(priority="likelihood"), index=0, seed=0)
     other.load_state_dict(*shard.state_dict())
-    assert other._tree.leaves()[:2] == pytest.approx([0.25, 0.75])
+    assert _tree(other).leaves()[:2] == pytest.approx([0.25, 0.75])
 
 
 def test_ids_from_between_a_snapshot_and_a_crash_are_late_once_retired(make_trajectory):
@@ -317,7 +325,7 @@ def test_a_budget_too_small_for_the_first_fill_is_refused_at_the_first_insert(ma
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"priority": "rank"}, "priority must be one of uniform, residual, likelihood, importance, got 'rank'"),
+        ({"priority": "loss"}, "priority must be of uniform, residual, .*, rank, reshuffled, got loss"),
         ({"newest_share": 1.5}, r"newest_share must be in \[0, 1\], got 1.5"),
         ({"priority_exponent": 0.0}, r"priority_exponent must be in \(0, 10\], got 0.0"),
         ({"tolerance": 100.0}, "tolerance must be at least 256.0"),

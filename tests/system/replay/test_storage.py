@@ -92,8 +92,8 @@ def test_a_smaller_budget_keeps_the_newest_four_of_seven_and_makes_all_old_ids_s
     storage.append(make_trajectory(5))
     arrays, scalars = storage.state_dict()
     smaller = TrajectoryStorage(4 * ITEM)
-    kept = smaller.load_state_dict(arrays, scalars)
-    assert kept.tolist() == [0, 1, 2, 3]
+    slots, saved = smaller.load_state_dict(arrays, scalars)
+    assert (slots.tolist(), saved.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
     assert smaller.column("uid")[smaller.slots_by_age()].tolist() == [7, 8, 9, 10]
     assert smaller.evictions == 4 + 3
     for generation in (1, 2):
