@@ -14,6 +14,7 @@ import os
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,8 @@ from diffusion.trajectory import Trajectory
 from system.assembly import build_actor, build_learner, build_problem, build_shard
 from system.config import RunConfig
 from system.part import Part, write_part
-from system.replay.messages import InsertReply, ItemIds, ReplayBatch
+from system.replay.choice import ShardChoice, Turn
+from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
 from system.runner import run_progress, state_part, update_metrics
 
 __all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
@@ -92,9 +94,23 @@ class ShardWorker:
         """See `ReplayShard.insert`."""
         return self._shard.insert(trajectory)
 
-    def sample(self, batch_size: int) -> ReplayBatch | None:
+    def sample(
+        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+    ) -> ReplayBatch | None:
         """See `ReplayShard.sample`."""
-        return self._shard.sample(batch_size)
+        return self._shard.sample(batch_size, weighting, counted=counted)
+
+    def take_turn(self, batch_size: int) -> bool:
+        """See `ReplayShard.take_turn`."""
+        return self._shard.take_turn(batch_size)
+
+    def mass(self) -> ShardMass:
+        """See `ReplayShard.mass`."""
+        return self._shard.mass()
+
+    def refer(self, log_totals: tuple[LogTotals, ...]) -> None:
+        """See `ReplayShard.refer`."""
+        self._shard.refer(log_totals)
 
     def starts(self, count: int, by: StartBy) -> Trajectory | None:
         """See `ReplayShard.starts`."""
@@ -212,10 +228,10 @@ class LearnerWorker:
         self._learner = build_learner(config, build_problem(config))
         # A thread takes batches out of the object store while the learner computes.
         self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
-        self._requests: deque[tuple[Any, Future[ReplayBatch | None]]] = deque()  # (shard, batch under way)
+        self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
         self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
-        self._next_shard = 0
+        self._choice = ShardChoice(config.ray.num_shards, config.replay.shares)
         self._origin: float | None = None  # time.monotonic() at which the run began
 
     def ready(self) -> bool:
@@ -231,6 +247,7 @@ class LearnerWorker:
         metrics: dict[str, float] = {}
         updates = self._learner.updates
         try:
+            self._compare_shards(peers)
             if not self._published:
                 self._publish(peers)
             while time.perf_counter() - start < seconds and self._progress < 1:
@@ -270,15 +287,43 @@ class LearnerWorker:
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
         while len(self._requests) < self._config.ray.prefetch:
-            shard = peers.shards[self._next_shard % len(peers.shards)]
-            reference = shard.sample.remote(self._config.learner.batch_size)
-            self._requests.append((shard, self._fetcher.submit(ray.get, reference, timeout=peers.timeout)))
-            self._next_shard += 1
-        shard, fetched = self._requests.popleft()
+            turn = self._choice.next()
+            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(self._ask(turn, peers))))
+        turn, shard, fetched = self._requests.popleft()
         batch = fetched.result()
         if batch is None:
+            self._choice.refused(turn)
             time.sleep(POLL_SECONDS)
+            if not self._choice.complete:
+                self._compare_shards(peers)
+        else:
+            self._choice.accepted()
         return shard, batch
+
+    def _ask(self, turn: Turn, peers: Peers) -> Callable[[], ReplayBatch | None]:
+        """Asks for the batch of a turn, or for leave to; what waits for the answer, in the fetching thread."""
+        shard, size = peers.shards[turn.shard], self._config.learner.batch_size
+        weighting = turn.weighting if len(peers.shards) > 1 else None
+        if turn.pace == turn.shard:
+            return partial(ray.get, shard.sample.remote(size, weighting), timeout=peers.timeout)
+        leave = peers.shards[turn.pace].take_turn.remote(size)
+
+        def fetch() -> ReplayBatch | None:
+            if not ray.get(leave, timeout=peers.timeout):
+                return None
+            batch: ReplayBatch | None = ray.get(
+                shard.sample.remote(size, weighting, counted=False), timeout=peers.timeout
+            )
+            return batch
+
+        return fetch
+
+    def _compare_shards(self, peers: Peers) -> None:
+        """Hears from the shards what they hold, and tells each what they hold together."""
+        if len(peers.shards) > 1:
+            masses = ray.get([shard.mass.remote() for shard in peers.shards], timeout=peers.timeout)
+            together = self._choice.update(masses)
+            ray.get([shard.refer.remote(together) for shard in peers.shards], timeout=peers.timeout)
 
     def _publish(self, peers: Peers) -> None:
         reference = ray.put(self._learner.weights())

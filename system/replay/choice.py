@@ -11,9 +11,9 @@ c being the newest window and the priorities, s the shards. With g_cs = M_cs / M
 The masses M_cs are a few seconds old when they are used. That makes P(i) a little other than it should be; what is
 reported with a draw is q_s times the probability within the shard at that moment, which is exact all the same.
 
-Shards come in turn, the one next that is furthest behind its q_s: of alike shards, round robin. Every shard's pace counts
-the same number of draws, whichever shard gives them, as actors insert into all of them alike; so most often the shard
-that gives a draw takes the turn too, and another where it is ahead of the others.
+Shards come in turn, the one next that is furthest behind its q_s: of alike shards, round robin. Every shard's pace
+counts the same number of draws, whichever shard gives them, as actors insert into all of them alike; so most often the
+shard that gives a draw takes the turn too, and another where it is ahead of the others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ShardChoice:
     def next(self) -> Turn:
         """The next draw."""
         self._behind += self._probability
-        shard = int(self._behind.argmax())
+        shard = int(self._behind.round(9).argmax())  # so that rounding does not upset the order of alike shards
         self._behind[shard] -= 1
         ahead = self._taken[shard] - self._taken.min()
         first = shard if ahead <= _LEAD else int(self._taken.argmin())

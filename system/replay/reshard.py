@@ -30,9 +30,7 @@ def reshard(states: Sequence[State], count: int) -> list[tuple[dict[str, NDArray
     if filled:
         names = [name for name in filled[0][0] if not name.startswith("priority.")]
         together = {name: np.concatenate([arrays[name] for arrays, _ in filled]) for name in names}
-        together["storage.generation"] = np.full_like(
-            together["storage.generation"], together["storage.generation"].max()
-        )
+        together["storage.generation"][:] = together["storage.generation"].max()
         age = [scalars["storage"]["count"] - 1 - arrays["storage.serial"] for arrays, scalars in filled]
         order = np.argsort(-np.concatenate(age), kind="stable")
         together = {name: value[order] for name, value in together.items()}
@@ -50,12 +48,13 @@ def _deal(
     else:
         arrays["storage.serial"] = np.arange(items)
     first = max(scalars["storage"]["first_generation"] for _, scalars in states)
-    storage = {"capacity": None, "count": items, "first_generation": first, "last_measurement": -1}
-    storage |= {
-        name: _part([scalars["storage"][name] for _, scalars in states], index, count) for name in _STORAGE_COUNTERS
-    }
-    scalars = {"storage": storage, "limiter": limiter, "generator": None, "priority": None}
-    return arrays, scalars | {name: _part([each[name] for _, each in states], index, count) for name in _COUNTERS}
+    storage: dict[str, Any] = {"capacity": None, "count": items, "first_generation": first, "last_measurement": -1}
+    for name in _STORAGE_COUNTERS:
+        storage[name] = _part([scalars["storage"][name] for _, scalars in states], index, count)
+    shard: dict[str, Any] = {"storage": storage, "limiter": limiter, "generator": None, "priority": None}
+    for name in _COUNTERS:
+        shard[name] = _part([scalars[name] for _, scalars in states], index, count)
+    return arrays, shard
 
 
 def _part(values: Sequence[int], index: int, count: int) -> int:

@@ -114,7 +114,7 @@ class ReplayShard:
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        if not len(self) or (counted and not self._limiter.can_sample(batch_size)):
+        if (counted and not self._limiter.can_sample(batch_size)) or not len(self):
             return None
         shares = self._shares if weighting is None else weighting.shares
         mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._config.newest_window)
