@@ -13,7 +13,15 @@ from system.config import RunConfig, import_plugins
 from system.errors import ConfigError
 from system.replay.shard import ReplayShard
 
-__all__ = ["build_actor", "build_learner", "build_posterior", "build_problem", "build_shard", "stream_seed"]
+__all__ = [
+    "build_actor",
+    "build_learner",
+    "build_posterior",
+    "build_problem",
+    "build_shard",
+    "noising_generator",
+    "stream_seed",
+]
 
 
 def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
@@ -66,6 +74,11 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
     """The learner at the start of the run."""
     return Learner(problem, build_posterior(config, problem), config.learner)
+
+
+def noising_generator(config: RunConfig, updates: int) -> torch.Generator:
+    """The random stream of the paths for update number `updates`: of the number alone, so there is none to save."""
+    return torch.Generator().manual_seed(stream_seed(config, "noising", updates))
 
 
 def build_shard(config: RunConfig, index: int = 0) -> ReplayShard:

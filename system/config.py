@@ -167,6 +167,11 @@ class RunConfig:
                 "learner.forward_kl needs draws that stand for the posterior: replay.priority must be importance, "
                 f"got {self.replay.priority}"
             )
+        if self.learner.forward_kl > 0 and self.replay.store == "endpoints":
+            raise ValueError(
+                "learner.forward_kl needs draws that stand for the posterior's paths, but paths noised anew from end "
+                "points are not exactly those of the prior's chain; set replay.store to paths"
+            )
         self.shard_config()
 
     def shard_config(self) -> ReplayConfig:

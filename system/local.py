@@ -14,13 +14,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.exploration import StartBy
+from diffusion.trajectory import Trajectory
 from envs import InverseProblem
 from learner import Diverged
-from system.assembly import build_actor, build_learner, build_shard
+from system.assembly import build_actor, build_learner, build_shard, noising_generator
 from system.config import RunConfig
 from system.errors import ConfigError, RunnerError
 from system.part import Part, write_part
-from system.runner import add_counters, exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
+from system.runner import (
+    add_counters,
+    as_paths,
+    exploration_metrics,
+    replay_metrics,
+    run_progress,
+    state_part,
+    update_metrics,
+)
 
 __all__ = ["LocalRunner"]
 
@@ -34,6 +44,7 @@ class LocalRunner:
 
     def __init__(self, config: RunConfig, problem: InverseProblem) -> None:
         self.config = config
+        self.problem = problem
         self.learner = build_learner(config, problem)
         self.actor = build_actor(config, problem)
         self.shard = build_shard(config)
@@ -81,16 +92,18 @@ class LocalRunner:
     def _turn(self) -> None:
         batch = self.shard.sample(self.config.learner.batch_size)
         if batch is not None:
+            generator = noising_generator(self.config, self.updates)
+            trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
-                update = self.learner.update(batch.trajectory, self.progress)
+                update = self.learner.update(trajectory, self.progress)
             except Diverged as error:
                 raise RunnerError(f"training diverged: {error}") from error
             self.shard.update_priorities(batch.ids, update.residual)
-            self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)
+            self._metrics = update_metrics(update, trajectory, self.learner.updates)
             return
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
-        trajectory = self.actor.act(self.shard.starts)
+        trajectory = self.actor.act(self._starts)
         add_counters(self._explorations, self.actor.take_counters())
         try:
             reply = self.shard.insert(trajectory)
@@ -106,6 +119,10 @@ class LocalRunner:
             )
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started
+
+    def _starts(self, count: int, by: StartBy) -> Trajectory | None:
+        stored = self.shard.starts(count, by)
+        return None if stored is None else as_paths(stored, self.problem.prior, self.actor.generator)
 
     def _counters(self) -> dict[str, float]:
         return {

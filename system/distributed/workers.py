@@ -27,13 +27,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
-from system.assembly import build_actor, build_learner, build_problem, build_shard
+from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
 from system.config import RunConfig
 from system.part import Part, write_part
 from system.replay.choice import ShardChoice, Turn
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
-from system.runner import run_progress, state_part, update_metrics
+from system.replay.storage import Items
+from system.runner import as_paths, run_progress, state_part, update_metrics
 
 __all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
 
@@ -90,7 +92,7 @@ class ShardWorker:
         """See `ReplayShard.has_room`."""
         return self._shard.has_room(count)
 
-    def insert(self, trajectory: Trajectory) -> InsertReply:
+    def insert(self, trajectory: Items) -> InsertReply:
         """See `ReplayShard.insert`."""
         return self._shard.insert(trajectory)
 
@@ -112,7 +114,7 @@ class ShardWorker:
         """See `ReplayShard.refer`."""
         self._shard.refer(log_totals)
 
-    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+    def starts(self, count: int, by: StartBy) -> Items | None:
         """See `ReplayShard.starts`."""
         return self._shard.starts(count, by)
 
@@ -146,7 +148,7 @@ class RolloutWorker:
         self._config, self._index = config, index
         self._problem = build_problem(config)
         self._actor = build_actor(config, self._problem, index, life)
-        self._pending: Trajectory | None = None
+        self._pending: Items | None = None
         self._next_shard = index
 
     def ready(self) -> bool:
@@ -167,7 +169,8 @@ class RolloutWorker:
                     continue
                 self._pull(peers)
                 began = time.perf_counter()
-                self._pending = self._actor.act(partial(self._starts, shard, peers.timeout))
+                trajectory = self._actor.act(partial(self._starts, shard, peers.timeout))
+                self._pending = EndPoints.of(trajectory) if self._config.replay.store == "endpoints" else trajectory
                 acting += time.perf_counter() - began
             reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
             if reply.accepted:
@@ -186,10 +189,9 @@ class RolloutWorker:
             "explorations": self._actor.take_counters(),
         }
 
-    @staticmethod
-    def _starts(shard: Any, timeout: float, count: int, by: StartBy) -> Trajectory | None:  # noqa: ANN401 - a Ray handle
-        stored: Trajectory | None = ray.get(shard.starts.remote(count, by), timeout=timeout)
-        return stored
+    def _starts(self, shard: Any, timeout: float, count: int, by: StartBy) -> Trajectory | None:  # noqa: ANN401 - a Ray handle
+        stored: Items | None = ray.get(shard.starts.remote(count, by), timeout=timeout)
+        return None if stored is None else as_paths(stored, self._problem.prior, self._actor.generator)
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)
@@ -225,7 +227,8 @@ class LearnerWorker:
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(1)
         self._config = config
-        self._learner = build_learner(config, build_problem(config))
+        self._problem = build_problem(config)
+        self._learner = build_learner(config, self._problem)
         # A thread takes batches out of the object store while the learner computes.
         self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
         self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
@@ -256,9 +259,11 @@ class LearnerWorker:
                 waited += time.perf_counter() - began
                 if batch is None:
                     continue
-                update = self._learner.update(batch.trajectory, self._progress)
+                generator = noising_generator(self._config, self._learner.updates)
+                trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
+                update = self._learner.update(trajectory, self._progress)
                 self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
-                metrics = update_metrics(update, batch.trajectory, self._learner.updates)
+                metrics = update_metrics(update, trajectory, self._learner.updates)
                 if self._learner.updates % self._config.ray.publish_interval == 0:
                     began = time.perf_counter()
                     self._publish(peers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,9 @@ from system.replay.priority import PRIORITY_NAMES, PriorityName
 from system.replay.rate_limiter import RateLimiter, smallest_tolerance
 from system.replay.storage import EvictBy
 
-__all__ = ["ReplayConfig"]
+__all__ = ["ReplayConfig", "StoreKind"]
+
+StoreKind = Literal["paths", "endpoints"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,8 @@ class ReplayConfig:
     """Bytes of trajectories a shard may hold."""
     max_items: int | None = None
     """Items a shard may hold, where that is less than the bytes would allow."""
+    store: StoreKind = "paths"
+    """Whole paths, or endpoints: x alone, to which a path is drawn anew by noising each time it is used."""
     evict_by: EvictBy = "age"
     """What makes room in a full shard: the oldest (age), or beyond the newest window the least likely (likelihood)."""
     priority: PriorityName | dict[PriorityName, float] = "uniform"
@@ -97,10 +102,10 @@ class ReplayConfig:
                 f"evict_by likelihood spares the newest_window = {self.newest_window} newest items, so max_items must "
                 f"be more than that, got {self.max_items}"
             )
-        if self.newest_window < self.batches[0]:
+        if self.newest_window < (self.insert_batch or 0):
             raise ValueError(
                 f"evict_by likelihood spares the newest_window newest items, which must hold one insert of "
-                f"{self.batches[0]}, got {self.newest_window}"
+                f"{self.insert_batch}, got {self.newest_window}"
             )
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
 
 __all__ = ["InsertReply", "ItemIds", "LogTotals", "ReplayBatch", "ShardMass", "ShardStats", "Weighting"]
@@ -43,8 +44,8 @@ class ItemIds:
 class ReplayBatch:
     """One draw of B items, with replacement."""
 
-    trajectory: Trajectory
-    """The B trajectories; in grouped draws those of a group are next to each other."""
+    trajectory: Trajectory | EndPoints
+    """The B items; in grouped draws those of a group are next to each other."""
     ids: ItemIds
     """Their names, to report residuals under."""
     probability: NDArray[np.float64]

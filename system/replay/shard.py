@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
 from system.replay.registry import build_priority
-from system.replay.storage import TrajectoryStorage
+from system.replay.storage import Items, TrajectoryStorage
 
 __all__ = ["ReplayShard", "is_storable"]
 
@@ -44,6 +45,7 @@ class ReplayShard:
             config.min_items,
             evict_by=config.evict_by,
             window=config.newest_window,
+            kind=EndPoints if config.store == "endpoints" else Trajectory,
         )
         self._priorities = {
             name: build_priority(name, config.priority_exponent, config.truncation) for name in config.priorities
@@ -63,10 +65,12 @@ class ReplayShard:
         """Whether an insert of `count` items would be accepted now; asked before they are made, they are fresh."""
         return self._limiter.can_insert(count)
 
-    def insert(self, trajectory: Trajectory) -> InsertReply:
-        """Store what is new and sound in `trajectory`, unless samples have to catch up first."""
+    def insert(self, trajectory: Items) -> InsertReply:
+        """Store what is new and sound in `trajectory`, or its ends, unless samples have to catch up first."""
         if not self._limiter.can_insert(len(trajectory)):
             return InsertReply(accepted=False, retry_after=self._config.retry_seconds)
+        if self._config.store == "endpoints" and isinstance(trajectory, Trajectory):
+            trajectory = EndPoints.of(trajectory)
         storable = is_storable(trajectory)
         refused = int(np.count_nonzero(~storable))
         sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
@@ -139,7 +143,7 @@ class ReplayShard:
             probability=probability,
         )
 
-    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+    def starts(self, count: int, by: StartBy) -> Items | None:
         """Stored trajectories for actors to go on from, with replacement; None while there are none.
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
@@ -253,13 +257,13 @@ class ReplayShard:
         }
 
 
-def is_storable(trajectory: Trajectory) -> NDArray[np.bool_]:
+def is_storable(trajectory: Items) -> NDArray[np.bool_]:
     """[B] False where a number is NaN or a log-weight +inf: one such item would spoil every sum it is part of."""
     with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
         log_importance = trajectory.log_importance
     storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
-    for numbers in (trajectory.states, trajectory.log_prior, trajectory.denoised, trajectory.guidance):
-        if numbers is not None:
+    for numbers in trajectory.arrays().values():
+        if numbers.ndim > 1:
             storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     return storable
 

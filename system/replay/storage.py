@@ -1,4 +1,4 @@
-"""Storage of trajectories under a byte budget.
+"""Storage of trajectories, or of their end points alone, under a byte budget.
 
 Items live in slots; a new one takes the slot of the oldest, or of the least likely: `evict_by`. A slot's generation
 counts how often it was written, so (slot, generation) names one item for ever and tells a late message about an
@@ -9,17 +9,20 @@ once, and must count at most once. Items are numbered as they come, and the age 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
 from system.replay.eviction import LeastLikely
 
-__all__ = ["EvictBy", "TrajectoryStorage"]
+__all__ = ["EvictBy", "Items", "TrajectoryStorage"]
 
 EvictBy = Literal["age", "likelihood"]
+Items = Trajectory | EndPoints
 
 
 class TrajectoryStorage:
@@ -33,8 +36,10 @@ class TrajectoryStorage:
         *,
         evict_by: EvictBy = "age",
         window: int = 1,
+        kind: type[Trajectory] | type[EndPoints] = Trajectory,
     ) -> None:
-        """`window` newest items are safe from eviction by likelihood."""
+        """`window` newest items are safe from eviction by likelihood; `kind` is what an item is one row of."""
+        self._kind = kind
         if byte_budget < 1:
             raise ValueError(f"byte_budget must be positive, got {byte_budget}")
         if max_items is not None and max_items < min_items:
@@ -60,7 +65,7 @@ class TrajectoryStorage:
     def __len__(self) -> int:
         return self._size
 
-    def append(self, trajectory: Trajectory) -> NDArray[np.int64]:
+    def append(self, trajectory: Items) -> NDArray[np.int64]:
         """Store what is new in `trajectory`, in order; the slots written."""
         if not len(trajectory):
             return np.zeros(0, dtype=np.int64)
@@ -102,9 +107,9 @@ class TrajectoryStorage:
         self._slot_of[serial % self.capacity] = slots
         self._count += len(slots)
 
-    def take(self, slots: NDArray[np.integer]) -> Trajectory:
+    def take(self, slots: NDArray[np.integer]) -> Items:
         """A copy of the trajectories in `slots`."""
-        return Trajectory(**{name: value[slots] for name, value in self._arrays.items()})
+        return self._kind(**{name: value.take(slots, axis=0) for name, value in self._arrays.items()})  # type: ignore[arg-type]
 
     def column(self, name: str) -> NDArray[Any]:
         """One field of all stored items by slot, without copying; not to be written to."""
@@ -174,7 +179,13 @@ class TrajectoryStorage:
         if not arrays:
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         own = {name: value for name, value in arrays.items() if name not in ("generation", "serial")}
-        saved = Trajectory(**own)  # type: ignore[arg-type]
+        names = {field.name for field in fields(self._kind)}
+        if not own.keys() <= names:
+            raise ValueError(
+                f"replay.store asks for {sorted(names)} of each item, but the checkpoint holds {sorted(own)}; "
+                "set it to what it was"
+            )
+        saved = self._kind(**own)  # type: ignore[arg-type]
         generation = np.asarray(arrays["generation"], dtype=np.int64)
         serial = np.asarray(arrays["serial"], dtype=np.int64)
         self._allocate(saved)
@@ -196,7 +207,7 @@ class TrajectoryStorage:
             self._release(by_age[self.age(by_age) >= self._window])
         return np.arange(self._size), np.arange(self._size)
 
-    def _store_anew(self, saved: Trajectory, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _store_anew(self, saved: Items, order: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         if self._least_likely is None:
             self.evictions += max(len(order) - self.capacity, 0)
             order = order[-self.capacity :]
@@ -207,7 +218,7 @@ class TrajectoryStorage:
             origin[self.append(saved.take(rows))] = rows
         return np.arange(self._size), origin[: self._size]
 
-    def _allocate(self, trajectory: Trajectory) -> None:
+    def _allocate(self, trajectory: Items) -> None:
         arrays = trajectory.arrays()
         self.item_bytes = sum(value[:1].nbytes for value in arrays.values())
         fitting = self._byte_budget // self.item_bytes
@@ -230,7 +241,7 @@ class TrajectoryStorage:
         self._serial = np.empty(self.capacity, dtype=np.int64)
         self._slot_of = np.empty(self.capacity, dtype=np.int64)
 
-    def _check_fits(self, trajectory: Trajectory) -> None:
+    def _check_fits(self, trajectory: Items) -> None:
         got = {name: (value.shape[1:], str(value.dtype)) for name, value in trajectory.arrays().items()}
         expected = {name: (value.shape[1:], str(value.dtype)) for name, value in self._arrays.items()}
         if got.keys() != expected.keys():

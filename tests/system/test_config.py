@@ -255,6 +255,12 @@ def test_a_written_configuration_reads_back_as_the_same(path, tmp_path):
     assert tree["plugins"] == ["json", "string"] and "options" not in tree["problem"]
 
 
+def test_forward_kl_is_refused_with_end_points_and_with_a_mixture_of_priorities(refusal):
+    text = "learner: {{forward_kl: 0.1}}\nreplay: {{priority: {}, store: {}}}"
+    assert "paths noised anew from end points are not exactly" in refusal(text.format("importance", "endpoints"))
+    assert "replay.priority must be importance" in refusal(text.format("{importance: 0.5, rank: 0.5}", "paths"))
+
+
 def test_a_priority_is_one_name_or_several_with_their_shares_in_the_file_and_as_a_flag(load):
     assert load("replay: {priority: importance}").replay.priorities == {"importance": 1.0}
     text = "replay: {priority: {residual: 0.5, rank: 0.5}}"

@@ -76,18 +76,29 @@ def test_another_seed_or_setting_ends_in_other_weights(changes):
     assert (_finish(_runner()).weights() != _finish(_runner(**changes)).weights()).any()
 
 
-@pytest.mark.parametrize("interruptions", [[1], [7], [33], [5, 6, 50], list(range(1, 40, 3))])
-def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions):
+@pytest.mark.parametrize(
+    ("interruptions", "changes"),
+    [
+        ([1], {}),
+        ([7], {}),
+        ([33], {}),
+        ([5, 6, 50], {}),
+        (list(range(1, 40, 3)), {}),
+        ([20, 41], {"replay__store": "endpoints", "replay__priority": {"rank": 0.5, "reshuffled": 0.5}}),
+        ([20, 41], {"replay__evict_by": "likelihood"}),
+    ],
+)
+def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions, changes):
     """Weights, averages, Adam's moments, replay with its masses, limiter, and every random stream."""
-    straight = _runner()
+    straight = _runner(**changes)
     _turns(straight, 80)
 
-    runner, done = _runner(), 0
+    runner, done = _runner(**changes), 0
     for number, turn in enumerate(interruptions):
         _turns(runner, turn - done)
         done = turn
         parts = _save(runner, tmp_path / str(number))
-        runner = _runner()
+        runner = _runner(**changes)
         runner.load(parts)
     _turns(runner, 80 - done)
     _assert_equal(_state(runner), _state(straight))
@@ -95,7 +106,7 @@ def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, inter
 
     ours, theirs = (each.shard.sample(8) for each in (runner, straight))
     np.testing.assert_array_equal(ours.ids.slot, theirs.ids.slot)
-    np.testing.assert_array_equal(ours.trajectory.states, theirs.trajectory.states)
+    np.testing.assert_array_equal(ours.trajectory.samples, theirs.trajectory.samples)
     np.testing.assert_array_equal(runner.actor.act().states, straight.actor.act().states)
 
 

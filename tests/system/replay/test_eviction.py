@@ -109,7 +109,7 @@ def test_a_smaller_budget_leaves_out_what_eviction_would_have_chosen(make_trajec
         ({"priority": "importance"}, "importance stands for the posterior only if what is stored is what the actors"),
         ({"priority": {"importance": 0.5, "rank": 0.5}}, "set evict_by to age or take another priority"),
         ({"max_items": 1024}, "spares the newest_window = 1024 newest items, so max_items must be more.* got 1024"),
-        ({"newest_window": 63}, "newest items, which must hold one insert of 64, got 63"),
+        ({"newest_window": 63, "insert_batch": 64}, "newest items, which must hold one insert of 64, got 63"),
     ],
 )
 def test_settings_under_which_eviction_by_likelihood_would_be_wrong_are_refused(change, message):
