@@ -187,3 +187,36 @@ def test_totals_of_shards_that_know_different_measurements_add_up():
     assert np.exp(together.log_total) == pytest.approx([0.0, 2.0, 8.0])
     share = together.log_share(np.array([0, 1, 2, 4]), np.log([1.0, 2.0, 7.0, 4.0]))
     assert np.exp(share) == pytest.approx([1.0, 1.0, 1.0, 0.5])
+
+
+def test_a_refused_turn_is_asked_again_of_the_same_shard_with_another_ones_pace():
+    choice = ShardChoice(3, np.array([0.5, 0.5]))
+    masses = [ShardMass(size=n, newest=n, totals=np.array([1.0 * n]), log_totals=()) for n in (10, 20, 50)]
+    choice.update(masses)
+    for _ in range(7):
+        choice.next()
+    turns = []
+    for _ in range(3):
+        turns.append(choice.next())
+        choice.refused(turns[-1])
+    assert len({turn.shard for turn in turns}) == 1 and {turn.pace for turn in turns} == {0, 1, 2}
+    choice.accepted()
+    later = [choice.next().shard for _ in range(800 - 7)]
+    other = ShardChoice(3, np.array([0.5, 0.5]))
+    other.update(masses)
+    assert later == [other.next().shard for _ in range(800)][7:]  # as if nothing had been refused
+    assert np.bincount(later).tolist() == pytest.approx([100, 200, 500], abs=5)
+
+
+def test_an_item_placed_between_renewals_has_the_mass_of_its_equals_in_the_other_shard(make_trajectory):
+    config = _config(priority="likelihood")
+    shards = [ReplayShard(config, index, seed=0) for index in range(2)]
+    choice = ShardChoice(2, config.shares)
+    for shard, count in zip(shards, (300, 100), strict=True):
+        shard.insert(make_trajectory(count))
+    _tell(shards, choice)
+    _renew(make_trajectory, shards)
+    shards[0].insert(make_trajectory(1, log_likelihood=np.log(2.0)))
+    ours, theirs = (shard._priorities["likelihood"].tree.leaves() for shard in shards)
+    assert ours[0] == pytest.approx(theirs[0]) == pytest.approx(1 / 400)
+    assert ours[len(shards[0]) - 1] == pytest.approx(2 / 400)

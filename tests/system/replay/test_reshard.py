@@ -167,3 +167,14 @@ def test_empty_shards_make_empty_shards(make_trajectory):
         assert shard.insert(make_trajectory(32)).stored == 32
     full = _load(config, [loaded[0], ReplayShard(config, 1, seed=0)], 40)
     assert sum(len(shard) for shard in full) == 32
+
+
+def test_a_shard_in_its_first_fill_counts_none_of_its_items_for_the_pace(make_trajectory):
+    limiters = [RateLimiter(4.0, 100, 5000.0) for _ in range(2)]
+    limiters[0].inserted(40)
+    limiters[1].inserted(300)
+    limiters[1].sampled(500)
+    (state,) = split_limiters([limiter.state_dict() for limiter in limiters], 1)
+    together = RateLimiter(4.0, 100, 5000.0)
+    together.load_state_dict(state)
+    assert together.error == limiters[0].error + limiters[1].error == 500 - 200 * 4
