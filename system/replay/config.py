@@ -28,6 +28,8 @@ class ReplayConfig:
     """Items a shard may hold, where that is less than the bytes would allow."""
     store: StoreKind = "paths"
     """Whole paths, or endpoints: x alone, to which a path is drawn anew by noising each time it is used."""
+    spill_directory: str | None = None
+    """Where states lie in files mapped into memory, for budgets above the machine's memory; null keeps them in it."""
     evict_by: EvictBy = "age"
     """What makes room in a full shard: the oldest (age), or beyond the newest window the least likely (likelihood)."""
     priority: PriorityName | dict[PriorityName, float] = "uniform"

@@ -27,6 +27,7 @@ from system.replay.storage import Items, TrajectoryStorage
 
 __all__ = ["ReplayShard", "is_storable"]
 
+LARGEST_TOURNAMENT = 1024  # entrants, where there are many measurements
 TOURNAMENT = 8  # items that compete to be a start; the winner is of the best eighth on average
 
 
@@ -45,6 +46,7 @@ class ReplayShard:
             config.min_items,
             evict_by=config.evict_by,
             window=config.newest_window,
+            spill=config.spill_directory,
             kind=EndPoints if config.store == "endpoints" else Trajectory,
         )
         self._priorities = {
@@ -156,7 +158,9 @@ class ReplayShard:
             window = min(self._config.newest_window, size)
             return self._storage.take(self._storage.slots_of_age(self._generator.integers(window, size=count)))
         score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
-        entrants = self._generator.integers(size, size=(count, TOURNAMENT))
+        # As many more entrants as there are measurements, so that on average the rivals of one are TOURNAMENT.
+        width = min(TOURNAMENT * self._storage.num_measurements, LARGEST_TOURNAMENT)
+        entrants = self._generator.integers(size, size=(count, width))
         measurement = self._storage.column("measurement_id")[entrants]
         rivals = np.where(measurement == measurement[:, :1], score[entrants], -np.inf)
         return self._storage.take(entrants[np.arange(count), rivals.argmax(axis=1)])

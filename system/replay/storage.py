@@ -8,8 +8,10 @@ once, and must count at most once. Items are numbered as they come, and the age 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
 from system.replay.eviction import LeastLikely
+from system.replay.spill import mapped_array
 
 __all__ = ["EvictBy", "Items", "TrajectoryStorage"]
 
@@ -37,8 +40,13 @@ class TrajectoryStorage:
         evict_by: EvictBy = "age",
         window: int = 1,
         kind: type[Trajectory] | type[EndPoints] = Trajectory,
+        spill: str | None = None,
     ) -> None:
-        """`window` newest items are safe from eviction by likelihood; `kind` is what an item is one row of."""
+        """`window` newest items are safe from eviction by likelihood; `kind` is what an item is one row of.
+
+        With `spill` arrays of more than one number an item lie in files in that directory; see `mapped_array`.
+        """
+        self._spill = spill
         self._kind = kind
         if byte_budget < 1:
             raise ValueError(f"byte_budget must be positive, got {byte_budget}")
@@ -53,6 +61,7 @@ class TrajectoryStorage:
         self._serial = np.zeros(0, dtype=np.int64)  # number of the item in each slot, in the order they came
         self._slot_of = np.zeros(0, dtype=np.int64)  # slot of item number s at s % capacity, good for the newest
         self._uids: set[int] = set()
+        self._items_of: Counter[int] = Counter()  # number of items of each measurement
         self._window = window
         self._least_likely = LeastLikely() if evict_by == "likelihood" else None
         self._count = 0  # number of the next item
@@ -77,6 +86,8 @@ class TrajectoryStorage:
         overwritten = slots[slots < self._size]
         self._uids.difference_update(self._arrays["uid"][overwritten].tolist())
         self._uids.update(trajectory.uid[rows].tolist())
+        self._items_of.subtract(self._arrays["measurement_id"][overwritten].tolist())
+        self._items_of.update(trajectory.measurement_id[rows].tolist())
         for name, value in trajectory.arrays().items():
             self._arrays[name][slots] = value[rows]
         self._generation[slots] += 1
@@ -114,6 +125,11 @@ class TrajectoryStorage:
     def column(self, name: str) -> NDArray[Any]:
         """One field of all stored items by slot, without copying; not to be written to."""
         return self._arrays[name][: self._size]
+
+    @property
+    def num_measurements(self) -> int:
+        """Measurements that any item is of."""
+        return sum(count > 0 for count in self._items_of.values())
 
     def generation(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
         """How often each of `slots` has been written."""
@@ -198,6 +214,7 @@ class TrajectoryStorage:
             self._arrays[name][: self._size] = value
         self._generation[: self._size] = generation
         self._uids = set(saved.uid.tolist())
+        self._items_of.update(saved.measurement_id.tolist())
         by_age = np.argsort(serial)
         self._count, self._serial[: self._size] = scalars["count"], serial
         recent = by_age[self.age(by_age) < self.capacity]
@@ -235,11 +252,16 @@ class TrajectoryStorage:
             )
         # Pages are taken from the system only as they are written, so an ample budget costs nothing up front.
         self._arrays = {
-            name: np.empty((self.capacity, *value.shape[1:]), value.dtype) for name, value in arrays.items()
+            name: self._empty((self.capacity, *value.shape[1:]), value.dtype) for name, value in arrays.items()
         }
         self._generation = np.full(self.capacity, self._first_generation, dtype=np.int64)
         self._serial = np.empty(self.capacity, dtype=np.int64)
         self._slot_of = np.empty(self.capacity, dtype=np.int64)
+
+    def _empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        if self._spill is None or len(shape) == 1:
+            return np.empty(shape, dtype)
+        return mapped_array(Path(self._spill), shape, dtype)
 
     def _check_fits(self, trajectory: Items) -> None:
         got = {name: (value.shape[1:], str(value.dtype)) for name, value in trajectory.arrays().items()}

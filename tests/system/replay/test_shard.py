@@ -367,14 +367,15 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     uids = shard._storage.column("uid")
     assert set(shard.starts(500, "age").uid.tolist()) == set(uids[order[-50:]].tolist())
 
-    # K of the 7 rivals are of the same measurement, a binomial; the best of K + 1 has the mean rank (K + 1) / (K + 2).
+    # With two measurements there are 15 rivals. K of them are of the same one, a binomial; the best of K + 1 has
+    # the mean rank (K + 1) / (K + 2).
     measurement, score = shard._storage.column("measurement_id"), shard._storage.column("log_likelihood")
     drawn = shard.starts(40_000, "likelihood")
     for value, share in ((0, 0.2), (3, 0.8)):
         own = np.sort(score[measurement == value])
         rank = np.searchsorted(own, drawn.log_likelihood[drawn.measurement_id == value]) / len(own)
-        rivals = np.arange(8)
-        expected = (stats.binom.pmf(rivals, 7, share) * (rivals + 1) / (rivals + 2)).sum()
+        rivals = np.arange(16)
+        expected = (stats.binom.pmf(rivals, 15, share) * (rivals + 1) / (rivals + 2)).sum()
         assert len(rank) == pytest.approx(40_000 * share, rel=0.05)
         assert rank.mean() == pytest.approx(expected, abs=0.01)
 
@@ -400,3 +401,20 @@ def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_know
     newest = shard._storage.column("uid")[7]
     # Absent from a tournament of eight among eight with probability (7/8)^8 = 0.34.
     assert np.mean(shard.starts(4000, "residual").uid == newest) == pytest.approx(1 - (7 / 8) ** 8, abs=0.03)
+
+
+def test_among_100_measurements_starts_are_still_of_the_best_tenth_of_their_own(make_trajectory):
+    shard, generator = ReplayShard(_config(max_items=5000), 0, seed=0), np.random.default_rng(0)
+    for _ in range(10):  # twice as many as fit
+        groups = np.arange(1000) % 100
+        shard.insert(make_trajectory(1000, measurement_id=groups, log_likelihood=generator.normal(size=1000) + groups))
+    assert shard._storage.num_measurements == 100
+    scores, groups = (shard._storage.column(name) for name in ("log_likelihood", "measurement_id"))
+    drawn = shard.starts(2000, "likelihood")
+    assert np.bincount(drawn.measurement_id).min() > 5
+    ranks = [
+        np.mean(scores[groups == group] <= score)
+        for group, score in zip(drawn.measurement_id, drawn.log_likelihood, strict=True)
+    ]
+    # 8 rivals on average of 50 items: the mean of the rank of the largest of 1 + Poisson(8) is about 0.89.
+    assert np.mean(ranks) == pytest.approx(0.89, abs=0.02)
