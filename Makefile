@@ -29,6 +29,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.toy_25_to_9 --short
 	$(BIN)/python -m benchmarks.gaussian_linear --short
 	$(BIN)/python -m benchmarks.path_search --short
+	$(BIN)/python -m benchmarks.replay --short
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

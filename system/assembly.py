@@ -15,7 +15,15 @@ from system.config import RunConfig, import_plugins
 from system.errors import ConfigError
 from system.replay.shard import ReplayShard
 
-__all__ = ["build_actor", "build_learner", "build_posterior", "build_problem", "build_shard", "stream_seed"]
+__all__ = [
+    "build_actor",
+    "build_learner",
+    "build_posterior",
+    "build_problem",
+    "build_shard",
+    "noising_generator",
+    "stream_seed",
+]
 
 
 def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
@@ -61,14 +69,25 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
     seed = stream_seed(config, "actor")
     posterior = build_posterior(config, problem)
     try:
-        return Actor(problem, posterior, config.actor, seed=seed, index=index, restarts=restarts)
+        actor = Actor(problem, posterior, config.actor, seed=seed, index=index, restarts=restarts)
     except ValueError as error:
         raise ConfigError(f"actor: {error}") from None
+    if actor.goes_on_from_stored and config.replay.store == "endpoints":
+        raise ConfigError(
+            "actor.mixture has kinds that go on from stored paths and their importance weights, of which end points "
+            "hold neither; set replay.store to paths"
+        )
+    return actor
 
 
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
     """The learner at the start of the run."""
     return Learner(problem, build_posterior(config, problem), config.learner)
+
+
+def noising_generator(config: RunConfig, updates: int) -> torch.Generator:
+    """The random stream of the paths for update number `updates`: of the number alone, so there is none to save."""
+    return torch.Generator().manual_seed(stream_seed(config, "noising", updates))
 
 
 def build_shard(config: RunConfig, index: int = 0) -> ReplayShard:

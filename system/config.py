@@ -168,10 +168,15 @@ class RunConfig:
                 f"got {self.learner.pretraining.batch_size}"
             )
         for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", self.learner.pretraining.until)):
-            if value > 0 and self.replay.priority != "importance":
+            if value > 0 and set(self.replay.priorities) != {"importance"}:
                 raise ValueError(
                     f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
                     f"got {self.replay.priority}"
+                )
+            if value > 0 and self.replay.store == "endpoints":
+                raise ValueError(
+                    f"learner.{key} needs draws that stand for the posterior's paths, but paths noised anew from end "
+                    "points are not exactly those of the prior's chain; set replay.store to paths"
                 )
         if "joint" in self.actor.kinds and self.learner.forward_kl == 0 and self.learner.pretraining.until < 1:
             raise ValueError(
@@ -335,7 +340,9 @@ def _convert(hint: Any, value: Any, name: str, source: str) -> Any:  # noqa: ANN
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, name, source)
+        kinds = [kind for kind in arguments if kind is not type(None)]
+        mappings = [kind for kind in kinds if typing.get_origin(kind) is dict]
+        return _convert((mappings if mappings and isinstance(value, Mapping) else kinds)[0], value, name, source)
     if origin is Literal and value in arguments:
         return value
     if origin is dict and isinstance(value, Mapping):

@@ -7,6 +7,8 @@ import dataclasses
 import difflib
 import io
 import re
+import types
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import field, fields
 from pathlib import Path
@@ -73,10 +75,13 @@ def _known_flags(overrides: Sequence[str], defaults: object) -> None:
 
 def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN401 - any configuration value
     """The flags that tyro makes of a dataclass."""
+    # One flag for a mapping that might as well be something else: tyro then takes keys and values in turn.
+    hints = {} if isinstance(value, dict) else typing.get_type_hints(type(value))
     entries = value.items() if isinstance(value, dict) else [(f.name, getattr(value, f.name)) for f in fields(value)]
     for key, entry in entries:
         name = key.replace("_", "-")
-        if dataclasses.is_dataclass(entry) or (isinstance(entry, dict) and entry):
+        either = typing.get_origin(hints.get(key)) in (types.UnionType, typing.Union)
+        if dataclasses.is_dataclass(entry) or (isinstance(entry, dict) and entry and not either):
             yield from _flag_names(entry, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"

@@ -14,13 +14,24 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from actors.exploration import StartBy
+from diffusion.trajectory import Trajectory
 from envs import InverseProblem
 from learner import Diverged
-from system.assembly import build_actor, build_learner, build_shard
+from system.assembly import build_actor, build_learner, build_shard, noising_generator
 from system.config import RunConfig
 from system.errors import ConfigError, DivergedError, RunnerError
 from system.part import Part, write_part
-from system.runner import add_counters, exploration_metrics, replay_metrics, run_progress, state_part, update_metrics
+from system.replay.messages import Weighting
+from system.runner import (
+    add_counters,
+    as_paths,
+    exploration_metrics,
+    replay_metrics,
+    run_progress,
+    state_part,
+    update_metrics,
+)
 
 __all__ = ["LocalRunner"]
 
@@ -34,6 +45,7 @@ class LocalRunner:
 
     def __init__(self, config: RunConfig, problem: InverseProblem) -> None:
         self.config = config
+        self.problem = problem
         self.learner = build_learner(config, problem)
         self.actor = build_actor(config, problem)
         self.shard = build_shard(config)
@@ -79,20 +91,23 @@ class LocalRunner:
         return self._metrics | self._counters()
 
     def _turn(self) -> None:
-        learner = self.config.learner
-        batch = self.shard.sample(learner.draw_size(self.progress), newest=not learner.pretrains(self.progress))
+        learner, replay = self.config.learner, self.config.replay
+        shares = replay.prioritised_shares if learner.pretrains(self.progress) else replay.shares
+        batch = self.shard.sample(learner.draw_size(self.progress), Weighting(choice=1.0, shares=shares))
         if batch is not None:
+            generator = noising_generator(self.config, self.updates)
+            trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
-                update = self.learner.update(batch.trajectory, self.progress)
+                update = self.learner.update(trajectory, self.progress)
             except Diverged as error:
                 raise DivergedError(f"training diverged: {error}") from error
             if update.residual is not None:
                 self.shard.update_priorities(batch.ids, update.residual)
-            self._metrics = update_metrics(update, batch.trajectory, self.learner.updates)
+            self._metrics = update_metrics(update, trajectory, self.learner.updates)
             return
         started = time.perf_counter()
         self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
-        trajectory = self.actor.act(self.shard.starts)
+        trajectory = self.actor.act(self._starts)
         add_counters(self._explorations, self.actor.take_counters())
         try:
             reply = self.shard.insert(trajectory)
@@ -108,6 +123,10 @@ class LocalRunner:
             )
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started
+
+    def _starts(self, count: int, by: StartBy) -> Trajectory | None:
+        stored = self.shard.starts(count, by)
+        return None if stored is None else as_paths(stored, self.problem.prior, self.actor.generator)
 
     def _counters(self) -> dict[str, float]:
         return {

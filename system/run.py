@@ -177,12 +177,15 @@ def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[n
     np.savez_compressed(path, samples=samples, log_weight=log_weight)
 
 
+_MAY_DIFFER = ("ray.address", "ray.num_actors", "ray.num_shards")
+
+
 def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
-    """Refuses a checkpoint of another configuration; where the cluster is may differ."""
+    """Refuses a checkpoint of another configuration; where the run is, and on how many processes, may differ."""
     saved = config_from_tree(yaml.safe_load(checkpoint.parts["run"].scalars["config"]), "checkpoint")
     ours, theirs = (_flat(yaml.safe_load(value.to_yaml())) for value in (config, saved))
     for key in sorted(ours.keys() | theirs.keys()):
-        if key != "ray.address" and ours.get(key) != theirs.get(key):
+        if key not in _MAY_DIFFER and ours.get(key) != theirs.get(key):
             raise ConfigError(
                 f"the run's config.yaml has {key} = {ours.get(key)!r}, but its checkpoint was made with "
                 f"{theirs.get(key)!r}; put it back, or start a new run with `rtb train`"

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from diffusion.end_points import EndPoints
+from diffusion.prior import Prior
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from learner import Update
 from system.part import Part
@@ -16,6 +19,7 @@ from system.part import Part
 __all__ = [
     "Runner",
     "add_counters",
+    "as_paths",
     "exploration_metrics",
     "replay_metrics",
     "run_progress",
@@ -86,6 +90,11 @@ def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict
     if update.joint_log_weight is not None:
         metrics["learner/joint_log_weight"] = update.joint_log_weight
     return metrics
+
+
+def as_paths(stored: Trajectory | EndPoints, prior: Prior, generator: torch.Generator) -> Trajectory:
+    """What replay gives, as paths: those that it stores, or others to the ends that it stores."""
+    return stored if isinstance(stored, Trajectory) else stored.noised(prior, generator)
 
 
 def replay_metrics(shards: list[dict[str, float]]) -> dict[str, float]:

@@ -15,8 +15,8 @@ from envs import InverseProblem
 from system.checkpoint import CheckpointStore
 from system.config import RunConfig
 from system.distributed.cluster import connect
-from system.distributed.supervisor import Supervisor, last_line
-from system.errors import CheckpointError, ConfigError, RunnerError
+from system.distributed.supervisor import Supervisor, last_line, resharded
+from system.errors import CheckpointError, RunnerError
 from system.part import Part, write_part
 from system.runner import add_counters, exploration_metrics, replay_metrics
 
@@ -176,13 +176,8 @@ class RayRunner:
         return (*names, "run")
 
     def load(self, parts: Mapping[str, Part]) -> None:
-        """See `Runner`. More shards or actors than the checkpoint has start anew; items of fewer shards are refused."""
+        """See `Runner`. Items are dealt out anew where the number of shards is another; more actors start anew."""
         supervisor, run, limit = self.supervisor, parts["run"].scalars, self.config.ray.start_timeout_seconds
-        if run["shards"] > len(supervisor.shards):
-            raise ConfigError(
-                f"the checkpoint holds {run['shards']} replay shards, but ray.num_shards is {len(supervisor.shards)}, "
-                f"which would lose items; set it to {run['shards']} or more"
-            )
         self._seconds_before = float(run["seconds"])
         self._totals.update(run["totals"])
         self._explorations.update(run["explorations"])
@@ -190,11 +185,9 @@ class RayRunner:
         self._updates = supervisor.get(
             supervisor.learner.handle.load.remote(parts["learner"]), "the learner to load", limit
         )
-        loading = [
-            shard.load.remote(parts[f"replay-{index}"], False)
-            for index, shard in enumerate(supervisor.shards)
-            if f"replay-{index}" in parts
-        ]
+        saved = [parts[f"replay-{index}"] for index in range(run["shards"])]
+        shards = zip(supervisor.shards, resharded(saved, len(supervisor.shards)), strict=True)
+        loading = [shard.load.remote(part, False) for shard, part in shards]
         for worker in supervisor.actors:
             part = parts.get(f"actor-{worker.index}")
             worker.life = run["lives"].get(str(worker.index), 0) + (part is None)  # no part: it was being replaced

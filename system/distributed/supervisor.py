@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,10 @@ from system.config import RunConfig
 from system.distributed.workers import LearnerWorker, Peers, RolloutWorker, ShardWorker, WeightStore
 from system.errors import CheckpointError, DivergedError, RunnerError
 from system.part import Part
+from system.replay.reshard import reshard
+from system.runner import state_part
 
-__all__ = ["Supervisor", "Worker", "last_line"]
+__all__ = ["Supervisor", "Worker", "last_line", "resharded"]
 
 SLICES_UNDER_WAY = 2
 PAUSE_SECONDS = 0.2  # before work goes on after a peer did not answer and yet lives
@@ -123,6 +125,17 @@ class Supervisor:
         except CheckpointError as error:
             _log.warning("%s starts from nothing: %s", name, error)
             return None
+
+    def _saved_shard(self, index: int) -> Part | None:
+        """As `_saved`; where the newest checkpoint is of another number of shards, what this one gets of it."""
+        run = self._saved("run")
+        if run is None:
+            return None
+        names = [f"replay-{number}" for number in range(run.scalars["shards"])]
+        if len(names) == len(self.shards):
+            return self._saved(f"replay-{index}")
+        saved = self._checkpoints.load(only=names).parts
+        return resharded([saved[name] for name in names], len(self.shards))[index]
 
     def turn(self, timeout: float, elapsed: float) -> list[tuple[Worker, dict[str, Any]]]:
         """Hands out slices, waits up to `timeout` for one to end, replaces the dead; (worker, result) of what ended."""
@@ -236,7 +249,7 @@ class Supervisor:
         """Items that came after the last checkpoint are lost."""
         ray.kill(self.shards[index])
         self.counts["replay/restarts"] += 1
-        part, name = self._saved(f"replay-{index}"), f"shard {index}"
+        part, name = self._saved_shard(index), f"shard {index}"
 
         def restore(shard: Any) -> Any:  # noqa: ANN401
             return shard.stats.remote() if part is None else shard.load.remote(part, True)
@@ -296,6 +309,13 @@ class Supervisor:
             raise RunnerError(f"the driver waited {timeout:g} s for {what}, in vain") from None
         except ray.exceptions.RayError as error:
             raise RunnerError(f"{what} failed: {last_line(error)}") from error
+
+
+def resharded(parts: Sequence[Part], count: int) -> list[Part]:
+    """The parts of `count` shards out of those that a checkpoint has; see `system.replay.reshard`."""
+    if len(parts) == count:
+        return list(parts)
+    return [state_part(state) for state in reshard([(part.arrays, part.scalars) for part in parts], count)]
 
 
 def _is_loss_of_peer(error: ray.exceptions.RayTaskError) -> bool:

@@ -15,6 +15,7 @@ import os
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +28,15 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
-from system.assembly import build_actor, build_learner, build_problem, build_shard
+from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
 from system.config import RunConfig
 from system.part import Part, write_part
-from system.replay.messages import InsertReply, ItemIds, ReplayBatch
-from system.runner import run_progress, state_part, update_metrics
+from system.replay.choice import ShardChoice, Turn
+from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
+from system.replay.storage import Items
+from system.runner import as_paths, run_progress, state_part, update_metrics
 
 __all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
 
@@ -89,15 +93,29 @@ class ShardWorker:
         """See `ReplayShard.has_room`."""
         return self._shard.has_room(count)
 
-    def insert(self, trajectory: Trajectory) -> InsertReply:
+    def insert(self, trajectory: Items) -> InsertReply:
         """See `ReplayShard.insert`."""
         return self._shard.insert(trajectory)
 
-    def sample(self, batch_size: int, newest: bool = True) -> ReplayBatch | None:
+    def sample(
+        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+    ) -> ReplayBatch | None:
         """See `ReplayShard.sample`."""
-        return self._shard.sample(batch_size, newest=newest)
+        return self._shard.sample(batch_size, weighting, counted=counted)
 
-    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+    def take_turn(self, batch_size: int) -> bool:
+        """See `ReplayShard.take_turn`."""
+        return self._shard.take_turn(batch_size)
+
+    def mass(self) -> ShardMass:
+        """See `ReplayShard.mass`."""
+        return self._shard.mass()
+
+    def refer(self, log_totals: tuple[LogTotals, ...]) -> None:
+        """See `ReplayShard.refer`."""
+        self._shard.refer(log_totals)
+
+    def starts(self, count: int, by: StartBy) -> Items | None:
         """See `ReplayShard.starts`."""
         return self._shard.starts(count, by)
 
@@ -134,7 +152,7 @@ class RolloutWorker:
         limit = min(problem.time_limit or math.inf, config.ray.timeout_seconds / 2)
         self._problem = dataclasses.replace(problem, time_limit=limit)
         self._actor = build_actor(config, self._problem, index, life)
-        self._pending: Trajectory | None = None
+        self._pending: Items | None = None
         self._next_shard = index
 
     def ready(self) -> bool:
@@ -155,7 +173,8 @@ class RolloutWorker:
                     continue
                 self._pull(peers)
                 began = time.perf_counter()
-                self._pending = self._actor.act(partial(self._starts, shard, peers.timeout))
+                trajectory = self._actor.act(partial(self._starts, shard, peers.timeout))
+                self._pending = EndPoints.of(trajectory) if self._config.replay.store == "endpoints" else trajectory
                 acting += time.perf_counter() - began
             reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
             if reply.accepted:
@@ -174,10 +193,9 @@ class RolloutWorker:
             "explorations": self._actor.take_counters(),
         }
 
-    @staticmethod
-    def _starts(shard: Any, timeout: float, count: int, by: StartBy) -> Trajectory | None:  # noqa: ANN401 - a Ray handle
-        stored: Trajectory | None = ray.get(shard.starts.remote(count, by), timeout=timeout)
-        return stored
+    def _starts(self, shard: Any, timeout: float, count: int, by: StartBy) -> Trajectory | None:  # noqa: ANN401 - a Ray handle
+        stored: Items | None = ray.get(shard.starts.remote(count, by), timeout=timeout)
+        return None if stored is None else as_paths(stored, self._problem.prior, self._actor.generator)
 
     def _pull(self, peers: Peers) -> None:
         newest = ray.get(peers.store.latest.remote(self._actor.version), timeout=peers.timeout)
@@ -213,13 +231,15 @@ class LearnerWorker:
     def __init__(self, config: RunConfig) -> None:
         torch.set_num_threads(1)
         self._config = config
-        self._learner = build_learner(config, build_problem(config))
+        self._problem = build_problem(config)
+        self._learner = build_learner(config, self._problem)
         # A thread takes batches out of the object store while the learner computes.
         self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
-        self._requests: deque[tuple[Any, Future[ReplayBatch | None]]] = deque()  # (shard, batch under way)
+        self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
         self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
-        self._next_shard = 0
+        self._pretrains = config.learner.pretrains(0.0)
+        self._choice = self._new_choice(config.replay.prioritised_shares if self._pretrains else config.replay.shares)
         self._origin: float | None = None  # time.monotonic() at which the run began
 
     def ready(self) -> bool:
@@ -235,6 +255,7 @@ class LearnerWorker:
         metrics: dict[str, float] = {}
         updates = self._learner.updates
         try:
+            self._compare_shards(peers)
             if not self._published:
                 self._publish(peers)
             while time.perf_counter() - start < seconds and self._progress < 1:
@@ -243,10 +264,12 @@ class LearnerWorker:
                 waited += time.perf_counter() - began
                 if batch is None:
                     continue
-                update = self._learner.update(batch.trajectory, self._progress)
+                generator = noising_generator(self._config, self._learner.updates)
+                trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
+                update = self._learner.update(trajectory, self._progress)
                 if update.residual is not None:
                     self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
-                metrics = update_metrics(update, batch.trajectory, self._learner.updates)
+                metrics = update_metrics(update, trajectory, self._learner.updates)
                 if self._learner.updates % self._config.ray.publish_interval == 0:
                     began = time.perf_counter()
                     self._publish(peers)
@@ -274,18 +297,50 @@ class LearnerWorker:
 
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
-        learner = self._config.learner
-        size, newest = learner.draw_size(self._progress), not learner.pretrains(self._progress)
+        if self._pretrains and not self._config.learner.pretrains(self._progress):
+            self._pretrains, self._choice = False, self._new_choice(self._config.replay.shares)
+            self._requests.clear()
+            self._compare_shards(peers)
         while len(self._requests) < self._config.ray.prefetch:
-            shard = peers.shards[self._next_shard % len(peers.shards)]
-            reference = shard.sample.remote(size, newest)
-            self._requests.append((shard, self._fetcher.submit(ray.get, reference, timeout=peers.timeout)))
-            self._next_shard += 1
-        shard, fetched = self._requests.popleft()
+            turn = self._choice.next()
+            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(self._ask(turn, peers))))
+        turn, shard, fetched = self._requests.popleft()
         batch = fetched.result()
         if batch is None:
+            self._choice.refused(turn)
             time.sleep(POLL_SECONDS)
+            if not self._choice.complete:
+                self._compare_shards(peers)
+        else:
+            self._choice.accepted()
         return shard, batch
+
+    def _new_choice(self, shares: NDArray[np.float64]) -> ShardChoice:
+        return ShardChoice(self._config.ray.num_shards, shares)
+
+    def _ask(self, turn: Turn, peers: Peers) -> Callable[[], ReplayBatch | None]:
+        """Asks for the batch of a turn, or for leave to; what waits for the answer, in the fetching thread."""
+        shard, size = peers.shards[turn.shard], self._config.learner.draw_size(self._progress)
+        if turn.pace == turn.shard:
+            return partial(ray.get, shard.sample.remote(size, turn.weighting), timeout=peers.timeout)
+        leave = peers.shards[turn.pace].take_turn.remote(size)
+
+        def fetch() -> ReplayBatch | None:
+            if not ray.get(leave, timeout=peers.timeout):
+                return None
+            batch: ReplayBatch | None = ray.get(
+                shard.sample.remote(size, turn.weighting, counted=False), timeout=peers.timeout
+            )
+            return batch
+
+        return fetch
+
+    def _compare_shards(self, peers: Peers) -> None:
+        """Hears from the shards what they hold, and tells each what they hold together."""
+        if len(peers.shards) > 1:
+            masses = ray.get([shard.mass.remote() for shard in peers.shards], timeout=peers.timeout)
+            together = self._choice.update(masses)
+            ray.get([shard.refer.remote(together) for shard in peers.shards], timeout=peers.timeout)
 
     def _publish(self, peers: Peers) -> None:
         reference = ray.put(self._learner.weights())

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from system.replay.priority import PRIORITY_NAMES, PriorityName
 from system.replay.rate_limiter import RateLimiter, smallest_tolerance
+from system.replay.storage import EvictBy
 
-__all__ = ["ReplayConfig"]
+__all__ = ["ReplayConfig", "StoreKind"]
+
+StoreKind = Literal["paths", "endpoints"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,11 +23,18 @@ class ReplayConfig:
     """How one replay shard stores, draws and paces."""
 
     capacity_bytes: int = 256 * 2**20
-    """Bytes of trajectories a shard may hold; the oldest are overwritten."""
+    """Bytes of trajectories a shard may hold."""
     max_items: int | None = None
     """Items a shard may hold, where that is less than the bytes would allow."""
-    priority: PriorityName = "uniform"
-    """Mass of an item among the prioritised draws: uniform, residual, likelihood or importance."""
+    store: StoreKind = "paths"
+    """Whole paths, or endpoints: x alone, to which a path is drawn anew by noising each time it is used."""
+    spill_directory: str | None = None
+    """Where states lie in files mapped into memory, for budgets above the machine's memory; null keeps them in it."""
+    evict_by: EvictBy = "age"
+    """What makes room in a full shard: the oldest (age), or beyond the newest window the least likely (likelihood)."""
+    priority: PriorityName | dict[PriorityName, float] = "uniform"
+    """Mass of an item among the prioritised draws: uniform, residual, likelihood, importance, rank or reshuffled;
+    or several with their shares, as in {residual: 0.5, likelihood: 0.5}."""
     priority_exponent: float = 1.0
     """Power of the residual, likelihood or importance weight; below one is flatter."""
     truncation: float = 0.5
@@ -45,8 +59,12 @@ class ReplayConfig:
     """How long an actor is asked to wait when its insert is not accepted."""
 
     def __post_init__(self) -> None:
-        if self.priority not in PRIORITY_NAMES:
-            raise ValueError(f"priority must be one of {', '.join(PRIORITY_NAMES)}, got {self.priority!r}")
+        unknown = [str(name) for name in self.priorities if name not in PRIORITY_NAMES]
+        if unknown:
+            raise ValueError(f"priority must be of {', '.join(PRIORITY_NAMES)}, got {', '.join(unknown)}")
+        shares = self.priorities.values()
+        if not all(share > 0 for share in shares) or abs(sum(shares) - 1) > 1e-6:
+            raise ValueError(f"the shares of priority must be positive and sum to 1, got {dict(self.priorities)}")
         for name in ("capacity_bytes", "newest_window", "group_size", "min_size", "insert_batch", "sample_batch"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -66,7 +84,47 @@ class ReplayConfig:
             raise ValueError(f"truncation must be in [0, 1], got {self.truncation}")
         if not (self.retry_seconds >= 0 and math.isfinite(self.retry_seconds)):
             raise ValueError(f"retry_seconds must be finite and not negative, got {self.retry_seconds}")
+        if self.evict_by == "likelihood":
+            self._check_eviction_by_likelihood()
+        if self.group_size > 1 and "reshuffled" in self.priorities:
+            raise ValueError(
+                "priority reshuffled draws without replacement and groups are drawn with it; set group_size to 1 or "
+                f"take another priority than reshuffled, got group_size {self.group_size}"
+            )
         self.rate_limiter()
+
+    def _check_eviction_by_likelihood(self) -> None:
+        if "importance" in self.priorities:
+            raise ValueError(
+                "priority importance stands for the posterior only if what is stored is what the actors made, which "
+                "evict_by likelihood makes a selection of; set evict_by to age or take another priority"
+            )
+        if self.max_items is not None and self.newest_window >= self.max_items:
+            raise ValueError(
+                f"evict_by likelihood spares the newest_window = {self.newest_window} newest items, so max_items must "
+                f"be more than that, got {self.max_items}"
+            )
+        if self.newest_window < (self.insert_batch or 0):
+            raise ValueError(
+                f"evict_by likelihood spares the newest_window newest items, which must hold one insert of "
+                f"{self.insert_batch}, got {self.newest_window}"
+            )
+
+    @property
+    def priorities(self) -> dict[PriorityName, float]:
+        """Share of each priority in the prioritised part of a draw, sum 1."""
+        return self.priority if isinstance(self.priority, dict) else {self.priority: 1.0}
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """[1 + C] share of the newest and of each priority in a draw, sum 1."""
+        prioritised = (1 - self.newest_share) * np.array(list(self.priorities.values()))
+        return np.concatenate([[self.newest_share], prioritised])
+
+    @property
+    def prioritised_shares(self) -> NDArray[np.float64]:
+        """[1 + C] the same without the newest."""
+        return np.array([0.0, *self.priorities.values()])
 
     @property
     def min_items(self) -> int:

@@ -1,10 +1,10 @@
 """Draws from a mixture of the newest and the prioritised items.
 
-    P(i) = s [i among the w newest] / w + (1 - s) m_i / sum_j m_j
+    P(i) = s_0 [i among the w newest] / w + sum_c s_c P_c(i),   sum s = 1,   P_c(i) = m_c(i) / sum_j m_c(j)
 
-Each row of a draw has exactly this marginal probability. The number of rows from the newest is s B rounded at random,
-and the prioritised rows are stratified, one from each of equal shares of the mass (Schaul et al. 2016); both lower the
-variance only. Where no item has mass, the prioritised share is uniform.
+over the priorities c (`system.replay.priority`). Each row of a draw has exactly this marginal probability. The numbers
+of rows from each part are s B rounded at random; that and the stratified draws within a part lower the variance only.
+Where no item has mass under a priority, its share is drawn uniformly.
 
 Grouped draws give each group one measurement: first a group's measurement, with the probability of all its items
 together, then its members among them, so the marginal of every row is the same P(i) again.
@@ -12,11 +12,13 @@ together, then its members among them, so the marginal of every row is the same 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
+from system.replay.priority import Priority, stratified
 from system.replay.storage import TrajectoryStorage
-from system.replay.sum_tree import SumTree
 
 __all__ = ["MeasurementOrder", "Mixture"]
 
@@ -37,47 +39,62 @@ class MeasurementOrder:
 class Mixture:
     """What a shard draws from at one moment."""
 
-    def __init__(self, tree: SumTree, storage: TrajectoryStorage, newest_share: float, newest_window: int) -> None:
-        self._tree = tree
+    def __init__(
+        self,
+        priorities: Sequence[Priority],
+        shares: NDArray[np.float64],
+        storage: TrajectoryStorage,
+        newest_window: int,
+    ) -> None:
+        """`shares` [1 + C] are those of the newest and of each of the C `priorities`."""
+        self._priorities = priorities
+        self._shares = shares
         self._storage = storage
-        self._share = newest_share
         self._window = min(newest_window, len(storage))
-        self._total = tree.total
 
-    def probability(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
-        """P(i) of the items in `slots`."""
-        newest = (self._storage.age(slots) < self._window) / self._window
-        if self._total > 0:
-            prioritised = self._tree.get(slots) / self._total
-        else:
-            prioritised = np.full(len(slots), 1 / len(self._storage))
-        mixed: NDArray[np.float64] = self._share * newest + (1 - self._share) * prioritised
+    def probability(self, slots: NDArray[np.int64], counts: Sequence[int] | None = None) -> NDArray[np.float64]:
+        """P(i) of the items in `slots`; `counts` [C] are the rows of each priority in a draw that is not done yet."""
+        mixed = np.zeros(len(slots))
+        if self._shares[0] > 0:
+            mixed += self._shares[0] * ((self._storage.age(slots) < self._window) / self._window)
+        counts = counts or [1] * len(self._priorities)
+        for share, priority, count in zip(self._shares[1:], self._priorities, counts, strict=True):
+            if share > 0:
+                mass = priority.probability(slots, count) if priority.total > 0 else 1 / len(self._storage)
+                mixed += share * mass
         return mixed
 
-    def draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
-        """Slots of `count` independent rows, in random order."""
-        num_newest = int(np.floor(self._share * count + generator.random()))
-        newest = self._storage.slots_of_age(generator.integers(self._window, size=num_newest))
-        num_prioritised = count - num_newest
-        if self._total > 0:
-            targets = _stratified(num_prioritised, generator) * self._total
-            prioritised = self._tree.sample(np.minimum(targets, self._total))
-        else:
-            prioritised = generator.integers(len(self._storage), size=num_prioritised)
-        return generator.permutation(np.concatenate([newest, prioritised]))
+    def draw(self, count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Slots of `count` independent rows, in random order, and their P(i)."""
+        ends = np.floor(np.cumsum(self._shares) * count + generator.random()).astype(np.int64)
+        ends[-1] = count
+        newest, *counts = np.diff(ends, prepend=0).tolist()
+        parts = [self._storage.slots_of_age(generator.integers(self._window, size=newest))]
+        for number, priority in zip(counts, self._priorities, strict=True):
+            if priority.total > 0:
+                parts.append(priority.draw(number, generator))
+            else:
+                parts.append(generator.integers(len(self._storage), size=number))
+        slots = generator.permutation(np.concatenate(parts))
+        probability = self.probability(slots, counts)
+        for part, priority in zip(parts[1:], self._priorities, strict=True):
+            if priority.total > 0:
+                priority.drawn(part)
+        return slots, probability
 
     def draw_groups(
         self, num_groups: int, group_size: int, order: MeasurementOrder, generator: np.random.Generator
-    ) -> NDArray[np.int64]:
-        """Slots of `num_groups` groups one after another, each of `group_size` rows of one measurement; O(N)."""
-        cumulative = np.cumsum(self.probability(order.slots))
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """`num_groups` groups one after another, each of `group_size` rows of one measurement: as `draw`; O(N)."""
+        probability = self.probability(order.slots)
+        cumulative = np.cumsum(probability)
         upper = cumulative[order.last]
         lower = np.concatenate([[0.0], upper[:-1]])
-        group = _search(upper, _stratified(num_groups, generator) * upper[-1], upper[-1])
+        group = _search(upper, stratified(num_groups, generator) * upper[-1], upper[-1])
         group = np.repeat(generator.permutation(group), group_size)
         target = lower[group] + generator.random(len(group)) * (upper - lower)[group]
-        slots: NDArray[np.int64] = order.slots[_search(cumulative, target, upper[group])]
-        return slots
+        place = _search(cumulative, target, upper[group])
+        return order.slots[place], probability[place]
 
 
 def _search(
@@ -85,7 +102,3 @@ def _search(
 ) -> NDArray[np.intp]:
     # Strictly below the end, an entry without mass cannot be hit, whatever rounding did to the target.
     return np.searchsorted(cumulative, np.minimum(target, np.nextafter(end, 0.0)), side="right")
-
-
-def _stratified(count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    return (np.arange(count) + generator.random(count)) / max(count, 1)

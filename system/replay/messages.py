@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
 
-__all__ = ["InsertReply", "ItemIds", "ReplayBatch", "ShardStats"]
+__all__ = ["InsertReply", "ItemIds", "LogTotals", "ReplayBatch", "ShardMass", "ShardStats", "Weighting"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,69 @@ class ItemIds:
 class ReplayBatch:
     """One draw of B items, with replacement."""
 
-    trajectory: Trajectory
-    """The B trajectories; in grouped draws those of a group are next to each other."""
+    trajectory: Trajectory | EndPoints
+    """The B items; in grouped draws those of a group are next to each other."""
     ids: ItemIds
     """Their names, to report residuals under."""
     probability: NDArray[np.float64]
-    """[B] exact marginal probability with which one row of the draw is this item, within its shard."""
+    """[B] exact marginal probability with which one row of the draw is this item; over all shards where a `Weighting`
+    was given, else within its shard."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogTotals:
+    """What the items of every measurement weigh together, by which shards compare."""
+
+    measurement: NDArray[np.int64]
+    """[M] ids, ascending."""
+    log_total: NDArray[np.float64]
+    """[M] log of the sum of weights; -inf where no item has any."""
+
+    @classmethod
+    def nothing(cls) -> LogTotals:
+        """Of no measurement."""
+        return cls(measurement=np.zeros(0, dtype=np.int64), log_total=np.zeros(0))
+
+    @classmethod
+    def together(cls, parts: Sequence[LogTotals]) -> LogTotals:
+        """Of all shards."""
+        ids = np.concatenate([part.measurement for part in parts])
+        measurement, row = np.unique(ids, return_inverse=True)
+        log_total = np.full(len(measurement), -np.inf)
+        np.logaddexp.at(log_total, row, np.concatenate([part.log_total for part in parts]))
+        return cls(measurement=measurement, log_total=log_total)
+
+    def log_share(self, measurement: NDArray[np.int64], log_total: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[M] log of the share that one shard's `log_total` is of these; 0 where these do not know of it yet."""
+        share = np.zeros(len(measurement))
+        _, own, ours = np.intersect1d(measurement, self.measurement, assume_unique=True, return_indices=True)
+        known = np.isfinite(self.log_total[ours]) & np.isfinite(log_total[own])
+        share[own[known]] = np.minimum(log_total[own[known]] - self.log_total[ours[known]], 0.0)
+        return share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardMass:
+    """What one shard holds, for the choice among shards."""
+
+    size: int
+    """Items."""
+    newest: int
+    """Items in the newest window."""
+    totals: NDArray[np.float64]
+    """[C] mass of all items under each of the priorities."""
+    log_totals: tuple[LogTotals, ...]
+    """[C] and by measurement."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighting:
+    """How a shard is to draw, as one of several."""
+
+    choice: float
+    """Probability with which this shard was chosen."""
+    shares: NDArray[np.float64]
+    """[1 + C] shares of the newest and of each priority in the draw, sum 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,10 @@ which no error satisfies when  2 tolerance >= sample_batch + insert_batch * samp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["RateLimiter", "smallest_tolerance"]
+__all__ = ["RateLimiter", "smallest_tolerance", "split_limiters"]
 
 
 def smallest_tolerance(samples_per_insert: float, insert_batch: int, sample_batch: int) -> float:
@@ -111,13 +111,28 @@ class RateLimiter:
         self.samples += count
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters."""
-        return {name: getattr(self, name) for name in _COUNTERS}
+        """The counters, and the first fill that they are counted from."""
+        return {name: getattr(self, name) for name in _COUNTERS} | {"min_size": self._min_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the counters; the settings stay those of the constructor."""
+        """Restore the counters; the settings stay those of the constructor, but a first fill that is over is over."""
         for name in _COUNTERS:
             setattr(self, name, int(state[name]))
+        if self.inserts >= state["min_size"]:
+            self._min_size = int(state["min_size"])
+
+
+def split_limiters(states: Sequence[Mapping[str, Any]], count: int) -> list[dict[str, Any]]:
+    """States of `count` limiters that together have counted what those of `states` have.
+
+    The sum of their errors stays what it was, so the pace goes on: what counted as first fill is split like the rest.
+    Where no limiter had its first fill yet, none of the new ones has.
+    """
+    total = {name: sum(int(state[name]) for state in states) for name in _COUNTERS}
+    total["min_size"] = sum(min(state["inserts"], state["min_size"]) for state in states)
+    if all(state["inserts"] < state["min_size"] for state in states):
+        total["min_size"] = total["inserts"] + count
+    return [{name: (value + count - 1 - index) // count for name, value in total.items()} for index in range(count)]
 
 
 _COUNTERS = ("inserts", "samples", "blocked_inserts", "blocked_samples")

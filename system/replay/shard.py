@@ -11,24 +11,25 @@ a shard that slept inside an insert could not serve the sample which that insert
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
+from diffusion.end_points import EndPoints
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
-from system.replay.choice import log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
-from system.replay.messages import InsertReply, ItemIds, ReplayBatch, ShardStats
-from system.replay.priority import build_priority, is_storable
-from system.replay.storage import TrajectoryStorage
-from system.replay.sum_tree import SumTree
+from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
+from system.replay.registry import build_priority
+from system.replay.storage import Items, TrajectoryStorage
+from system.replay.tournament import log_choice_ratio, tournament
 
-__all__ = ["ReplayShard"]
+__all__ = ["ReplayShard", "is_storable"]
 
+LARGEST_TOURNAMENT = 1024  # entrants, where there are many measurements
 TOURNAMENT = 8  # items that compete to be a start; the winner is of the best ninth on average
 
 
@@ -41,10 +42,20 @@ class ReplayShard:
         if not isinstance(seed, np.random.SeedSequence):
             seed = np.random.SeedSequence(seed, spawn_key=(index,))
         self._generator = np.random.Generator(np.random.PCG64(seed))
-        self._storage = TrajectoryStorage(config.capacity_bytes, config.max_items, config.min_items)
-        self._priority = build_priority(config.priority, config.priority_exponent, config.truncation)
+        self._storage = TrajectoryStorage(
+            config.capacity_bytes,
+            config.max_items,
+            config.min_items,
+            evict_by=config.evict_by,
+            window=config.newest_window,
+            spill=config.spill_directory,
+            kind=EndPoints if config.store == "endpoints" else Trajectory,
+        )
+        self._priorities = {
+            name: build_priority(name, config.priority_exponent, config.truncation) for name in config.priorities
+        }
+        self._shares = config.shares
         self._limiter = config.rate_limiter()
-        self._tree: SumTree | None = None
         self._order: MeasurementOrder | None = None
         self._residual = np.zeros(0, dtype=np.float32)  # |delta| by slot, as last reported
         self._refused = 0
@@ -58,47 +69,79 @@ class ReplayShard:
         """Whether an insert of `count` items would be accepted now; asked before they are made, they are fresh."""
         return self._limiter.can_insert(count)
 
-    def insert(self, trajectory: Trajectory) -> InsertReply:
-        """Store what is new and sound in `trajectory`, unless samples have to catch up first."""
+    def insert(self, trajectory: Items) -> InsertReply:
+        """Store what is new and sound in `trajectory`, or its ends, unless samples have to catch up first."""
         if not self._limiter.can_insert(len(trajectory)):
             return InsertReply(accepted=False, retry_after=self._config.retry_seconds)
+        if self._config.store == "endpoints" and isinstance(trajectory, Trajectory):
+            trajectory = EndPoints.of(trajectory)
         storable = is_storable(trajectory)
         refused = int(np.count_nonzero(~storable))
         sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
         slots = self._storage.append(sound)
         self._refused += refused
         if len(slots):
-            if self._tree is None:
-                self._tree = SumTree(self._storage.capacity)
+            if not len(self._residual):
                 self._residual = np.empty(self._storage.capacity, dtype=np.float32)
             self._residual[slots] = np.inf  # not known yet, so as good as the largest
-            self._priority.place(self._tree, self._storage, slots)
+            for priority in self._priorities.values():
+                priority.place(self._storage, slots)
             self._order = None
         self._limiter.inserted(len(slots))
         duplicates = len(sound) - len(slots)
         return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused)
 
-    def sample(self, batch_size: int, *, newest: bool = True) -> ReplayBatch | None:
+    def mass(self) -> ShardMass:
+        """What the choice among several shards needs to know of this one."""
+        return ShardMass(
+            size=len(self),
+            newest=min(self._config.newest_window, len(self)),
+            totals=np.array([priority.total for priority in self._priorities.values()]),
+            log_totals=tuple(priority.log_totals() for priority in self._priorities.values()),
+        )
+
+    def refer(self, log_totals: Sequence[LogTotals]) -> None:
+        """Take in what the items of all shards weigh together, for each priority."""
+        for priority, totals in zip(self._priorities.values(), log_totals, strict=True):
+            priority.refer(totals)
+
+    def take_turn(self, batch_size: int) -> bool:
+        """Count a draw of `batch_size` items that another shard gives, if this one's pace allows it now."""
+        counted = self._paced(batch_size)
+        allowed = self._limiter.can_sample(counted)
+        if allowed:
+            self._limiter.sampled(counted)
+        return allowed
+
+    def _paced(self, batch_size: int) -> int:
+        """Items that a draw of `batch_size` counts for the pace: larger ones are of paths that are used in part."""
+        return min(batch_size, self._config.batches[1])
+
+    def sample(
+        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+    ) -> ReplayBatch | None:
         """Draw `batch_size` items with replacement; None while inserts have to catch up first.
 
-        `newest` False leaves the share of the newest items to the prioritised ones. For the rate limiter no draw
-        counts more than `sample_batch` items: larger ones are of paths that are used in part.
+        `weighting` says how to draw, where not as configured; where not `counted`, another shard took the turn.
         """
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        counted = min(batch_size, self._config.batches[1])
-        if not self._limiter.can_sample(counted) or self._tree is None:
+        if (counted and not self._limiter.can_sample(self._paced(batch_size))) or not len(self):
             return None
-        share = self._config.newest_share if newest else 0.0
-        mixture = Mixture(self._tree, self._storage, share, self._config.newest_window)
+        shares = self._shares if weighting is None else weighting.shares
+        mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._config.newest_window)
         if group_size > 1 and self._order is None:
             self._order = MeasurementOrder(self._storage)
         if self._order is not None and len(self._order) > 1:
-            slots = mixture.draw_groups(batch_size // group_size, group_size, self._order, self._generator)
+            draw = mixture.draw_groups(batch_size // group_size, group_size, self._order, self._generator)
         else:
-            slots = mixture.draw(batch_size, self._generator)
-        self._limiter.sampled(counted)
+            draw = mixture.draw(batch_size, self._generator)
+        slots, probability = draw
+        if counted:
+            self._limiter.sampled(self._paced(batch_size))
+        if weighting is not None:
+            probability = weighting.choice * probability
         return ReplayBatch(
             trajectory=self._storage.take(slots),
             ids=ItemIds(
@@ -106,16 +149,16 @@ class ReplayShard:
                 slot=slots,
                 generation=self._storage.generation(slots),
             ),
-            probability=mixture.probability(slots),
+            probability=probability,
         )
 
-    def starts(self, count: int, by: StartBy) -> Trajectory | None:
+    def starts(self, count: int, by: StartBy) -> Items | None:
         """Stored trajectories for actors to go on from, with replacement; None while there are none.
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
         residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
-        importance weights of the starts are right, see `system.replay.choice`. Items with a measurement of their own
-        have no rivals, and are passed over. The rate limiter does not count starts.
+        importance weights of the starts are right, see `system.replay.tournament`. Items with a measurement of their
+        own have no rivals, and are passed over. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:
@@ -127,11 +170,13 @@ class ReplayShard:
             return None
         if by == "age":
             return self._storage.take(slots[self._generator.integers(len(slots), size=count)])
-        score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
-        score, measurement_id = score[slots], self._storage.column("measurement_id")[slots]
-        winners = tournament(score, measurement_id, count, TOURNAMENT, self._generator)
+        score = (self._residual[:size] if by == "residual" else self._storage.column("log_likelihood"))[slots]
+        measurement_id = self._storage.column("measurement_id")[slots]
+        # As many more entrants as there are measurements, so that on average the rivals of one are TOURNAMENT.
+        entrants = min(TOURNAMENT * self._storage.num_measurements, LARGEST_TOURNAMENT)
+        winners = tournament(score, measurement_id, count, entrants, self._generator)
         stored = self._storage.take(slots[winners])
-        ratio = log_choice_ratio(score, measurement_id, winners, TOURNAMENT).astype(np.float32)
+        ratio = log_choice_ratio(score, measurement_id, winners, entrants).astype(np.float32)
         return dataclasses.replace(stored, log_behaviour_ratio=stored.log_behaviour_ratio + ratio)
 
     def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> int:
@@ -146,9 +191,10 @@ class ReplayShard:
         self._late_priorities += int(np.count_nonzero(~current))
         self._nonfinite_priorities += int(np.count_nonzero(current & ~finite))
         usable = current & finite
-        if self._tree is not None and usable.any():
+        if usable.any():
             self._residual[ids.slot[usable]] = np.minimum(np.abs(values[usable]), np.finfo(np.float32).max)
-            self._priority.learn(self._tree, ids.slot[usable], values[usable])
+            for priority in self._priorities.values():
+                priority.learn(ids.slot[usable], values[usable])
         return int(np.count_nonzero(usable))
 
     def stats(self) -> ShardStats:
@@ -178,10 +224,9 @@ class ReplayShard:
         """Arrays, and a dictionary fit for JSON: together all there is to go on with the same draws."""
         stored, storage = self._storage.state_dict()
         arrays: dict[str, NDArray[np.generic]] = {f"storage.{name}": value for name, value in stored.items()}
-        if self._tree is not None:
-            arrays["mass"] = self._tree.leaves()[: len(self._storage)]
-            arrays["residual"] = self._residual[: len(self._storage)].copy()
-        arrays |= {f"priority.{name}": value for name, value in self._priority.state_dict().items()}
+        arrays["residual"] = self._residual[: len(self)].copy()
+        for name, priority in self._priorities.items():
+            arrays |= {f"priority.{name}.{key}": value for key, value in priority.state_dict().items()}
         scalars = {
             "storage": storage,
             "limiter": self._limiter.state_dict(),
@@ -195,29 +240,50 @@ class ReplayShard:
 
     def load_state_dict(self, arrays: Mapping[str, NDArray[np.generic]], scalars: Mapping[str, Any]) -> None:
         """Restore; a smaller byte budget keeps the newest items, another priority gives them masses anew."""
-        stored = _under("storage.", arrays)
-        kept = self._storage.load_state_dict(stored, scalars["storage"])
-        if len(kept):
-            self._tree = SumTree(self._storage.capacity)
+        slots, origin = self._storage.load_state_dict(_under("storage.", arrays), scalars["storage"])
+        if len(slots):
             self._residual = np.empty(self._storage.capacity, dtype=np.float32)
-            self._residual[: len(kept)] = arrays["residual"][kept]
-            if scalars["priority"] == self._priority_settings():
-                self._tree.fill(arrays["mass"][kept])
-                self._priority.load_state_dict(_under("priority.", arrays))
+            self._residual[slots] = arrays["residual"][origin]
+            same_slots = scalars["storage"]["capacity"] == self._storage.capacity
+            if same_slots and scalars["priority"] == self._priority_settings():
+                for name, priority in self._priorities.items():
+                    priority.load_state_dict(_under(f"priority.{name}.", arrays), self._storage.capacity)
             else:
-                self._priority.place(self._tree, self._storage, np.arange(len(kept)))
+                self._place_anew(slots)
         self._limiter.load_state_dict(scalars["limiter"])
-        self._generator.bit_generator.state = scalars["generator"]
+        if scalars["generator"] is not None:
+            self._generator.bit_generator.state = scalars["generator"]
         self._refused = scalars["refused"]
         self._late_priorities = scalars["late_priorities"]
         self._nonfinite_priorities = scalars["nonfinite_priorities"]
 
+    def _place_anew(self, slots: NDArray[np.int64]) -> None:
+        """Masses of all items in `slots`; those whose residual is known come first, as the others take the largest."""
+        known = np.isfinite(self._residual[slots])
+        for priority in self._priorities.values():
+            if known.any():
+                priority.place(self._storage, slots[known])
+                priority.learn(slots[known], self._residual[slots[known]].astype(np.float64))
+            if not known.all():
+                priority.place(self._storage, slots[~known])
+
     def _priority_settings(self) -> dict[str, Any]:
         return {
-            "name": self._config.priority,
+            "names": list(self._config.priorities),
             "exponent": self._config.priority_exponent,
             "truncation": self._config.truncation,
         }
+
+
+def is_storable(trajectory: Items) -> NDArray[np.bool_]:
+    """[B] False where a number is NaN or a log-weight +inf: one such item would spoil every sum it is part of."""
+    with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
+        log_importance = trajectory.log_importance
+    storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
+    for numbers in trajectory.arrays().values():
+        if numbers.ndim > 1:
+            storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
+    return storable
 
 
 def _under(prefix: str, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[Any]]:

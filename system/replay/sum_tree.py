@@ -33,6 +33,7 @@ class SumTree:
             if width <= max(flat_width, branching):
                 break
             width //= branching
+        self._maxima = [np.zeros_like(level) for level in self._levels[1:]]  # of the leaves below each inner node
         self._top: NDArray[np.float64] | None = None
         # No sum of leaves can overflow while each is at most this.
         self.largest_mass = sys.float_info.max / len(self._levels[0])
@@ -44,8 +45,8 @@ class SumTree:
 
     @property
     def maximum(self) -> float:
-        """Largest mass; O(N), a fraction of a millisecond at a million leaves."""
-        return float(self._levels[0].max())
+        """Largest mass; over the top of the tree only."""
+        return float([*self._levels[:1], *self._maxima][-1].max())
 
     def get(self, indices: NDArray[np.integer]) -> NDArray[np.float64]:
         """Masses of the leaves at `indices`."""
@@ -65,10 +66,13 @@ class SumTree:
         # numpy leaves open which of several assignments to one element wins, hence the explicit choice.
         nodes, from_the_end = np.unique(indices[::-1], return_index=True)
         self._levels[0][nodes] = masses[::-1][from_the_end]
-        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+        largest = self._levels[0]
+        for children, parents, maxima in zip(self._levels, self._levels[1:], self._maxima, strict=False):
             nodes = nodes // self._branching
             nodes = nodes[np.concatenate([[True], nodes[1:] != nodes[:-1]])]
             parents[nodes] = children.reshape(-1, self._branching)[nodes].sum(axis=1)
+            maxima[nodes] = largest.reshape(-1, self._branching)[nodes].max(axis=1)
+            largest = maxima
         self._top = None
 
     def fill(self, values: ArrayLike) -> None:
@@ -123,6 +127,8 @@ class SumTree:
             sums = children.reshape(-1, self._branching).sum(axis=1)
             if not np.array_equal(parents[: len(sums)], sums) or np.any(parents[len(sums) :] != 0):
                 return False, f"a node of level {depth + 1} is not the sum of its children"
+        if self.maximum != leaves.max():
+            return False, f"the maximum is kept as {self.maximum} and is {leaves.max()}"
         if self._top is not None and not np.array_equal(self._top, np.cumsum(self._levels[-1])):
             return False, "the cumulative sum of the top level is stale"
         return True, ""
@@ -133,9 +139,12 @@ class SumTree:
         return self._top
 
     def _sum_inner_nodes(self) -> None:
-        for children, parents in zip(self._levels, self._levels[1:], strict=False):
+        largest = self._levels[0]
+        for children, parents, maxima in zip(self._levels, self._levels[1:], self._maxima, strict=False):
             sums = children.reshape(-1, self._branching).sum(axis=1)
             parents[: len(sums)] = sums
+            maxima[: len(sums)] = largest.reshape(-1, self._branching).max(axis=1)
+            largest = maxima
         self._top = None
 
     def _checked_indices(self, indices: NDArray[np.integer]) -> NDArray[np.integer]:

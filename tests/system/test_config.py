@@ -104,7 +104,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
             "posterior.likelihood_gradient must be one of none, estimate, state, got 1",
         ),
         ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
-        ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, got"),
+        ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, rank"),
         ("plugins: mine", "plugins must be a list of module names, got 'mine'"),
         ("plugins: [3]", "plugins must be a list of module names, got [3]"),
         (
@@ -258,6 +258,21 @@ def test_a_written_configuration_reads_back_as_the_same(path, tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
     tree = yaml.safe_load(config.to_yaml())
     assert tree["plugins"] == ["json", "string"] and "options" not in tree["problem"]
+
+
+def test_forward_kl_is_refused_with_end_points_and_with_a_mixture_of_priorities(refusal):
+    text = "learner: {{forward_kl: 0.1}}\nreplay: {{priority: {}, store: {}}}"
+    assert "paths noised anew from end points are not exactly" in refusal(text.format("importance", "endpoints"))
+    assert "replay.priority must be importance" in refusal(text.format("{importance: 0.5, rank: 0.5}", "paths"))
+
+
+def test_a_priority_is_one_name_or_several_with_their_shares_in_the_file_and_as_a_flag(load):
+    assert load("replay: {priority: importance}").replay.priorities == {"importance": 1.0}
+    text = "replay: {priority: {residual: 0.5, rank: 0.5}}"
+    assert load(text).replay.priorities == {"residual": 0.5, "rank": 0.5}
+    assert load(text, "--replay.priority", "rank").replay.priorities == {"rank": 1.0}
+    flags = ["--replay.priority", "residual", "0.25", "rank", "0.75"]
+    assert load("replay: {priority: uniform}", *flags).replay.priorities == {"residual": 0.25, "rank": 0.75}
 
 
 def test_the_shard_gets_the_batch_sizes_of_actors_and_learner_unless_told_otherwise(load):

@@ -235,6 +235,14 @@ def test_resume_of_a_run_whose_configuration_was_edited_names_the_key(copy, old,
         resume(copy.path, quiet=True)
 
 
+@pytest.mark.parametrize("key", ["num_actors", "num_shards"])
+def test_the_number_of_actors_and_shards_may_differ_on_resume(copy, finished, key):
+    text = copy.config.read_text(encoding="utf-8")
+    copy.config.write_text(re.sub(f"{key}: .", f"{key}: 3", text), encoding="utf-8")
+    assert f"{key}: 3" in copy.config.read_text(encoding="utf-8")
+    _assert_same_end(resume(copy.path, quiet=True), finished)
+
+
 def test_a_local_run_is_not_resumed_on_a_cluster(finished):
     with pytest.raises(ConfigError, match=r"--cluster needs a run of the ray runner, but .* is one of the local"):
         resume(finished.path, cluster="10.0.0.1:6379")

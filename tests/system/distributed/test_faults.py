@@ -91,7 +91,7 @@ def test_a_run_trains_and_outlives_the_death_of_each_of_its_processes(start, tin
 def break_actor(worker):
     """Makes the next rollout fail."""
 
-    def act(starts):
+    def act(_):
         raise ZeroDivisionError("seven by zero")
 
     worker._actor.act = act
@@ -124,7 +124,7 @@ def test_a_hung_actor_and_a_hung_shard_are_replaced_after_the_timeout(start, tin
 def break_shard(worker):
     """Makes the next draw fail."""
 
-    def sample(size, newest):
+    def sample(*_, **__):
         raise ZeroDivisionError("nine by zero")
 
     worker._shard.sample = sample

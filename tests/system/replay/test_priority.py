@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 
 from system.replay.config import ReplayConfig
-from system.replay.priority import is_storable, normalised_masses
-from system.replay.shard import ReplayShard
+from system.replay.log_weight import normalised_masses
+from system.replay.shard import ReplayShard, is_storable
 
 
 def _config(**changes):
@@ -14,8 +14,12 @@ def _config(**changes):
     return ReplayConfig(**{**free, **changes})
 
 
+def _tree(shard, number=0):
+    return list(shard._priorities.values())[number].tree
+
+
 def _mass(shard):
-    return shard._tree.leaves()[: len(shard)]
+    return _tree(shard).leaves()[: len(shard)]
 
 
 def test_importance_draws_from_a_wide_proposal_have_the_mean_and_variance_of_the_target(make_trajectory):

@@ -7,7 +7,8 @@ from scipy import stats
 from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
-from system.replay.messages import ItemIds
+from system.replay.messages import ItemIds, Weighting
+from system.replay.priority import UniformPriority
 from system.replay.shard import ReplayShard
 from system.replay.storage import TrajectoryStorage
 from system.replay.sum_tree import SumTree
@@ -18,6 +19,11 @@ ITEM = 45  # bytes of one item of the fixture
 def _config(**changes):
     free = {"samples_per_insert": None, "min_size": 1, "insert_batch": 1000}
     return ReplayConfig(**{**free, **changes})
+
+
+def _tree(shard):
+    (priority,) = shard._priorities.values()
+    return priority.tree
 
 
 def _slots_and_probabilities(shard, batch_size, draws):
@@ -37,11 +43,11 @@ def test_draw_frequencies_match_the_mixture_probability_returned(make_trajectory
     for _ in range(12):
         shard.insert(make_trajectory(100))
     generator = np.random.default_rng(0)
-    while np.any(shard._tree.leaves() == 1.0):
+    while np.any(_tree(shard).leaves() == 1.0):
         ids = shard.sample(250).ids if newest_share < 1 else _all_ids(shard)
         shard.update_priorities(ids, generator.gamma(0.7, size=len(ids)) + 1e-3)
     slots, reported = _slots_and_probabilities(shard, 250, 2000)
-    mass = shard._tree.leaves()
+    mass = _tree(shard).leaves()
     newest = np.arange(190, 200)  # 1200 inserts into 1000 slots: the cursor is at 200
     expected = (1 - newest_share) * mass / mass.sum()
     expected[newest] += newest_share / 10
@@ -77,7 +83,7 @@ def test_late_residuals_are_ignored_and_counted_and_nan_ones_too(make_trajectory
     residuals = np.full(1000, 7.0)
     residuals[[5, 500, 501]] = np.nan, np.nan, np.inf
     assert shard.update_priorities(ids, residuals) == 598
-    mass = shard._tree.leaves()
+    mass = _tree(shard).leaves()
     assert mass[:400].tolist() == [2.0] * 400
     assert mass[500:502].tolist() == [2.0, 2.0]
     assert mass[502:].tolist() == [7.0] * 498
@@ -149,7 +155,7 @@ def test_groups_share_a_measurement_and_keep_the_marginal_probability(make_traje
     assert np.all(groups == groups[:, :1])
     assert len(np.unique(groups)) > 1
     slots, reported = _slots_and_probabilities(shard, 64, 4000)
-    mass = shard._tree.leaves()[:200]
+    mass = _tree(shard).leaves()[:200]
     expected = 0.6 * mass / mass.sum() + 0.4 * (np.arange(200) >= 180) / 20
     assert reported == pytest.approx(expected, rel=1e-12)
     # Rows of a group are independent given its measurement, and measurements are stratified: no excess variance.
@@ -179,9 +185,11 @@ def test_the_extreme_targets_of_a_grouped_draw_miss_items_without_mass(make_traj
     mass = np.array([0.0, 0.1, 0.7, 0.0, 0.0, 0.3, 1e-9, 0.0, 0.0, 0.0])
     storage = TrajectoryStorage(10 * ITEM)
     storage.append(make_trajectory(10, measurement_id=np.repeat([0, 1, 2], [4, 4, 2])))
-    tree = SumTree(10)
-    tree.fill(mass)
-    slots = Mixture(tree, storage, 0.0, 1).draw_groups(3, 2, MeasurementOrder(storage), Extreme())
+    priority = UniformPriority()
+    priority.tree = SumTree(10)
+    priority.tree.fill(mass)
+    mixture = Mixture([priority], np.array([0.0, 1.0]), storage, 1)
+    slots, _ = mixture.draw_groups(3, 2, MeasurementOrder(storage), Extreme())
     assert np.all(mass[slots] > 0)
 
 
@@ -234,7 +242,7 @@ def test_a_restored_shard_goes_on_bit_for_bit(make_trajectory, tmp_path, priorit
             for name, value in drawn.trajectory.arrays().items():
                 assert np.array_equal(value, again.trajectory.arrays()[name])
     assert restored.stats() == shard.stats()
-    assert np.array_equal(restored._tree.leaves(), shard._tree.leaves())
+    assert np.array_equal(_tree(restored).leaves(), _tree(shard).leaves())
 
 
 def test_an_empty_shard_survives_a_round_trip(make_trajectory):
@@ -263,7 +271,7 @@ def test_half_the_budget_keeps_the_newer_half_with_its_masses_and_makes_old_ids_
     smaller.load_state_dict(*shard.state_dict())
     assert smaller.stats().size == smaller.stats().capacity == 1000
     assert smaller._storage.column("uid").tolist() == list(range(1000, 2000))
-    assert smaller._tree.leaves().tolist() == list(range(1001, 2001))
+    assert _tree(smaller).leaves().tolist() == list(range(1001, 2001))
     assert smaller.update_priorities(ids, np.ones(2000)) == 0
     assert smaller.stats().late_priorities == 2000
 
@@ -273,7 +281,7 @@ def test_another_priority_after_a_restart_gives_masses_anew(make_trajectory):
     shard.insert(make_trajectory(2, log_likelihood=[0.0, np.log(3.0)]))
     other = ReplayShard(_config(priority="likelihood"), index=0, seed=0)
     other.load_state_dict(*shard.state_dict())
-    assert other._tree.leaves()[:2] == pytest.approx([0.25, 0.75])
+    assert _tree(other).leaves()[:2] == pytest.approx([0.25, 0.75])
 
 
 def test_ids_from_between_a_snapshot_and_a_crash_are_late_once_retired(make_trajectory):
@@ -317,7 +325,7 @@ def test_a_budget_too_small_for_the_first_fill_is_refused_at_the_first_insert(ma
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"priority": "rank"}, "priority must be one of uniform, residual, likelihood, importance, got 'rank'"),
+        ({"priority": "loss"}, "priority must be of uniform, residual, .*, rank, reshuffled, got loss"),
         ({"newest_share": 1.5}, r"newest_share must be in \[0, 1\], got 1.5"),
         ({"priority_exponent": 0.0}, r"priority_exponent must be in \(0, 10\], got 0.0"),
         ({"tolerance": 100.0}, "tolerance must be at least 256.0"),
@@ -359,15 +367,15 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     uids = shard._storage.column("uid")
     assert set(shard.starts(500, "age").uid.tolist()) == set(uids[order[-50:]].tolist())
 
-    # K of the 7 rivals are of the same measurement, a binomial; the best of K + 1 has the mean rank (K + 1) / (K + 2).
-    # A fifth of the starts are uncontested, of mean rank one half.
+    # With two measurements there are 15 rivals. K of them are of the same one, a binomial; the best of K + 1 has
+    # the mean rank (K + 1) / (K + 2). A fifth of the starts are uncontested, of mean rank one half.
     measurement, score = shard._storage.column("measurement_id"), shard._storage.column("log_likelihood")
     drawn = shard.starts(40_000, "likelihood")
     for value, share in ((0, 0.2), (3, 0.8)):
         own = np.sort(score[measurement == value])
         rank = np.searchsorted(own, drawn.log_likelihood[drawn.measurement_id == value]) / len(own)
-        rivals = np.arange(8)
-        expected = (stats.binom.pmf(rivals, 7, share) * (rivals + 1) / (rivals + 2)).sum()
+        rivals = np.arange(16)
+        expected = (stats.binom.pmf(rivals, 15, share) * (rivals + 1) / (rivals + 2)).sum()
         expected = 0.8 * expected + 0.2 * 0.5
         assert len(rank) == pytest.approx(40_000 * share, rel=0.05)
         assert rank.mean() == pytest.approx(expected, abs=0.01)
@@ -417,8 +425,26 @@ def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_know
 def test_a_draw_without_the_newest_share_has_the_prioritised_probability_of_every_item(make_trajectory):
     shard = ReplayShard(_config(priority="importance", newest_share=0.5, newest_window=10, truncation=1.0), 0, seed=2)
     shard.insert(make_trajectory(40, log_likelihood=np.log(np.arange(40.0) + 1)))
-    batch = shard.sample(256, newest=False)
+    batch = shard.sample(256, Weighting(choice=1.0, shares=shard._config.prioritised_shares))
     assert batch.probability == pytest.approx((batch.ids.slot + 1) / 820, rel=1e-6)
     mixed = shard.sample(256)
     expected = 0.5 * (mixed.ids.slot + 1) / 820 + 0.05 * (mixed.ids.slot >= 30)
     assert mixed.probability == pytest.approx(expected, rel=1e-6)
+
+
+def test_among_100_measurements_starts_are_still_of_the_best_tenth_of_their_own(make_trajectory):
+    shard, generator = ReplayShard(_config(max_items=5000), 0, seed=0), np.random.default_rng(0)
+    for _ in range(10):  # twice as many as fit
+        groups = np.arange(1000) % 100
+        shard.insert(make_trajectory(1000, measurement_id=groups, log_likelihood=generator.normal(size=1000) + groups))
+    assert shard._storage.num_measurements == 100
+    scores, groups = (shard._storage.column(name) for name in ("log_likelihood", "measurement_id"))
+    drawn = shard.starts(2000, "likelihood")
+    assert np.bincount(drawn.measurement_id).min() > 5
+    ranks = [
+        np.mean(scores[groups == group] <= score)
+        for group, score in zip(drawn.measurement_id, drawn.log_likelihood, strict=True)
+    ]
+    # 8 rivals on average of 50 items: the mean of the rank of the largest of 1 + Poisson(8) is about 0.89. A fifth of
+    # the starts are uncontested.
+    assert np.mean(ranks) == pytest.approx(0.8 * 0.89 + 0.2 * 0.5, abs=0.02)

@@ -1,8 +1,13 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from diffusion.end_points import EndPoints
+from system.replay.config import ReplayConfig
+from system.replay.shard import ReplayShard
 from system.replay.storage import TrajectoryStorage
 
 ITEM = 45  # bytes of one item of the fixture
@@ -92,8 +97,8 @@ def test_a_smaller_budget_keeps_the_newest_four_of_seven_and_makes_all_old_ids_s
     storage.append(make_trajectory(5))
     arrays, scalars = storage.state_dict()
     smaller = TrajectoryStorage(4 * ITEM)
-    kept = smaller.load_state_dict(arrays, scalars)
-    assert kept.tolist() == [0, 1, 2, 3]
+    slots, saved = smaller.load_state_dict(arrays, scalars)
+    assert (slots.tolist(), saved.tolist()) == ([0, 1, 2, 3], [0, 1, 2, 3])
     assert smaller.column("uid")[smaller.slots_by_age()].tolist() == [7, 8, 9, 10]
     assert smaller.evictions == 4 + 3
     for generation in (1, 2):
@@ -123,3 +128,27 @@ def test_retired_ids_are_stale_for_stored_and_for_coming_items(make_trajectory):
     storage.append(make_trajectory(2))
     assert not storage.is_current(np.arange(4), np.ones(4, dtype=np.int64)).any()
     assert storage.is_current(np.arange(4), storage.generation(np.arange(4))).all()
+
+
+def test_end_points_of_50_steps_in_16_dimensions_take_less_than_a_thirtieth_of_the_bytes(build_trajectory):
+    generator = np.random.default_rng(0)
+    paths = build_trajectory(range(20), steps=50, log_likelihood=np.arange(20.0), log_behaviour_ratio=1.5)
+    paths = dataclasses.replace(paths, states=generator.normal(size=(20, 51, 16)).astype(np.float32))
+    shards = [
+        ReplayShard(ReplayConfig(store=store, samples_per_insert=None, min_size=1), 0, seed=0)
+        for store in ("paths", "endpoints")
+    ]
+    for shard in shards:
+        shard.insert(paths)
+    whole, ends = (shard.stats().bytes / 20 for shard in shards)
+    assert (whole, ends) == (51 * 16 * 4 + 50 * 4 + 33, 16 * 4 + 33)
+    drawn = shards[1].sample(10)
+    assert np.array_equal(drawn.trajectory.samples, paths.samples[drawn.ids.slot])
+    assert drawn.trajectory.log_behaviour_ratio.tolist() == [1.5] * 10
+    assert np.array_equal(shards[0].sample(10).ids.slot, drawn.ids.slot)  # what is drawn does not depend on it
+    assert isinstance(shards[1].starts(4, "likelihood"), EndPoints)
+    assert shards[1].insert(EndPoints.of(paths)).duplicates == 20
+    with pytest.raises(ValueError, match=r"replay.store asks for .*states.* but the checkpoint holds .*samples"):
+        ReplayShard(ReplayConfig(samples_per_insert=None, min_size=1), 0, seed=0).load_state_dict(
+            *shards[1].state_dict()
+        )
