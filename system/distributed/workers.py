@@ -32,8 +32,8 @@ from diffusion.trajectory import Trajectory
 from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
 from system.config import RunConfig
 from system.part import Part, write_part
-from system.replay.choice import ShardChoice, Turn
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
+from system.replay.shard_choice import ShardChoice, Turn
 from system.replay.storage import Items
 from system.runner import as_paths, run_progress, state_part, update_metrics
 
@@ -234,7 +234,7 @@ class LearnerWorker:
         self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
         self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
-        self._choice = ShardChoice(config.ray.num_shards, config.replay.shares)
+        self._choice = ShardChoice(config.ray.num_shards)
         self._origin: float | None = None  # time.monotonic() at which the run began
 
     def ready(self) -> bool:
@@ -292,7 +292,7 @@ class LearnerWorker:
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
         while len(self._requests) < self._config.ray.prefetch:
-            turn = self._choice.next()
+            turn = self._choice.next(self._config.replay.shares())
             self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(self._ask(turn, peers))))
         turn, shard, fetched = self._requests.popleft()
         batch = fetched.result()

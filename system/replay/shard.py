@@ -52,7 +52,6 @@ class ReplayShard:
         self._priorities = {
             name: build_priority(name, config.priority_exponent, config.truncation) for name in config.priorities
         }
-        self._shares = config.shares
         self._limiter = config.rate_limiter()
         self._order: MeasurementOrder | None = None
         self._residual = np.zeros(0, dtype=np.float32)  # |delta| by slot, as last reported
@@ -105,24 +104,28 @@ class ReplayShard:
 
     def take_turn(self, batch_size: int) -> bool:
         """Count a draw of `batch_size` items that another shard gives, if this one's pace allows it now."""
-        allowed = self._limiter.can_sample(batch_size)
+        rows = min(batch_size, self._config.batches[1])
+        allowed = self._limiter.can_sample(rows)
         if allowed:
-            self._limiter.sampled(batch_size)
+            self._limiter.sampled(rows)
         return allowed
 
     def sample(
-        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+        self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
     ) -> ReplayBatch | None:
         """Draw `batch_size` items with replacement; None while inserts have to catch up first.
 
-        One of several shards is told by `weighting` how to draw; where not `counted`, another took the turn.
+        `newest` False leaves the share of the newest items to the prioritised ones. For the rate limiter no draw
+        counts more than `sample_batch` items: larger ones are of paths that are used in part. One of several shards is
+        told by `weighting` how to draw; where not `counted`, another took the turn.
         """
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        if (counted and not self._limiter.can_sample(batch_size)) or not len(self):
+        rows = min(batch_size, self._config.batches[1])
+        if (counted and not self._limiter.can_sample(rows)) or not len(self):
             return None
-        shares = self._shares if weighting is None else weighting.shares
+        shares = self._config.shares(newest) if weighting is None else weighting.shares
         mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._config.newest_window)
         if group_size > 1 and self._order is None:
             self._order = MeasurementOrder(self._storage)
@@ -132,7 +135,7 @@ class ReplayShard:
             draw = mixture.draw(batch_size, self._generator)
         slots, probability = draw
         if counted:
-            self._limiter.sampled(batch_size)
+            self._limiter.sampled(rows)
         if weighting is not None:
             probability = weighting.choice * probability
         return ReplayBatch(

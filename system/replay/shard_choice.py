@@ -44,12 +44,11 @@ class Turn:
 
 
 class ShardChoice:
-    """Turns of `count` shards, whose draws have the `shares` [1 + C] of `ReplayConfig.shares`."""
+    """Turns of `count` shards."""
 
-    def __init__(self, count: int, shares: NDArray[np.float64]) -> None:
-        self._shares = shares
-        self._within = np.tile(shares, (count, 1))  # [S, 1 + C] shares within each shard
-        self._probability = np.full(count, 1 / count)  # q_s
+    def __init__(self, count: int) -> None:
+        self._held: NDArray[np.float64] | None = None  # [S, 1 + C] g_cs, once any shard has an item
+        self._probability = np.full(count, 1 / count)  # q_s of the last turn
         self._behind = np.zeros(count)  # draws that each shard is behind its probability
         self._taken = np.zeros(count, dtype=np.int64)  # turns by pace
         self._refused = 0  # how often in a row
@@ -63,14 +62,13 @@ class ShardChoice:
         if size.any():
             parts = np.array([[mass.newest, *mass.totals] for mass in masses])
             parts = np.where(parts.any(axis=0), parts, size[:, None])  # without any mass, every item is as likely
-            joint = self._shares * parts / parts.sum(axis=0)
-            self._probability = joint.sum(axis=1)
-            self._within = np.where(size[:, None] > 0, joint, self._shares)
-            self._within /= self._within.sum(axis=1, keepdims=True)
+            self._held = parts / parts.sum(axis=0)
         return tuple(LogTotals.together(parts) for parts in zip(*(mass.log_totals for mass in masses), strict=True))
 
-    def next(self) -> Turn:
-        """The next draw."""
+    def next(self, shares: NDArray[np.float64]) -> Turn:
+        """The next draw, with the `shares` [1 + C] of `ReplayConfig.shares`."""
+        joint = np.tile(shares / len(self._taken), (len(self._taken), 1)) if self._held is None else shares * self._held
+        self._probability = joint.sum(axis=1)
         self._behind += self._probability
         shard = int(self._behind.round(9).argmax())  # so that rounding does not upset the order of alike shards
         self._behind[shard] -= 1
@@ -78,7 +76,8 @@ class ShardChoice:
         first = shard if ahead <= _LEAD else int(self._taken.argmin())
         pace = (first + self._refused) % len(self._taken)
         self._taken[pace] += 1
-        weighting = Weighting(choice=float(self._probability[shard]), shares=self._within[shard])
+        probability = float(self._probability[shard])
+        weighting = Weighting(choice=probability, shares=joint[shard] / probability)
         return Turn(shard=shard, pace=pace, weighting=weighting)
 
     def refused(self, turn: Turn) -> None:
