@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,12 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from actors.exploration import Exploration, FromStored, Starts, Stateful
+from actors.annealed_measurement import AnnealedMeasurement, AnnealedMeasurementConfig
+from actors.backtracking import Backtracking, BacktrackingConfig
+from actors.exploration import Exploration, FromStored, SeesPosterior, Starts, Stateful
+from actors.guidance import DiffusionPosteriorSampling, GuidanceConfig, GuidedProposal, PseudoinverseGuidance
+from actors.joint_simulation import JointSimulation
+from actors.langevin import Langevin, LangevinConfig
 from actors.noise_inflated import NoiseInflated
 from actors.on_policy import OnPolicy
-from actors.path_searcher import PathSearchConfig, PathSearcher
+from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
+from actors.teacher import Teacher, TeacherConfig
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
@@ -44,14 +51,37 @@ class ActorConfig:
     """Factor on the noise of noise-inflated rollouts at the start of the run; it falls to 1."""
     path_search: PathSearchConfig = field(default_factory=PathSearchConfig)
     """Exact search in path space."""
+    backtracking: BacktrackingConfig = field(default_factory=BacktrackingConfig)
+    """Stored samples noised and denoised again."""
+    langevin: LangevinConfig = field(default_factory=LangevinConfig)
+    """Stored samples moved along the likelihood's gradient."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    """A second sampler that goes where the posterior errs."""
+    likelihood_timeout_seconds: float | None = 600.0
+    """Time that one call of the likelihood may take, in evaluations too; null for none. A local run then ends with a
+    message; on Ray the actor is replaced (and its limit is half of `ray.timeout_seconds` at most)."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """Training-free guidance as behaviour."""
+    annealed_measurement: AnnealedMeasurementConfig = field(default_factory=AnnealedMeasurementConfig)
+    """The posterior shown a noisy measurement early in the chain."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"actor.batch_size must be at least 1, got {self.batch_size}")
+        population = self.path_search.population
+        if population is not None and (population < self.batch_size or population % self.batch_size):
+            raise ValueError(
+                f"actor.path_search.population must be a multiple of actor.batch_size = {self.batch_size}, "
+                f"got {population}"
+            )
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
+        if self.likelihood_timeout_seconds is not None and not self.likelihood_timeout_seconds > 0:
+            raise ValueError(
+                f"actor.likelihood_timeout_seconds must be positive or null, got {self.likelihood_timeout_seconds}"
+            )
         for name in ("mixture", "final_mixture"):
             shares: dict[str, float] = getattr(self, name)
             unknown = set(shares) - set(EXPLORATIONS)
@@ -73,14 +103,24 @@ class ActorConfig:
         return tuple(name for name in EXPLORATIONS if self.mixture.get(name, 0) or self.final_mixture.get(name, 0))
 
 
-Factory = Callable[[ActorConfig, InverseProblem], Exploration]
+Factory = Callable[[ActorConfig, InverseProblem], Exploration | FromStored]
 """Makes a kind of exploration; a ValueError says why this problem does not allow it."""
 
 EXPLORATIONS: dict[str, Factory] = {
     "on-policy": lambda config, problem: OnPolicy(),
     "noise-inflated": lambda config, problem: NoiseInflated(config.noise_inflation),
     "prior": lambda config, problem: PriorRollout(),
-    "path-search": lambda config, problem: PathSearcher(config.path_search),
+    "path-search": lambda config, problem: path_searcher(config.path_search),
+    "backtracking": lambda config, problem: Backtracking(config.backtracking, problem.num_steps),
+    "langevin": lambda config, problem: Langevin(config.langevin, problem),
+    "teacher": lambda config, problem: Teacher(config.teacher, problem),
+    "dps": lambda config, problem: GuidedProposal(DiffusionPosteriorSampling(problem, config.guidance.scale)),
+    "dps-cla": lambda config, problem: GuidedProposal(
+        DiffusionPosteriorSampling(problem, config.guidance.scale, noised=True)
+    ),
+    "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
+    "joint": lambda config, problem: JointSimulation(problem),
+    "annealed-measurement": lambda config, problem: AnnealedMeasurement(config.annealed_measurement, problem),
 }
 
 
@@ -115,6 +155,11 @@ class Actor:
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
         self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
+        for exploration in self._explorations.values():
+            if isinstance(exploration, SeesPosterior):
+                exploration.prepare(self.posterior)
+        # Items of one replay have the same fields, so if one kind brings measurements the others send theirs along.
+        self._send_measurement = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
@@ -137,7 +182,8 @@ class Actor:
             self._wanted[name] += share
         name = max(EXPLORATIONS, key=lambda kind: self._wanted[kind] - self._batches[kind])
         self._batches[name] += 1
-        exploration, count, began = self._explorations[name], self.config.batch_size, time.perf_counter()
+        exploration: Exploration | FromStored = self._explorations[name]
+        count, began = self.config.batch_size, time.perf_counter()
         stored = None
         if isinstance(exploration, FromStored):
             stored = starts(count, exploration.start_by) if starts is not None else None
@@ -149,6 +195,8 @@ class Actor:
         else:
             measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
             rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+        if self._send_measurement and rollout.measurement is None:
+            rollout = dataclasses.replace(rollout, measurement=self.problem.measurements[rollout.measurement_id])
         self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count
@@ -156,8 +204,9 @@ class Actor:
 
     def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
         finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]
+        invalid = ~(rollout.log_likelihood < torch.inf)  # NaN or +inf; a likelihood of zero is a number
         counts: dict[str, float] = {"trajectories": len(rollout.states), "seconds": seconds}
-        counts |= {"finite": len(finite), "log_likelihood": float(finite.double().sum())}
+        counts |= {"invalid": int(invalid.sum()), "finite": len(finite), "log_likelihood": float(finite.double().sum())}
         if rollout.acceptance is not None:
             counts |= {"proposals": 1, "accepted": rollout.acceptance}
         for key, value in counts.items():

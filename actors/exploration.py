@@ -14,7 +14,7 @@ from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["Exploration", "FromStored", "StartBy", "Starts", "Stateful"]
+__all__ = ["Exploration", "FromStored", "SeesPosterior", "StartBy", "Starts", "Stateful"]
 
 StartBy = Literal["likelihood", "residual", "age"]
 """Which stored trajectories to start from: the likely ones, those that fit worst, or the newest."""
@@ -63,6 +63,19 @@ class FromStored(Protocol):
         generator: torch.Generator,
     ) -> Rollout:
         """One new trajectory for every one `stored`, of the same measurement."""
+        ...
+
+
+@runtime_checkable
+class SeesPosterior(Protocol):
+    """A kind of exploration that depends on what the posterior is."""
+
+    def prepare(self, posterior: Posterior) -> None:
+        """Called once, with the posterior as it is before any training: equal to the prior. To be copied, not kept.
+
+        Raises:
+            ValueError: no use with this posterior; the reason.
+        """
         ...
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusion.kernel import expand
+from diffusion.posterior import bounded
 from envs.problem import InverseProblem
 
 __all__ = ["GuidedKernel"]
@@ -39,8 +40,7 @@ class GuidedKernel:
         """[N, *D] u; see `actors.rollout.Control`."""
         pulled, direct = self._features(state, step, denoised, measurement, guidance)
         control = expand(self.gain[0, step], state) * pulled + expand(self.gain[1, step], state) * direct
-        square = control.flatten(1).double().square().mean(1)
-        return control * expand((1 + square / MAX_CONTROL**2).rsqrt(), control)
+        return bounded(control, MAX_CONTROL)
 
     def fit(self, states: Tensor, denoised: Tensor, guidance: Tensor, measurement: Tensor) -> None:
         """Gains that make the paths `states` [N, T+1, *D] most likely; `denoised`, `guidance` [N, T, *D], y [N, *Y]."""

@@ -93,21 +93,30 @@ class PathSearch:
         """`count` paths of the prior."""
         if count < 2:
             raise ValueError(f"a population needs at least 2 paths, got {count}")
-        self.problem, self.prior = problem, problem.prior
-        self.measurement_id = torch.full((count,), measurement_id)
-        self.beta = 0.0
-        self.log_partition = 0.0
-        self.adapting = True
-        self._generator = generator
-        self._guide = None if problem.gradient is None else GuidedKernel(problem)
+        self._begin(problem, torch.full((count,), measurement_id), 0.0, generator, problem.gradient is not None)
         start = rollout(problem, None, self.measurement_id, generator=generator, guided=self._guide is not None)
         self.states, self.denoised, self.guidance = start.states, start.denoised, start.guidance
         self.log_prior, self.log_likelihood = start.log_prior, start.log_likelihood
         self.log_noising = self.prior.noising.path_log_prob(self.states)
+
+    def _begin(
+        self,
+        problem: InverseProblem,
+        measurement_id: Tensor,
+        beta: float,
+        generator: torch.Generator | None,
+        guided: bool,
+    ) -> None:
+        """All but the paths; without `guided` the likelihood's gradient is not asked for."""
+        self.problem, self.prior, self.measurement_id = problem, problem.prior, measurement_id
+        self.beta, self.log_partition = beta, 0.0
+        self.adapting, self.sweeps = True, 0
+        self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
+        self._generator = generator
+        self._guide = GuidedKernel(problem) if guided else None
         steps = self.prior.num_steps
         self._tried = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
         self._gained = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
-        self.sweeps = 0
 
     @property
     def samples(self) -> Tensor:
@@ -119,14 +128,16 @@ class PathSearch:
 
         `guided` False leaves the guidance out, for posteriors that do not use it.
         """
-        behaviour = self.beta * self.log_likelihood.double() - self.log_partition
+        return self._rollout(self.beta * self.log_likelihood.double() - self.log_partition, acceptance, guided)
+
+    def _rollout(self, log_behaviour_ratio: Tensor, acceptance: float | None, guided: bool) -> Rollout:
         return Rollout(
             states=self.states.clone(),
             denoised=self.denoised.clone(),
             guidance=self.guidance.clone() if guided and self.guidance is not None else None,
             log_prior=self.log_prior.clone(),
             log_ratio=torch.zeros_like(self.log_prior),
-            log_behaviour_ratio=behaviour,
+            log_behaviour_ratio=log_behaviour_ratio,
             log_likelihood=self.log_likelihood.clone(),
             measurement_id=self.measurement_id.clone(),
             acceptance=acceptance,
@@ -209,6 +220,7 @@ class PathSearch:
             start=self.states[:, first],
             first=first,
         )
+        self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
         new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
         old = suffix_log_weight(self._log_ratio(first, control), self.log_likelihood, self.beta)
         accepted = self._accept(new, old)
@@ -255,6 +267,24 @@ class PathSearch:
         scalars = {name: getattr(self, name) for name in ("beta", "log_partition", "adapting", "sweeps")}
         return tensors, scalars
 
+    def split(self, size: int) -> list[Self]:
+        """The paths in populations of `size`, which move on by themselves from now on; N must be a multiple of it."""
+        tensors, scalars = self.state_dict()
+        parts = {
+            name: value.split(size) if name in (*_PATHS, "guidance") else [value] * (len(self.states) // size)
+            for name, value in tensors.items()
+        }
+        return [
+            type(self).restore(
+                self.problem,
+                int(self.measurement_id[0]),
+                {name: part[index].clone() for name, part in parts.items()},
+                scalars,
+                self._generator,
+            )
+            for index in range(len(self.states) // size)
+        ]
+
     @classmethod
     def restore(
         cls,
@@ -276,6 +306,7 @@ class PathSearch:
             setattr(search, name, tensors[name])
         search.beta, search.log_partition = float(scalars["beta"]), float(scalars["log_partition"])
         search.adapting, search.sweeps = bool(scalars["adapting"]), int(scalars["sweeps"])
+        search.invalid = 0
         return search
 
     def _accept(self, new: Tensor, old: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ class Rollout:
     log_likelihood: Tensor
     """[B] log p(y | x)."""
     measurement_id: Tensor
-    """[B] int64."""
+    """[B] int64, a row of the problem's measurements or -1, see `Trajectory`."""
+    measurement: Tensor | None = None
+    """[B, *Y] y, where it is sent along; needed where `measurement_id` is -1."""
     acceptance: float | None = None
     """Share of proposals that were accepted, for kinds of exploration that propose."""
 
@@ -57,6 +60,12 @@ class Rollout:
     def log_weight(self) -> Tensor:
         """[B] float64, log p(tau) + log p(y | x) - log q(tau): the importance weight of a path drawn from q."""
         return self.log_likelihood.double() - self.log_ratio.double().sum(1)
+
+    def take(self, rows: Tensor) -> Rollout:
+        """The trajectories at `rows`."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()}
+        return Rollout(**values)
 
     def trajectory(
         self, uid: np.ndarray, policy_version: int, origin: Origin, *, keep_denoised: bool = True
@@ -74,6 +83,7 @@ class Rollout:
             origin=np.full(count, origin, dtype=np.uint8),
             denoised=self.denoised.float().cpu().numpy() if keep_denoised else None,
             guidance=self.guidance.float().cpu().numpy() if keep_denoised and self.guidance is not None else None,
+            measurement=None if self.measurement is None else self.measurement.float().cpu().numpy(),
         )
 
 

@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from typing import Any
 import torch
 
 from system.config import load_config
+from system.errors import DivergedError
+from system.judge import has_diverged
 from system.metrics import read_metrics
 from system.run import train
 from system.run_directory import RunDirectory
@@ -53,16 +56,12 @@ class Finished:
     """All metrics, as `read_metrics` gives them."""
     cpu_seconds: float
     """Processor time of the whole run, all processes of the local runner; nan where not measured."""
+    diverged: bool
+    """See `system.judge.has_diverged`; a run that the guard ended is one."""
 
     def last(self, key: str) -> float:
         """The newest value of a training metric, nan if it was never logged."""
         return float(self.history[key][2][-1]) if key in self.history else float("nan")
-
-    @property
-    def diverged(self) -> bool:
-        """Whether any number of the last evaluation is not finite, or any batch was set aside."""
-        finite = all(value == value and abs(value) != float("inf") for value in self.metrics.values())
-        return not finite or any(self.last(f"learner/{name}") > 0 for name in ("skipped", "set_aside"))
 
 
 def parse(name: str, description: str, arguments: Sequence[str] | None = None) -> Benchmark:
@@ -85,15 +84,20 @@ def run_once(benchmark: Benchmark, name: str, config: Path, overrides: Sequence[
         shutil.rmtree(directory, ignore_errors=True)
         directory.parent.mkdir(parents=True, exist_ok=True)
         print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
-        before = time.process_time()
-        train(load_config(config, list(overrides)), directory, quiet=True)
-        mark.write_text(json.dumps({"cpu_seconds": time.process_time() - before}))
-    run = RunDirectory.open(directory)
+        before, ended = time.process_time(), ""
+        try:
+            train(load_config(config, list(overrides)), directory, quiet=True)
+        except DivergedError as error:
+            ended = str(error)
+        mark.write_text(json.dumps({"cpu_seconds": time.process_time() - before, "ended": ended}))
+    run, marked = RunDirectory.open(directory), json.loads(mark.read_text())
+    metrics = {} if marked["ended"] else json.loads(run.results.read_text())["metrics"]
     return Finished(
         name=name,
-        metrics=json.loads(run.results.read_text())["metrics"],
+        metrics=defaultdict(lambda: float("nan"), metrics),
         history=read_metrics(run.metrics),
-        cpu_seconds=float(json.loads(mark.read_text())["cpu_seconds"]),
+        cpu_seconds=float(marked["cpu_seconds"]),
+        diverged=bool(marked["ended"]) or has_diverged(metrics),
     )
 
 

@@ -51,7 +51,9 @@ class EndPoints:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EndPoints:
-        """The ends of `trajectory`."""
+        """The ends of `trajectory`, all of which have a row of the problem's measurements."""
+        if trajectory.measurement is not None:
+            raise ValueError("end points have rows of the problem's measurements, got paths with their own")
         return cls(**{field.name: getattr(trajectory, field.name) for field in fields(cls)})
 
     def __len__(self) -> int:

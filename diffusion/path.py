@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion.posterior.base import LikelihoodGradient
 from diffusion.prior import Prior
 
-__all__ = ["PathScorer", "denoise_path", "path_log_prior", "path_log_ratio", "stacked_transitions"]
+__all__ = ["PathScorer", "denoise_path", "guide_path", "path_log_prior", "path_log_ratio", "stacked_transitions"]
 
 MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
 
@@ -37,6 +38,19 @@ def denoise_path(prior: Prior, states: Tensor, max_rows: int = MAX_ROWS) -> Tens
     """[B, T, *D] the prior's estimates of x along `states` [B, T+1, *D]."""
     batch, steps = states.shape[0], states.shape[1] - 1
     parts = [prior.denoised(states[row, step], step) for row, step in stacked_transitions(batch, steps, max_rows)]
+    return torch.cat(parts).reshape(batch, steps, *states.shape[2:])
+
+
+@torch.no_grad()
+def guide_path(
+    prior: Prior, gradient: LikelihoodGradient, states: Tensor, measurement: Tensor, max_rows: int = MAX_ROWS
+) -> Tensor:
+    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s along `states` [B, T+1, *D], y = `measurement`."""
+    batch, steps = states.shape[0], states.shape[1] - 1
+    parts = []
+    for row, step in stacked_transitions(batch, steps, max_rows):
+        own = measurement[row]
+        parts.append(prior.pull_back(states[row, step], step, lambda value, own=own: gradient(value, own))[1])  # type: ignore[misc]
     return torch.cat(parts).reshape(batch, steps, *states.shape[2:])
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Origin", "Trajectory", "concatenate"]
+__all__ = ["OWN_MEASUREMENT", "Origin", "Trajectory", "concatenate"]
+
+OWN_MEASUREMENT = -1  # in the place of a row of the problem's measurements
 
 
 class Origin(IntEnum):
@@ -25,6 +27,12 @@ class Origin(IntEnum):
     PRIOR = 2
     EXACT = 3
     PATH_SEARCH = 4
+    BACKTRACKING = 5
+    LANGEVIN = 6
+    TEACHER = 7
+    GUIDED = 8
+    JOINT = 9
+    ANNEALED = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,7 +50,7 @@ class Trajectory:
     log_likelihood: NDArray[np.float32]
     """[B] log p(y | x), untempered, nats."""
     measurement_id: NDArray[np.int64]
-    """[B] row of the problem's measurements."""
+    """[B] row of the problem's measurements, or -1 (`OWN_MEASUREMENT`) where the path brings its own."""
     policy_version: NDArray[np.int64]
     """[B] version of the weights that made it, for measuring staleness."""
     origin: NDArray[np.uint8]
@@ -51,6 +59,8 @@ class Trajectory:
     """[B, T, *D] the prior's estimate x^ of x at every state, or None to recompute it when needed."""
     guidance: NDArray[np.float32] | None = None
     """[B, T, *D] gradient of log p(y | x^(s_k)) with respect to s_k, or None to recompute it when needed."""
+    measurement: NDArray[np.float32] | None = None
+    """[B, *Y] y, or None where every path has a row of the problem's measurements."""
 
     def __post_init__(self) -> None:
         if self.log_prior.ndim != 2:
@@ -62,10 +72,17 @@ class Trajectory:
             value, expected = getattr(self, name), (batch, steps, *self.states.shape[2:])
             if value is not None and value.shape != expected:
                 raise ValueError(f"{name} must be {expected} to match states, got {value.shape}")
+        if self.measurement is not None and len(self.measurement) != batch:
+            raise ValueError(f"measurement must be [{batch}, ...] to match log_prior, got {self.measurement.shape}")
         for name in _PER_TRAJECTORY:
             shape = getattr(self, name).shape
             if shape != (batch,):
                 raise ValueError(f"{name} must be [{batch}] to match log_prior, got {shape}")
+        lowest = int(self.measurement_id.min(initial=0))
+        if lowest < (0 if self.measurement is None else OWN_MEASUREMENT):
+            allowed = "a row" if self.measurement is None else f"a row, or {OWN_MEASUREMENT}"
+            given = "not given" if self.measurement is None else "given"
+            raise ValueError(f"measurement_id must be {allowed} where measurement is {given}, got {lowest}")
 
     def __len__(self) -> int:
         return len(self.uid)
@@ -111,5 +128,5 @@ def concatenate(batches: Sequence[Trajectory]) -> Trajectory:
         raise ValueError("concatenate needs at least one batch of trajectories, got none")
     parts = [batch.arrays() for batch in batches]
     if any(part.keys() != parts[0].keys() for part in parts):
-        raise ValueError("batches must agree on whether they carry denoised estimates and guidance")
+        raise ValueError("batches must agree on whether they carry denoised estimates, guidance and measurements")
     return Trajectory(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

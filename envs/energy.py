@@ -63,15 +63,21 @@ def energy_problem(
     base_std: float,
     num_steps: int,
     schedule: str,
+    start_std: float | None = None,
     exact: ExactPosterior | None = None,
     classes: Classes | None = None,
 ) -> InverseProblem:
-    """The problem of sampling rho in `dim` dimensions from N(0, base_std^2 I), in `num_steps` steps."""
-    if not base_std > 0:
-        raise ValueError(f"base_std must be positive, got {base_std}")
+    """The problem of sampling rho in `dim` dimensions from N(0, base_std^2 I), in `num_steps` steps.
+
+    `start_std` is the standard deviation of s_0, `base_std` if not given. A smaller one leaves out noise levels at
+    which nothing is decided about x yet; the chain of the base process ends in N(0, base_std^2 I) all the same.
+    """
+    start_std = base_std if start_std is None else start_std
+    if not (base_std > 0 and start_std > 0):
+        raise ValueError(f"base_std and start_std must be positive, got {base_std} and {start_std}")
     covariance = base_std**2 * torch.eye(dim, dtype=torch.float64)
     denoiser = GaussianDenoiser(torch.zeros(dim, dtype=torch.float64), covariance)
-    levels = make_schedule(schedule, num_steps, scale=base_std)
+    levels = make_schedule(schedule, num_steps, scale=start_std)
     return InverseProblem(
         name=name,
         prior=Prior(denoiser, levels, (dim,), denoiser.denoising_variance, base_std),

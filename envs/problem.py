@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.posterior import LikelihoodGradient
 from diffusion.prior import Prior
 from envs.likelihood import DifferentiableLikelihood, Likelihood
+from envs.time_limit import time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
 
@@ -73,6 +74,8 @@ class InverseProblem:
     """Height and width if x is shown as a grey image."""
     measurement_image: Callable[[Tensor], Tensor] | None = None
     """[*Y] -> [H, W] picture of a measurement, NaN where nothing was seen."""
+    time_limit: float | None = None
+    """Seconds that a call of the likelihood or its gradient may take; see `envs.time_limit`."""
 
     def __post_init__(self) -> None:
         expected = self.likelihood.measurement_shape
@@ -106,8 +109,22 @@ class InverseProblem:
     @property
     def gradient(self) -> LikelihoodGradient | None:
         """The likelihood's gradient, or None if it has none."""
-        return self.likelihood.gradient if isinstance(self.likelihood, DifferentiableLikelihood) else None
+        if not isinstance(self.likelihood, DifferentiableLikelihood):
+            return None
+        gradient = self.likelihood.gradient
+        if self.time_limit is None:
+            return gradient
+
+        def limited(value: Tensor, measurement: Tensor) -> Tensor:
+            with time_limit(self.time_limit, f"the gradient of {self._asked(value)}"):
+                return gradient(value, measurement)
+
+        return limited
 
     def log_likelihood(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] log p(y | x) in nats, x = `value` [N, *D], y the rows `measurement_id` [N] of the measurements."""
-        return self.likelihood.log_prob(value, self.measurements[measurement_id].to(value))
+        with time_limit(self.time_limit, self._asked(value)):
+            return self.likelihood.log_prob(value, self.measurements[measurement_id].to(value))
+
+    def _asked(self, value: Tensor) -> str:
+        return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for {len(value)} x,"

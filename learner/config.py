@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from learner.guard import GuardConfig
 from learner.objectives import OBJECTIVES
+from learner.pretraining import PretrainingConfig
 
 __all__ = ["LearnerConfig"]
 
@@ -35,7 +36,9 @@ class LearnerConfig:
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
     importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
-    actors' mixture end on-policy, as other newest paths bias it."""
+    actors' mixture end on-policy, as other newest paths bias it. All that paths of joint simulation take part in."""
+    pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
+    """Maximum likelihood on paths drawn by importance, before relative trajectory balance."""
     beta_start: float = 1.0
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0
@@ -72,3 +75,11 @@ class LearnerConfig:
             raise ValueError(
                 f"learner.warmup_updates must be >= 0 and max_rows >= 1, got {self.warmup_updates} and {self.max_rows}"
             )
+
+    def pretrains(self, progress: float) -> bool:
+        """Whether updates at `progress` (0 to 1) of the run are those of the pretraining."""
+        return progress < self.pretraining.until
+
+    def draw_size(self, progress: float) -> int:
+        """Trajectories that an update at `progress` learns from."""
+        return self.pretraining.batch_size if self.pretrains(progress) else self.batch_size

@@ -25,7 +25,7 @@ from diffusion.kernel import expand
 from diffusion.path import stacked_transitions
 from diffusion.posterior import Posterior, log_ratio
 
-__all__ = ["LossOutput", "PathBatch", "accumulate_gradient"]
+__all__ = ["LossOutput", "PathBatch", "accumulate_gradient", "denoising_log_ratio"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +88,11 @@ def accumulate_gradient(
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
         ((weight[row] * ratio).sum() - forward_kl / count * given_x.double().sum()).backward()
     return LossOutput(value.detach(), residual.detach(), total.detach())
+
+
+def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:
+    """Log q - log p [N] of the transitions (row, step), with graph, averaged over s_k+1 given s_k and x."""
+    return _log_ratios(posterior, batch, row, step, True)[1]
 
 
 def _log_ratios(

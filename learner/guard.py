@@ -77,7 +77,8 @@ class Guard:
         self.rollbacks = 0
         """Times that the learner went back to a snapshot."""
         self._row = 0  # batches set aside since the last that was taken
-        self._seen = 0  # batches taken since the start or the last rollback
+        self._taken = 0  # batches taken since the start or the last rollback
+        self._seen = 0  # those of them that had a residual
         self._log_mean = 0.0
         self._log_normal = math.inf
 
@@ -89,18 +90,20 @@ class Guard:
     @property
     def wants_snapshot(self) -> bool:
         """Whether the weights are to be remembered now: every 200 taken steps, in good health."""
-        return self._row == 0 and self._seen > 0 and self._seen % SNAPSHOT_INTERVAL == 0
+        return self._row == 0 and self._taken > 0 and self._taken % SNAPSHOT_INTERVAL == 0
 
-    def examine(self, loss: float, gradient_norm: float, residual: NDArray[np.floating[Any]]) -> Verdict:
-        """What to do with a batch of this `loss`, norm of the gradient, and `residual` [B].
+    def examine(self, loss: float, gradient_norm: float, residual: NDArray[np.floating[Any]] | None) -> Verdict:
+        """What to do with a batch of this `loss`, norm of the gradient, and `residual` [B], None in pretraining.
 
         Raises:
             Diverged: it would have to be rolled back once more than is allowed.
         """
-        scale = float(np.median(np.abs(residual)))
+        scale = 0.0 if residual is None else float(np.median(np.abs(residual)))
         if math.isfinite(loss) and math.isfinite(gradient_norm) and math.isfinite(scale) and not self._explodes(scale):
-            self._learn(scale)
+            if residual is not None:
+                self._learn(scale)
             self._row = 0
+            self._taken += 1
             return Verdict.TAKE
         self.set_aside += 1
         self._row += 1
@@ -113,7 +116,7 @@ class Guard:
                 f"{self.normal_scale:.3g}); lower learner.learning_rate, or look at the likelihood"
             )
         self.rollbacks += 1
-        self._row, self._seen, self._log_normal = 0, 0, math.inf
+        self._row, self._taken, self._seen, self._log_normal = 0, 0, 0, math.inf
         return Verdict.ROLL_BACK
 
     @property
@@ -143,5 +146,5 @@ class Guard:
             setattr(self, name, int(value) if name in _COUNTS else float(value))
 
 
-_COUNTS = ("set_aside", "rollbacks", "_row", "_seen")
+_COUNTS = ("set_aside", "rollbacks", "_row", "_taken", "_seen")
 _STATE = (*_COUNTS, "_log_mean", "_log_normal")

@@ -14,14 +14,15 @@ from torch import Tensor, nn
 
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from envs.problem import InverseProblem
 from learner.average import WeightAverage
 from learner.config import LearnerConfig
 from learner.gradient import PathBatch, accumulate_gradient
 from learner.guard import Guard, Verdict
-from learner.loss import residual_loss
+from learner.loss import batch_loss
 from learner.objectives import OBJECTIVES
+from learner.pretraining import accumulate_denoising_gradient
 
 __all__ = ["Learner", "Update"]
 
@@ -33,13 +34,16 @@ class Update:
     """What one optimiser step leaves behind."""
 
     loss: float
-    """Mean loss of the batch, nats squared."""
-    residual: NDArray[np.float32]
-    """[B] residual of each trajectory, for its priority."""
+    """Mean loss of the batch: nats squared, in pretraining nats."""
+    residual: NDArray[np.float32] | None
+    """[B] residual of each trajectory, for its priority; None in pretraining."""
     gradient_norm: float
     """Norm of the gradient before clipping."""
     verdict: Verdict
     """Whether the step was taken, and if not, what was done."""
+    joint_log_weight: float | None = None
+    """Mean of log p(tau) + log p(y' | x) - log q(tau | y') over exact paths with measurements y' of their own, nats: an
+    upper bound of the mean of log p(y'), by as much as q is off (EUBO). None where the batch has no such path."""
 
 
 class Learner:
@@ -74,20 +78,16 @@ class Learner:
     def update(self, trajectory: Trajectory, progress: float) -> Update:
         """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
         config, batch = self.config, self._batch(trajectory)
-        log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
-        group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
-        beta = self.beta(progress)
-        objective = OBJECTIVES[config.objective]
-
-        def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-            residual = objective(log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
-            return residual_loss(residual, config.huber).mean(), residual
-
         self.optimizer.zero_grad(set_to_none=True)
-        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
+        residual = joint_log_weight = None
+        if config.pretrains(progress):
+            loss = accumulate_denoising_gradient(
+                self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
+            )
+        else:
+            loss, residual, joint_log_weight = self._residual_gradient(trajectory, batch, progress)
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
-        residual = output.residual.float().cpu().numpy()
-        verdict = self.guard.examine(float(output.loss), norm, residual)
+        verdict = self.guard.examine(float(loss), norm, residual)
         self.updates += 1
         if verdict is Verdict.TAKE:
             factor = self.learning_rate_factor(progress)
@@ -99,7 +99,30 @@ class Learner:
                 self._snapshots = [self._snapshots[-1], self._weights_and_moments()]
         elif verdict is Verdict.ROLL_BACK:
             self._roll_back()
-        return Update(loss=float(output.loss), residual=residual, gradient_norm=norm, verdict=verdict)
+        return Update(
+            loss=float(loss),
+            residual=residual,
+            gradient_norm=norm,
+            verdict=verdict,
+            joint_log_weight=joint_log_weight,
+        )
+
+    def _residual_gradient(
+        self, trajectory: Trajectory, batch: PathBatch, progress: float
+    ) -> tuple[Tensor, NDArray[np.float32], float | None]:
+        """Adds the gradient of the objective; (mean loss [], residual [B], mean log-weight of joint paths if any)."""
+        config, objective = self.config, OBJECTIVES[self.config.objective]
+        log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
+        group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
+        beta = self.beta(progress)
+
+        def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
+            return batch_loss(objective, log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
+
+        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
+        own = (log_likelihood.double() - output.log_ratio)[group == OWN_MEASUREMENT]
+        joint_log_weight = float(own.mean()) if len(own) else None
+        return output.loss, output.residual.float().cpu().numpy(), joint_log_weight
 
     def _roll_back(self) -> None:
         """To the older snapshot: the newer may be from when it began to go wrong."""
@@ -140,7 +163,10 @@ class Learner:
             denoised = denoise_path(self.problem.prior, states)
         else:
             denoised = torch.from_numpy(np.array(trajectory.denoised)).to(device)
-        measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
+        if trajectory.measurement is None:
+            measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
+        else:
+            measurement = torch.from_numpy(np.array(trajectory.measurement)).to(device)
         guidance = None
         if trajectory.guidance is not None and self.posterior.uses_guidance:
             guidance = torch.from_numpy(np.array(trajectory.guidance)).to(device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -36,7 +38,8 @@ def build_problem(config: RunConfig) -> InverseProblem:
     import_plugins(config.plugins)
     name = config.problem.name
     try:
-        return make_problem(name, config.problem.options)
+        problem = make_problem(name, config.problem.options)
+        return dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
     except ValueError as error:
         text = str(error).removeprefix(f"problem {name!r}: ")
         raise ConfigError(f"problem {name!r}: {text}") from None

@@ -162,15 +162,26 @@ class RunConfig:
                 f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
                 f"got {self.learner.batch_size}"
             )
-        if self.learner.forward_kl > 0 and set(self.replay.priorities) != {"importance"}:
+        if self.learner.pretraining.batch_size % self.replay.group_size:
             raise ValueError(
-                "learner.forward_kl needs draws that stand for the posterior: replay.priority must be importance, "
-                f"got {self.replay.priority}"
+                f"learner.pretraining.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
+                f"got {self.learner.pretraining.batch_size}"
             )
-        if self.learner.forward_kl > 0 and self.replay.store == "endpoints":
+        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", self.learner.pretraining.until)):
+            if value > 0 and set(self.replay.priorities) != {"importance"}:
+                raise ValueError(
+                    f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
+                    f"got {self.replay.priority}"
+                )
+            if value > 0 and self.replay.store == "endpoints":
+                raise ValueError(
+                    f"learner.{key} needs draws that stand for the posterior's paths, but paths noised anew from end "
+                    "points are not exactly those of the prior's chain; set replay.store to paths"
+                )
+        if "joint" in self.actor.kinds and self.learner.forward_kl == 0 and self.learner.pretraining.until < 1:
             raise ValueError(
-                "learner.forward_kl needs draws that stand for the posterior's paths, but paths noised anew from end "
-                "points are not exactly those of the prior's chain; set replay.store to paths"
+                "paths of actor.mixture joint have no residual and are learned from by learner.forward_kl alone, "
+                "which is 0; raise it, or leave joint out of the mixture"
             )
         self.shard_config()
 

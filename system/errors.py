@@ -20,3 +20,7 @@ class CheckpointError(UserError):
 
 class RunnerError(UserError):
     """A run cannot go on: its actors, replay or learner are lost, or wait for each other without end."""
+
+
+class DivergedError(RunnerError):
+    """Training has diverged: the stability guard gave up."""

@@ -83,6 +83,8 @@ class ExactSamples:
     """Independent draws that all kept draws are worth."""
     acceptance: float
     """Share of suffix proposals that were accepted at beta = 1."""
+    invalid: int
+    """Proposals whose log-likelihood was NaN or +inf, and which were refused for it."""
     log_partition: float
     """log Z of the chain, nats."""
     log_partition_standard_error: float
@@ -108,13 +110,16 @@ class ExactSamples:
     def lines(self) -> list[str]:
         """What the user is told."""
         verdict = "mixed" if self.mixed else "NOT MIXED: the populations do not agree yet; give it more --max-seconds"
-        return [
+        lines = [
             f"{verdict}",
             f"largest R^ {self.r_hat:.3f} ({self.worst}), worth {self.effective_samples:.0f} independent samples",
             f"log Z of the chain {self.log_partition:.3f} +- {self.log_partition_standard_error:.3f}",
             f"{self.temperatures} temperatures, {self.sweeps} sweeps, every {self.thinning} kept; "
             f"{self.acceptance:.1%} of suffixes accepted; {self.seconds:.0f} s",
         ]
+        if self.invalid:
+            lines.append(f"{self.invalid} proposals were refused, as their log-likelihood was NaN or +inf")
+        return lines
 
 
 def sample_exactly(
@@ -177,6 +182,7 @@ def sample_exactly(
         worst=worst,
         effective_samples=effective,
         acceptance=accepted / (sweeps * len(populations)),
+        invalid=sum(search.invalid for search in populations),
         log_partition=log_partition,
         log_partition_standard_error=error,
         temperatures=max(temperatures),

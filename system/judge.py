@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from system.config import RunConfig
 from system.metrics import read_metrics
 from system.run_directory import RunDirectory, write_text
 
-__all__ = ["draw", "final_report", "judge", "load_posterior"]
+__all__ = ["draw", "final_report", "has_diverged", "judge", "load_posterior"]
 
 BATCH = 512  # trajectories at once
 LOW_ESS = 0.01  # fraction below which the report warns
@@ -79,9 +80,12 @@ def final_report(
     """Writes report.html, its figures, and the same numbers as results.json."""
     generator = torch.Generator().manual_seed(stream_seed(config, "prior samples"))
     rows_of_y = torch.full((BATCH,), measurement_id)
-    prior = rollout(problem, None, rows_of_y, generator=generator).states[:, -1]
-    history = read_metrics(run.metrics)
+    started = rollout(problem, None, rows_of_y, generator=generator)
+    prior, history = started.states[:, -1], read_metrics(run.metrics)
+    metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
+    if has_diverged(metrics):
+        notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
         *problem_pictures(problem, measurement_id, prior, torch.from_numpy(samples), evaluation),
         bounds_picture(history, evaluation.exact_log_partition),
@@ -94,8 +98,20 @@ def final_report(
     title = f"{config.problem.name}: learned posterior"
     write_report(run.report, title, rows, shown, config.to_yaml(), list(notes), run.path.name)
     summary = [dataclasses.asdict(row) for row in rows]
-    results = {"summary": summary, "metrics": evaluation.as_metrics(), "notes": notes}
+    results = {"summary": summary, "metrics": metrics, "notes": notes}
     write_text(run.results, json.dumps(results, indent=1) + "\n")
+
+
+def has_diverged(metrics: Mapping[str, float]) -> bool:
+    """Whether the last evaluation is that of a run that diverged.
+
+    A number is not finite, or the ELBO is below that of the prior, which is where training begins. A run that the guard
+    ended has diverged too, and has no evaluation.
+    """
+    numbers = {key: value for key, value in metrics.items() if key != "eval/prior_elbo"}
+    return not all(math.isfinite(value) for value in numbers.values()) or (
+        metrics["eval/elbo"] < metrics["eval/prior_elbo"]
+    )
 
 
 def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:

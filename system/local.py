@@ -20,7 +20,7 @@ from envs import InverseProblem
 from learner import Diverged
 from system.assembly import build_actor, build_learner, build_shard, noising_generator
 from system.config import RunConfig
-from system.errors import ConfigError, RunnerError
+from system.errors import ConfigError, DivergedError, RunnerError
 from system.part import Part, write_part
 from system.runner import (
     add_counters,
@@ -90,15 +90,17 @@ class LocalRunner:
         return self._metrics | self._counters()
 
     def _turn(self) -> None:
-        batch = self.shard.sample(self.config.learner.batch_size)
+        learner = self.config.learner
+        batch = self.shard.sample(learner.draw_size(self.progress), newest=not learner.pretrains(self.progress))
         if batch is not None:
             generator = noising_generator(self.config, self.updates)
             trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
                 update = self.learner.update(trajectory, self.progress)
             except Diverged as error:
-                raise RunnerError(f"training diverged: {error}") from error
-            self.shard.update_priorities(batch.ids, update.residual)
+                raise DivergedError(f"training diverged: {error}") from error
+            if update.residual is not None:
+                self.shard.update_priorities(batch.ids, update.residual)
             self._metrics = update_metrics(update, trajectory, self.learner.updates)
             return
         started = time.perf_counter()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from envs import InverseProblem
+from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig, config_from_tree, load_config
@@ -29,6 +31,15 @@ from system.runner import Runner
 __all__ = ["closing_lines", "evaluate_run", "make_runner", "open_run", "resume", "sample", "sample_exact", "train"]
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _likelihood_may_hang() -> Iterator[None]:
+    """Makes a likelihood that was given up an error of one line; also a decorator."""
+    try:
+        yield
+    except LikelihoodTimeout as error:
+        raise RunnerError(str(error)) from error
 
 
 def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = False) -> RunDirectory:
@@ -84,6 +95,7 @@ def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -
     return RayRunner(config, problem, run.path)
 
 
+@_likelihood_may_hang()
 def _train(
     config: RunConfig, problem: InverseProblem, run: RunDirectory, checkpoint: Checkpoint | None, quiet: bool
 ) -> None:
@@ -190,6 +202,7 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
+@_likelihood_may_hang()
 def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int = 0) -> Path:
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file."""
     if count < 1:
@@ -203,6 +216,7 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     return path
 
 
+@_likelihood_may_hang()
 def sample_exact(
     source: Path,
     overrides: Sequence[str],
@@ -236,6 +250,7 @@ def sample_exact(
     return path, result
 
 
+@_likelihood_may_hang()
 def evaluate_run(directory: Path, count: int | None = None, measurement: int = 0) -> RunDirectory:
     """Evaluates the newest checkpoint of a run on one measurement and rewrites its report."""
     if count is not None and count < 2:

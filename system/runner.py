@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.end_points import EndPoints
 from diffusion.prior import Prior
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from learner import Update
 from system.part import Part
 
@@ -78,13 +78,18 @@ def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: fl
 def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict[str, float]:
     """Metrics of one optimiser step."""
     lag = version - 1 - trajectory.policy_version
-    return {
+    metrics = {
         "learner/loss": update.loss,
-        "learner/residual_std": float(np.std(update.residual)),
         "learner/gradient_norm": update.gradient_norm,
         "learner/lag_mean": float(lag.mean()),
         "learner/lag_max": float(lag.max()),
     }
+    known = trajectory.measurement_id != OWN_MEASUREMENT
+    if update.residual is not None and known.any():
+        metrics["learner/residual_std"] = float(np.std(update.residual[known]))
+    if update.joint_log_weight is not None:
+        metrics["learner/joint_log_weight"] = update.joint_log_weight
+    return metrics
 
 
 def as_paths(stored: Trajectory | EndPoints, prior: Prior, generator: torch.Generator) -> Trajectory:
@@ -116,6 +121,7 @@ def exploration_metrics(counters: Mapping[str, float]) -> dict[str, float]:
         if name != "trajectories":
             continue
         metrics |= {f"actor/{kind}/trajectories": made, f"actor/{kind}/seconds": counters[f"{kind}/seconds"]}
+        metrics[f"actor/{kind}/invalid"] = counters.get(f"{kind}/invalid", 0.0)
         if counters.get(f"{kind}/finite", 0) > 0:
             metrics[f"actor/{kind}/log_likelihood"] = counters[f"{kind}/log_likelihood"] / counters[f"{kind}/finite"]
         if counters.get(f"{kind}/proposals", 0) > 0:

@@ -55,7 +55,7 @@ def test_the_wait_leaves_out_the_first_twenty_seconds():
     """30 % of the first 25 s and 10 % of the 100 s in all is (10 - 7.5) / 75."""
     seconds = np.array([5.0, 25.0, 100.0])
     history = {"learner/wait": (np.arange(3), seconds, np.array([0.9, 0.3, 0.1]))}
-    run = Finished(name="ray", metrics={}, history=history, cpu_seconds=0.0)
+    run = Finished(name="ray", metrics={}, history=history, cpu_seconds=0.0, diverged=False)
     assert wait(run) == pytest.approx(2.5 / 75)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.posterior.base import LikelihoodGradient, Posterior, log_ratio
+from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded, log_ratio
 from diffusion.posterior.control import ControlPosterior
 from diffusion.posterior.finetune import FinetunePosterior
 from diffusion.prior import Prior
@@ -19,6 +19,7 @@ __all__ = [
     "LikelihoodGradient",
     "Posterior",
     "PosteriorConfig",
+    "bounded",
     "log_ratio",
     "make_posterior",
 ]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion.kernel import expand
 from diffusion.prior import Prior
 
-__all__ = ["LikelihoodGradient", "Posterior", "log_ratio"]
+__all__ = ["LikelihoodGradient", "Posterior", "bounded", "log_ratio"]
 
 
 class LikelihoodGradient(Protocol):
@@ -30,6 +30,12 @@ class LikelihoodGradient(Protocol):
 def log_ratio(noise: Tensor, control: Tensor) -> Tensor:
     """[N] log q - log p of transitions with z = `noise` and u = `control`, both [N, *D]."""
     return ((noise - 0.5 * control) * control).flatten(1).sum(1)
+
+
+def bounded(value: Tensor, limit: float) -> Tensor:
+    """`value` [N, *D] scaled so that its root mean square r over *D becomes r / sqrt(1 + (r / limit)^2)."""
+    square = value.flatten(1).double().square().mean(1)  # in float64, as the square of an exploding one overflows
+    return value * expand((1 + square / limit**2).rsqrt(), value)
 
 
 class Posterior(nn.Module, ABC):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 from diffusion.network import MLP, UNet
-from diffusion.posterior.base import LikelihoodGradient, Posterior
+from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded
 from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
@@ -96,14 +96,14 @@ class ControlPosterior(Posterior):
         shift: Tensor | float = 0.0
         outside: Tensor | float = 0.0
         if self._gradient is not None:
-            gradient = _bounded(
+            gradient = bounded(
                 expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement), MAX_FEATURE
             )
             inputs.append(gradient)
             shift = expand(self.gain[0, step], state) * gradient
         if self._guided:
             pulled = self._guidance(state, step, measurement) if guidance is None else guidance
-            pulled = _bounded(expand(prior.std[step], state) * pulled, MAX_FEATURE)
+            pulled = bounded(expand(prior.std[step], state) * pulled, MAX_FEATURE)
             inputs.append(pulled / scale.clamp_min(MIN_SCALE))
             outside = expand(self.gain[1, step], state) * pulled
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
@@ -113,15 +113,9 @@ class ControlPosterior(Posterior):
         else:
             output = self.network(torch.cat(inputs, dim=1), level)
         output = expand(self._unsettled[step], state) * output
-        return _bounded(scale * (output + shift) + outside, MAX_CONTROL)
+        return bounded(scale * (output + shift) + outside, MAX_CONTROL)
 
     def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:
         gradient = self._gradient
         assert gradient is not None
         return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))[1]
-
-
-def _bounded(value: Tensor, limit: float) -> Tensor:
-    """`value` [N, *D] scaled so that its root mean square r over *D becomes r / sqrt(1 + (r / limit)^2)."""
-    square = value.flatten(1).double().square().mean(1)  # in float64, as the square of an exploding one overflows
-    return value * expand((1 + square / limit**2).rsqrt(), value)

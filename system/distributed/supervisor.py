@@ -17,10 +17,12 @@ from typing import Any
 
 import ray
 
+from envs.time_limit import LikelihoodTimeout
+from learner import Diverged
 from system.checkpoint import CheckpointStore
 from system.config import RunConfig
 from system.distributed.workers import LearnerWorker, Peers, RolloutWorker, ShardWorker, WeightStore
-from system.errors import CheckpointError, RunnerError
+from system.errors import CheckpointError, DivergedError, RunnerError
 from system.part import Part
 from system.replay.reshard import reshard
 from system.runner import state_part
@@ -168,6 +170,11 @@ class Supervisor:
         try:
             result = ray.get(reference, timeout=self.config.ray.timeout_seconds)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, LikelihoodTimeout):  # its state is unknown, and another x may fare better
+                self._replace(worker, error.cause)
+                return None
+            if isinstance(error.cause, Diverged):
+                raise DivergedError(f"training diverged: {error.cause}") from error
             if not _is_loss_of_peer(error):
                 raise _failure(worker.name, error) from error
             worker.slices.remove(reference)

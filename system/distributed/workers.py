@@ -10,6 +10,7 @@ idle, and hears from each when a slice ends: that is their heartbeat. Tensors go
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import zlib
@@ -97,10 +98,10 @@ class ShardWorker:
         return self._shard.insert(trajectory)
 
     def sample(
-        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+        self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
     ) -> ReplayBatch | None:
         """See `ReplayShard.sample`."""
-        return self._shard.sample(batch_size, weighting, counted=counted)
+        return self._shard.sample(batch_size, weighting, newest=newest, counted=counted)
 
     def take_turn(self, batch_size: int) -> bool:
         """See `ReplayShard.take_turn`."""
@@ -146,7 +147,10 @@ class RolloutWorker:
         os.nice(4)  # where they share cores, the learner goes first: actors can always make more
         torch.set_num_threads(1)
         self._config, self._index = config, index
-        self._problem = build_problem(config)
+        problem = build_problem(config)
+        # Before the driver takes it for hung: who says what it waits for is told from who is silent.
+        limit = min(problem.time_limit or math.inf, config.ray.timeout_seconds / 2)
+        self._problem = dataclasses.replace(problem, time_limit=limit)
         self._actor = build_actor(config, self._problem, index, life)
         self._pending: Items | None = None
         self._next_shard = index
@@ -262,7 +266,8 @@ class LearnerWorker:
                 generator = noising_generator(self._config, self._learner.updates)
                 trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
                 update = self._learner.update(trajectory, self._progress)
-                self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
+                if update.residual is not None:
+                    self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
                 metrics = update_metrics(update, trajectory, self._learner.updates)
                 if self._learner.updates % self._config.ray.publish_interval == 0:
                     began = time.perf_counter()
@@ -291,9 +296,12 @@ class LearnerWorker:
 
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
+        learner = self._config.learner
+        size, newest = learner.draw_size(self._progress), not learner.pretrains(self._progress)
         while len(self._requests) < self._config.ray.prefetch:
-            turn = self._choice.next(self._config.replay.shares())
-            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(self._ask(turn, peers))))
+            turn = self._choice.next(self._config.replay.shares(newest))
+            fetch = self._ask(turn, size, newest, peers)
+            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(fetch)))
         turn, shard, fetched = self._requests.popleft()
         batch = fetched.result()
         if batch is None:
@@ -305,12 +313,12 @@ class LearnerWorker:
             self._choice.accepted()
         return shard, batch
 
-    def _ask(self, turn: Turn, peers: Peers) -> Callable[[], ReplayBatch | None]:
+    def _ask(self, turn: Turn, size: int, newest: bool, peers: Peers) -> Callable[[], ReplayBatch | None]:
         """Asks for the batch of a turn, or for leave to; what waits for the answer, in the fetching thread."""
-        shard, size = peers.shards[turn.shard], self._config.learner.batch_size
+        shard = peers.shards[turn.shard]
         weighting = turn.weighting if len(peers.shards) > 1 else None
         if turn.pace == turn.shard:
-            return partial(ray.get, shard.sample.remote(size, weighting), timeout=peers.timeout)
+            return partial(ray.get, shard.sample.remote(size, weighting, newest=newest), timeout=peers.timeout)
         leave = peers.shards[turn.pace].take_turn.remote(size)
 
         def fetch() -> ReplayBatch | None:

@@ -10,6 +10,7 @@ a shard that slept inside an insert could not serve the sample which that insert
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
 from diffusion.end_points import EndPoints
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from system.replay.choice import log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
@@ -28,7 +30,7 @@ from system.replay.storage import Items, TrajectoryStorage
 __all__ = ["ReplayShard", "is_storable"]
 
 LARGEST_TOURNAMENT = 1024  # entrants, where there are many measurements
-TOURNAMENT = 8  # items that compete to be a start; the winner is of the best eighth on average
+TOURNAMENT = 8  # items that compete to be a start; the winner is of the best ninth on average
 
 
 class ReplayShard:
@@ -152,21 +154,28 @@ class ReplayShard:
         """Stored trajectories for actors to go on from, with replacement; None while there are none.
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
-        residual among items of the same measurement. The rate limiter does not count them.
+        residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
+        importance weights of the starts are right, see `system.replay.choice`. Items with a measurement of their own
+        have no rivals, and are passed over. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:
             return None
+        window = min(self._config.newest_window, size)
+        slots = self._storage.slots_of_age(np.arange(window)) if by == "age" else np.arange(size)
+        slots = slots[self._storage.column("measurement_id")[slots] != OWN_MEASUREMENT]
+        if not len(slots):
+            return None
         if by == "age":
-            window = min(self._config.newest_window, size)
-            return self._storage.take(self._storage.slots_of_age(self._generator.integers(window, size=count)))
+            return self._storage.take(slots[self._generator.integers(len(slots), size=count)])
         score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
-        # As many more entrants as there are measurements, so that on average the rivals of one are TOURNAMENT.
-        width = min(TOURNAMENT * self._storage.num_measurements, LARGEST_TOURNAMENT)
-        entrants = self._generator.integers(size, size=(count, width))
-        measurement = self._storage.column("measurement_id")[entrants]
-        rivals = np.where(measurement == measurement[:, :1], score[entrants], -np.inf)
-        return self._storage.take(entrants[np.arange(count), rivals.argmax(axis=1)])
+        score, measurement_id = score[slots], self._storage.column("measurement_id")[slots]
+        # As many times more entrants as there are measurements: on average TOURNAMENT are then of the first one's.
+        entrants = min(TOURNAMENT * self._storage.num_measurements, LARGEST_TOURNAMENT)
+        winners = tournament(score, measurement_id, count, entrants, self._generator)
+        stored = self._storage.take(slots[winners])
+        ratio = log_choice_ratio(score, measurement_id, winners, entrants).astype(np.float32)
+        return dataclasses.replace(stored, log_behaviour_ratio=stored.log_behaviour_ratio + ratio)
 
     def update_priorities(self, ids: ItemIds, residuals: ArrayLike) -> int:
         """Take in the learner's residuals [B]; how many were not ignored as late or not finite."""
@@ -269,8 +278,8 @@ def is_storable(trajectory: Items) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
         log_importance = trajectory.log_importance
     storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
-    for numbers in trajectory.arrays().values():
-        if numbers.ndim > 1:
+    for name, numbers in trajectory.arrays().items():
+        if numbers.ndim > 1 or name == "measurement":
             storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     return storable
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusion.path import denoise_path, path_log_prior, path_log_ratio, stacked_transitions
+from diffusion.path import denoise_path, guide_path, path_log_prior, path_log_ratio, stacked_transitions
 from diffusion.posterior import ControlPosterior
 
 
@@ -53,6 +53,23 @@ def test_the_chunk_size_bounds_memory_and_not_results(network_prior, scorer, pat
     assert torch.allclose(path_log_prior(network_prior, states, denoised, max_rows), whole, rtol=1e-5, atol=1e-5)
     whole = path_log_ratio(scorer, states, denoised, measurement)
     assert torch.allclose(path_log_ratio(scorer, states, denoised, measurement, max_rows), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("max_rows", [4, 30])
+def test_the_guidance_of_paths_is_that_of_a_loop_at_each_path_s_own_measurement(network_prior, paths, max_rows):
+    states, denoised, measurement = paths
+    target = torch.cat([measurement, measurement[:, :1]], dim=1)
+
+    def gradient(value, target):
+        return target - value
+
+    guidance = guide_path(network_prior, gradient, states, target, max_rows)
+    assert guidance.shape == denoised.shape and not guidance.requires_grad
+    for step in range(6):
+        index, leaf = torch.full((5,), step), states[:, step].clone().requires_grad_(True)
+        estimate = network_prior.denoiser(leaf, network_prior.alpha[index], network_prior.sigma[index])
+        (expected,) = torch.autograd.grad(-0.5 * (target - estimate).square().sum(), leaf)
+        assert guidance[:, step].numpy() == pytest.approx(expected.numpy(), abs=1e-4)
 
 
 def test_scores_carry_no_graph(network_prior, scorer, paths):

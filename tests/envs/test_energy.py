@@ -79,7 +79,7 @@ def test_the_funnel_has_the_density_of_its_two_stages(generator):
     [
         ("funnel", {"dim": 1}, "funnel needs dim >= 2, got 1"),
         ("manywell", {"dim": 5}, "manywell needs an even dim >= 2, got 5"),
-        ("gmm-25", {"base_std": 0.0}, "base_std must be positive, got 0.0"),
+        ("gmm-25", {"base_std": 0.0}, "base_std and start_std must be positive, got 0.0 and 2.5"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(name, options, message):

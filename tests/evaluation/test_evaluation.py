@@ -118,7 +118,7 @@ def test_without_an_exact_posterior_the_bounds_of_q_remain(chain):
 
 
 def test_exact_transport_is_left_out_in_many_dimensions():
-    problem = make_problem("gaussian-linear", {"dim": 17, "num_steps": 2})
+    problem = make_problem("gaussian-linear", {"dim": 33, "num_steps": 2})
     samples = problem.exact[0].sample(50)
     result = evaluate(problem, 0, samples, torch.zeros(50, dtype=torch.float64))
     assert result.w2 is None
@@ -133,3 +133,12 @@ def test_what_does_not_fit_the_problem_is_refused(chain):
         evaluate(problem, 0, samples, log_weight[:-1])
     with pytest.raises(ValueError, match=r"within 0\.\.0, got 1"):
         evaluate(problem, 1, samples, log_weight)
+
+
+def test_the_class_error_is_the_largest_of_all_classes():
+    problem = make_problem("gmm-25-to-9", {"num_steps": 2})
+    samples = problem.exact[0].sample(4000, torch.Generator().manual_seed(0))
+    result = evaluate(problem, 0, samples, torch.zeros(4000, dtype=torch.float64), quick=True)
+    errors = [abs(p - q) for p, q in zip(result.class_probabilities, result.exact_class_probabilities, strict=True)]
+    assert result.class_error == max(errors) and 0 < result.class_error < 4 * 0.5 / 4000**0.5
+    assert result.as_metrics()["eval/class_error"] == result.class_error

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from actors import Actor, ActorConfig, rollout
-from diffusion.path import denoise_path, path_log_prior
+from diffusion.path import denoise_path, path_log_prior, path_log_ratio
 from diffusion.posterior import ControlPosterior, Posterior
-from diffusion.trajectory import Origin, Trajectory
+from diffusion.trajectory import Origin, Trajectory, concatenate
 from envs import make_problem
 from envs.exact.chain import ChainPosterior
 from evaluation.bounds import elbo, iw_log_partition
@@ -197,6 +197,63 @@ def test_weights_are_a_copy_that_later_updates_leave_alone(gaussian_problem):
     learner.update(_batch(gaussian_problem), 0.0)
     assert (before == kept).all() and (averaged == kept).all() and (learner.weights() != kept).any()
     assert before.dtype == np.float32 and before.ndim == 1
+
+
+# --- paths with measurements of their own ---
+
+
+def _joint_and_others(problem):
+    """Joint paths and prior paths, in one batch and apart."""
+    joint = _batch(problem, count=6, mixture={"joint": 1.0}, final_mixture={"joint": 1.0})
+    rest = _batch(problem, seed=1, count=10)
+    measurement = problem.measurements.numpy()[rest.measurement_id]
+    rest = dataclasses.replace(rest, measurement=measurement, uid=rest.uid + np.uint64(100))
+    return concatenate([joint, rest]).take(np.random.default_rng(0).permutation(16)), joint, rest
+
+
+@pytest.mark.parametrize("max_rows", [7, 16_384])
+def test_joint_paths_add_their_denoising_term_and_leave_the_residual_s_gradient_of_the_others_as_it_is(
+    gaussian_problem, max_rows
+):
+    both, joint, rest = _joint_and_others(gaussian_problem)
+
+    def gradient(batch, forward_kl):
+        torch.manual_seed(0)
+        learner = _learner(gaussian_problem, forward_kl=forward_kl, gradient_clip=1e9, max_rows=max_rows)
+        torch.nn.init.normal_(learner.posterior.network.head.weight, std=0.3)
+        update = learner.update(batch, 0.5)
+        return torch.cat([value.grad.flatten() for value in learner.posterior.parameters()]), update
+
+    plain, update = gradient(both, 0.0)
+    expected, alone = gradient(rest, 0.0)
+    assert (plain - expected).norm() < 1e-5 * expected.norm() and expected.norm() > 0.1
+    assert update.loss == pytest.approx(alone.loss, rel=1e-5)
+    # The denoising term is a mean over all trajectories, so it is the mean of its parts.
+    joint_part = gradient(joint, 2.0)[0]
+    rest_part = gradient(rest, 2.0)[0] - expected
+    added = gradient(both, 2.0)[0] - plain
+    assert (added - (6 * joint_part + 10 * rest_part) / 16).norm() < 1e-4 * added.norm()
+    assert joint_part.norm() > 0.1
+
+
+def test_a_joint_path_is_scored_at_its_own_measurement_and_its_mean_log_weight_bounds_the_evidence(gaussian_problem):
+    both, joint, rest = _joint_and_others(gaussian_problem)
+    learner = _learner(gaussian_problem, forward_kl=1.0)
+    torch.nn.init.normal_(learner.posterior.network.head.weight, std=0.3)
+    states = torch.from_numpy(joint.states)
+    denoised, measurement = denoise_path(gaussian_problem.prior, states), torch.from_numpy(joint.measurement)
+    log_weight = joint.log_likelihood - path_log_ratio(learner.posterior, states, denoised, measurement).sum(1).numpy()
+    update = learner.update(both, 0.0)
+    assert update.joint_log_weight == pytest.approx(float(log_weight.mean()), abs=1e-3)
+    assert learner.update(rest, 0.0).joint_log_weight is None
+    many = _batch(gaussian_problem, count=2_000, mixture={"joint": 1.0}, final_mixture={"joint": 1.0})
+    exact = gaussian_problem.exact[0]  # log p(y') of the chain
+    likelihood = gaussian_problem.likelihood
+    evidence = [
+        ChainPosterior(exact.prior, likelihood.operator.matrix, likelihood.noise_std, torch.from_numpy(y)).log_partition
+        for y in many.measurement[:500]
+    ]
+    assert learner.update(many.take(slice(0, 500)), 0.0).joint_log_weight > np.mean(evidence) + 0.1
 
 
 # --- bad batches ---

@@ -257,3 +257,33 @@ def test_a_measurement_that_is_not_finite_or_of_another_shape_is_refused(plugin,
     assert kind == "rtb: error: command line: --problem.offset: could not convert string to float: 'much'"
     assert key == "rtb: error: command line: unknown option --problem.ofset; did you mean --problem.offset?"
     assert not (tmp_path / "runs").exists()  # a run that cannot start leaves nothing behind
+
+
+HANGING = """
+from envs.registry import register
+from envs.problem import InverseProblem
+from envs.problems.gaussian_linear import gaussian_linear
+import dataclasses, time
+
+class Stuck:
+    measurement_shape = (1,)
+
+    def log_prob(self, value, measurement):
+        time.sleep(600)
+
+@register("stuck")
+def stuck() -> InverseProblem:
+    return dataclasses.replace(gaussian_linear(dim=2, measurement_dim=1, num_steps=5), name="stuck", likelihood=Stuck())
+"""
+
+
+@pytest.mark.parametrize("command", [["train"], ["sample", "--exact"]])
+def test_a_likelihood_that_hangs_ends_the_command_with_its_name_and_the_limit(tmp_path, command):
+    (tmp_path / "stuck_problem.py").write_text(HANGING, encoding="utf-8")
+    text = TINY.replace("{name: gaussian-linear, dim: 2, measurement_dim: 1, num_steps: 5}", "{name: stuck}")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    flags = ["--plugins", "stuck_problem", "--actor.likelihood-timeout-seconds", "0.2", "--quiet"]
+    done = _rtb(command[0], "mine.yaml", *command[1:], *flags, cwd=tmp_path, path=tmp_path)
+    asked = "the likelihood of problem 'stuck' (Stuck), asked for "
+    assert done.returncode == 2 and done.stderr.startswith(f"rtb: error: {asked}"), done.stderr
+    assert done.stderr.endswith("has not returned within 0.2 s (actor.likelihood_timeout_seconds)\n")

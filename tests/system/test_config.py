@@ -130,6 +130,11 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         ("replay: {tolerance: 1}", "tolerance must be at least"),
         ("replay: {group_size: 3}", "learner.batch_size must be a multiple of replay.group_size = 3, got 64"),
         ("learner: {forward_kl: 1}", "replay.priority must be importance, got uniform"),
+        (
+            "actor: {mixture: {joint: 1}}",
+            "joint have no residual and are learned from by learner.forward_kl alone, which",
+        ),
+        ("actor: {final_mixture: {joint: 1}}", "which is 0; raise it, or leave joint out of the mixture"),
         ("evaluation: {trajectories: 0}", "evaluation.trajectories must be at least 2, got 0"),
         ("checkpoint: {keep: 0}", "checkpoint.keep must be at least 1, got 0"),
         ("checkpoint: {interval_seconds: -1}", "checkpoint.interval_seconds must be at least 0, got -1.0"),

@@ -132,3 +132,20 @@ def test_from_a_run_its_posterior_proposes_too(config, tmp_path, monkeypatch, ca
 def test_settings_that_cannot_be_are_refused(config, capsys, flag, message):
     assert main(["sample", str(config), "--exact", *flag]) == 2
     assert capsys.readouterr().err == f"rtb: error: {message}\n"
+
+
+def test_proposals_without_a_number_for_a_likelihood_are_counted_and_the_rest_is_sampled(monkeypatch):
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 8})
+    settings = ExactConfig(num_samples=20, chains=64, effective_samples=10, r_hat=2.0)
+    sound = type(problem.likelihood).log_prob
+    assert sample_exactly(problem, 0, settings).invalid == 0
+
+    def fragile(self, value, measurement):
+        broken = torch.where(value[:, 1] > 0, torch.nan, torch.inf)
+        return torch.where(value[:, 0] > 0.5, broken, sound(self, value, measurement))
+
+    monkeypatch.setattr(type(problem.likelihood), "log_prob", fragile)
+    found = sample_exactly(problem, 0, settings)
+    assert found.invalid > 0 and found.samples[:, 0].max() <= 0.5
+    expected = f"{found.invalid} proposals were refused, as their log-likelihood was NaN or +inf"
+    assert expected in found.lines() and found.figures()["invalid"] == found.invalid

@@ -1,12 +1,17 @@
 """The local runner: a pure function of its configuration, however often it is interrupted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+import torch
 
 import system.local
+from envs.exact.chain import ChainPosterior
 from system.assembly import build_problem
 from system.config import config_from_tree
 from system.errors import ConfigError, RunnerError
+from system.judge import draw
 from system.local import LocalRunner
 from system.part import read_part
 from system.replay.messages import InsertReply
@@ -76,6 +81,12 @@ def test_another_seed_or_setting_ends_in_other_weights(changes):
     assert (_finish(_runner()).weights() != _finish(_runner(**changes)).weights()).any()
 
 
+PRETRAINED = {
+    "replay__priority": "importance",
+    "learner__pretraining": {"until": 0.4, "batch_size": 24, "steps_per_path": 2},
+}
+
+
 @pytest.mark.parametrize(
     ("interruptions", "changes"),
     [
@@ -86,6 +97,7 @@ def test_another_seed_or_setting_ends_in_other_weights(changes):
         (list(range(1, 40, 3)), {}),
         ([20, 41], {"replay__store": "endpoints", "replay__priority": {"rank": 0.5, "reshuffled": 0.5}}),
         ([20, 41], {"replay__evict_by": "likelihood"}),
+        ([12, 20, 60], PRETRAINED),
     ],
 )
 def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions, changes):
@@ -108,6 +120,69 @@ def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, inter
     np.testing.assert_array_equal(ours.ids.slot, theirs.ids.slot)
     np.testing.assert_array_equal(ours.trajectory.samples, theirs.trajectory.samples)
     np.testing.assert_array_equal(runner.actor.act().states, straight.actor.act().states)
+
+
+JOINT = {
+    "actor__mixture": {"joint": 0.5, "on-policy": 0.25, "pigdm": 0.25},
+    "actor__final_mixture": {"joint": 0.5, "on-policy": 0.5},
+    "learner__forward_kl": 1.0,
+    "replay__priority": "importance",
+}
+
+
+def test_an_interrupted_run_with_joint_simulation_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+    straight, runner = _runner(**JOINT), _runner(**JOINT)
+    _turns(straight, 60)
+    _turns(runner, 31)
+    parts = _save(runner, tmp_path / "saved")
+    runner = _runner(**JOINT)
+    runner.load(parts)
+    _turns(runner, 29)
+    _assert_equal(_state(runner), _state(straight))
+    stored = straight.shard.state_dict()[0]
+    assert 0.2 < np.mean(stored["storage.measurement_id"] == -1) < 0.8
+    assert stored["storage.measurement"].shape == (64, 1)
+    assert np.isfinite(straight._metrics["learner/joint_log_weight"])
+
+
+def test_a_posterior_of_joint_paths_alone_is_right_at_a_measurement_it_never_saw():
+    """The problem's own y and others: the mean of x follows y by several posterior standard deviations."""
+    only = {"mixture": {"joint": 1.0}, "final_mixture": {"joint": 1.0}}
+    runner = _finish(
+        _runner(
+            updates=400,
+            problem={"name": "gaussian-linear", "dim": 4, "measurement_dim": 2, "num_steps": 10},
+            posterior={"hidden": 32, "depth": 2},
+            actor={"batch_size": 64, **only},
+            learner={"batch_size": 64, "warmup_updates": 20, "learning_rate": 5e-3, "forward_kl": 1.0},
+            replay={"priority": "importance", "min_size": 128, "samples_per_insert": 2},
+        )
+    )
+    problem, posterior = runner.actor.problem, runner.actor.posterior
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(runner.weights()), posterior.parameters())
+    prior, likelihood, own = problem.prior, problem.likelihood, problem.measurements
+    moved = []
+    for measurement in (own, -own, own + 1.5):
+        exact = ChainPosterior(prior, likelihood.operator.matrix, likelihood.noise_std, measurement[0])
+        at_y = dataclasses.replace(problem, measurements=measurement, exact=(exact,))
+        samples, log_weight = draw(at_y, posterior, 4_000, seed=1)
+        samples, spread = torch.as_tensor(samples).double(), exact.variance.sqrt()
+        assert float(((samples.mean(0) - exact.mean) / spread).abs().max()) < 0.25
+        assert (samples.std(0) / spread).numpy() == pytest.approx(np.ones(4), abs=0.25)
+        assert exact.log_partition - float(log_weight.mean()) < 0.6
+        moved.append(float(((exact.mean - prior.denoiser.mean) / spread).abs().max()))
+    assert min(moved) > 1.4 and max(moved) > 2.5  # so far is the prior's mean off
+    assert "learner/residual_std" not in runner._metrics and runner._metrics["learner/loss"] == 0.0
+
+
+def test_joint_simulation_is_refused_at_the_start_where_nothing_can_be_simulated():
+    with pytest.raises(ConfigError, match="actor: joint needs a likelihood that measurements can be drawn from"):
+        _runner(
+            actor__mixture={"joint": 1.0},
+            learner__forward_kl=1.0,
+            replay__priority="importance",
+            problem={"name": "funnel", "num_steps": 5},
+        )
 
 
 def test_a_save_changes_nothing_of_the_run(tmp_path):
@@ -200,9 +275,43 @@ def test_a_likelihood_that_is_never_finite_ends_the_run_instead_of_rolling_out_f
         runner.advance()
 
 
+def test_a_likelihood_that_is_not_a_number_now_and_then_is_counted_by_kind_and_the_run_goes_on(monkeypatch):
+    runner = _runner(actor__mixture={"prior": 0.5, "on-policy": 0.5}, actor__final_mixture={"prior": 1.0})
+    likelihood = type(runner.actor.problem.likelihood)
+    sound = likelihood.log_prob
+
+    def fragile(self, value, measurement):
+        broken = torch.where(value[:, 0] > 0, torch.nan, torch.inf)
+        return torch.where(value[:, 0].abs() > 0.5, broken, sound(self, value, measurement))
+
+    monkeypatch.setattr(likelihood, "log_prob", fragile)
+    metrics = _finish(runner).advance()
+    invalid = [metrics[f"actor/{kind}/invalid"] for kind in ("prior", "on-policy")]
+    assert min(invalid) > 0 and sum(invalid) == metrics["replay/refused"]
+    assert metrics["actor/trajectories"] == metrics["replay/refused"] + metrics["replay/inserts"]
+    assert np.isfinite(runner.weights()).all()
+
+
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
-    monkeypatch.setattr(runner.shard, "sample", lambda _: None)
+    monkeypatch.setattr(runner.shard, "sample", lambda _, newest: None)
     monkeypatch.setattr(runner.shard, "insert", lambda _: InsertReply(accepted=False, retry_after=0.1))
     with pytest.raises(RunnerError, match=r"replay refuses samples and inserts at once; raise replay\.tolerance"):
         runner.advance()
+
+
+def test_pretraining_draws_larger_batches_without_the_newest_share_at_the_same_pace(monkeypatch):
+    runner = _runner(**PRETRAINED)
+    drawn, sample = [], runner.shard.sample
+
+    def spy(size, *, newest):
+        batch = sample(size, newest=newest)
+        if batch is not None:
+            drawn.append((size, newest))
+        return batch
+
+    monkeypatch.setattr(runner.shard, "sample", spy)
+    _finish(runner)
+    assert drawn == [(24, False)] * 24 + [(8, True)] * 36
+    assert abs(runner.shard.stats().samples_per_insert_error) < 0.1
+    assert runner.shard.stats().samples == 60 * 8  # as many as without pretraining

@@ -91,7 +91,7 @@ def test_a_run_trains_and_outlives_the_death_of_each_of_its_processes(start, tin
 def break_actor(worker):
     """Makes the next rollout fail."""
 
-    def act(_):
+    def act(starts):
         raise ZeroDivisionError("seven by zero")
 
     worker._actor.act = act
@@ -128,3 +128,24 @@ def break_shard(worker):
         raise ZeroDivisionError("nine by zero")
 
     worker._shard.sample = sample
+
+
+def make_likelihood_sleep(worker):
+    """From now on no call of this actor's likelihood returns."""
+    likelihood = worker._problem.likelihood
+    type(likelihood).log_prob = lambda self, value, measurement: time.sleep(600)
+
+
+@pytest.mark.slow
+def test_an_actor_whose_likelihood_hangs_is_replaced_and_after_its_restarts_the_run_ends_with_its_name(start, tiny):
+    run = start(tiny(num_actors=1, max_restarts=2, timeout_seconds=3.0))
+    run.until(lambda m: m["learner/updates"] >= 20)
+    actor = run.supervisor.actors[0]
+    message = (
+        r"^actor 0 is lost after 2 restarts \(the likelihood of problem 'gmm-linear' \(GaussianLikelihood\), asked for "
+        r"16 x, has not returned within 1\.5 s"
+    )
+    with pytest.raises(RunnerError, match=message):
+        for restarts in range(3):
+            ray.get(actor.handle.__ray_call__.remote(make_likelihood_sleep), timeout=30)
+            run.until(lambda m, wanted=restarts + 1: actor.restarts == wanted and actor.starting is None)

@@ -20,6 +20,7 @@ def build_trajectory() -> Callable[..., Trajectory]:
         samples: object = 0.0,
         steps: int = 1,
         denoised: bool = False,
+        measurement: np.ndarray | None = None,
     ) -> Trajectory:
         batch = len(uid)
         states = np.zeros((batch, steps + 1, 1), dtype=np.float32)
@@ -34,6 +35,7 @@ def build_trajectory() -> Callable[..., Trajectory]:
             policy_version=np.zeros(batch, dtype=np.int64),
             origin=np.zeros(batch, dtype=np.uint8),
             denoised=np.zeros((batch, steps, 1), dtype=np.float32) if denoised else None,
+            measurement=measurement,
         )
 
     return build

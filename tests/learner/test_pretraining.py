@@ -1,0 +1,153 @@
+"""Pretraining: its gradient against a loop by hand, what it leaves alone, and that it learns a posterior from draws."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from actors import Actor, ActorConfig, rollout
+from diffusion.path import denoise_path
+from diffusion.posterior import ControlPosterior
+from envs import make_problem
+from evaluation.bounds import elbo
+from learner import Learner, LearnerConfig
+from learner.gradient import PathBatch
+from learner.guard import SNAPSHOT_INTERVAL, Guard, GuardConfig, Verdict
+from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient
+
+COUNT, STEPS = 6, 10
+
+
+@pytest.fixture
+def case(gaussian_problem):
+    """A posterior in float64 and a batch of the prior's paths."""
+    torch.manual_seed(0)
+    posterior = ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=8, depth=1)
+    torch.nn.init.normal_(posterior.network.head.weight, std=0.3)
+    posterior.double()
+    rows = torch.zeros(COUNT, dtype=torch.long)
+    states = rollout(gaussian_problem, None, rows, generator=torch.Generator().manual_seed(0)).states.double()
+    batch = PathBatch(
+        states, denoise_path(gaussian_problem.prior, states), gaussian_problem.measurements[rows].double()
+    )
+    return posterior, batch
+
+
+def gradient(posterior, batch, steps_per_path, seed):
+    """(flat gradient, loss) of an update's draw of steps."""
+    posterior.zero_grad()
+    loss = accumulate_denoising_gradient(posterior, batch, steps_per_path, seed)
+    return torch.cat([p.grad.flatten() for p in posterior.parameters() if p.grad is not None]), float(loss)
+
+
+def by_hand(posterior, batch):
+    """Gradient of the whole denoising loss, sum_k |u - z~|^2 / 2 a path, by a loop over the steps."""
+    prior, distance, constant = posterior.prior, 0.0, 0.0
+    for k in range(STEPS):
+        index = torch.full((COUNT,), k)
+        control = posterior.control(batch.states[:, k], index, batch.denoised[:, k], batch.measurement)
+        target = prior.denoised_coefficient[k] / prior.std[k] * (batch.states[:, -1] - batch.denoised[:, k])
+        distance = distance + 0.5 * (control - target).square().sum() / COUNT
+        constant = constant + 0.5 * target.square().sum() / COUNT
+    posterior.zero_grad()
+    distance.backward()
+    flat = torch.cat([p.grad.flatten() for p in posterior.parameters() if p.grad is not None])
+    return flat, float((distance - constant).detach())
+
+
+@pytest.mark.parametrize("steps_per_path", [STEPS, STEPS + 1, 1000])
+def test_with_all_steps_it_is_the_denoising_loss_by_hand_to_1e_12(case, steps_per_path):
+    expected, value = by_hand(*case)
+    found, loss = gradient(*case, steps_per_path, seed=3)
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+    assert loss == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps_per_path", [1, 3, 4, 9])
+def test_a_few_steps_of_each_path_have_the_same_gradient_on_average(case, steps_per_path):
+    expected, value = by_hand(*case)
+    draws = [gradient(*case, steps_per_path, seed) for seed in range(1500)]
+    gradients = torch.stack([flat for flat, _ in draws])
+    error = (gradients.mean(0) - expected) / (gradients.std(0) / 1500**0.5).clamp_min(1e-12)
+    assert float(error.square().mean().sqrt()) < 1.5 and float(error.abs().max()) < 5
+    losses = np.array([loss for _, loss in draws])
+    assert losses.mean() == pytest.approx(value, abs=4 * losses.std() / 1500**0.5)
+
+
+def test_no_path_has_a_step_twice_and_the_seed_alone_chooses(case, monkeypatch):
+    posterior, batch = case
+    seen = []
+    control = posterior.control
+
+    def spy(state, step, *rest):
+        seen.append(step)
+        return control(state, step, *rest)
+
+    monkeypatch.setattr(posterior, "control", spy)
+    for seed in (1, 1, 2):
+        accumulate_denoising_gradient(posterior, batch, 4, seed)
+    steps = [step.reshape(COUNT, 4) for step in seen]
+    assert all(len(set(path.tolist())) == 4 for step in steps for path in step)
+    assert torch.equal(steps[0], steps[1]) and not torch.equal(steps[0], steps[2])
+
+
+def test_the_learner_pretrains_until_its_share_of_the_run_is_over(gaussian_problem):
+    posteriors = [ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=8) for _ in "12"]
+    settings = LearnerConfig(batch_size=4, pretraining=PretrainingConfig(until=0.5, batch_size=8))
+    learner = Learner(gaussian_problem, posteriors[0], settings)
+    batch = Actor(gaussian_problem, posteriors[1], ActorConfig(batch_size=8), seed=0).act()
+    assert [learner.config.draw_size(progress) for progress in (0.0, 0.49, 0.5, 1.0)] == [8, 8, 4, 4]
+    first, last = learner.update(batch, 0.49), learner.update(batch, 0.5)
+    assert first.residual is None and last.residual.shape == (8,)
+    assert first.verdict is last.verdict is Verdict.TAKE
+
+
+def test_the_guard_takes_snapshots_while_pretraining_but_learns_no_scale():
+    guard = Guard(GuardConfig(patience=2))
+    for _ in range(SNAPSHOT_INTERVAL):
+        assert not guard.wants_snapshot
+        assert guard.examine(-3.0, 1.0, None) is Verdict.TAKE
+    assert guard.wants_snapshot and guard.normal_scale == np.inf
+    assert guard.examine(np.nan, 1.0, None) is Verdict.SET_ASIDE
+    assert guard.examine(0.0, np.inf, None) is Verdict.ROLL_BACK
+    assert guard.examine(1.0, 1.0, np.full(4, 1e6)) is Verdict.TAKE  # the first residuals set the scale
+
+
+def test_maximum_likelihood_on_exact_paths_learns_the_posterior():
+    """Exact samples, noised: the ELBO is within a twentieth of a nat of log Z after 150 updates of 4 steps a path."""
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
+    torch.manual_seed(0)
+    posterior = ControlPosterior(problem.prior, (1,), problem.gradient, hidden=32, depth=2)
+    settings = LearnerConfig(
+        learning_rate=3e-3, warmup_updates=20, pretraining=PretrainingConfig(until=1.0, batch_size=256)
+    )
+    learner = Learner(problem, posterior, settings)
+    generator = torch.Generator().manual_seed(1)
+    made = Actor(problem, posterior, ActorConfig(batch_size=256), seed=0).act()
+    posterior.requires_grad_(True)
+    for update in range(150):
+        states = problem.prior.noising.sample_path(problem.exact[0].sample(256, generator).float(), generator)
+        fresh = dataclasses.replace(made, states=states.numpy(), denoised=None, guidance=None)
+        learner.update(fresh, update / 150)
+    torch.nn.utils.vector_to_parameters(learner.average.vector, posterior.parameters())
+    rows = torch.zeros(4000, dtype=torch.long)
+    gaps = [
+        problem.exact[0].log_partition - elbo(rollout(problem, control, rows, generator=generator).log_weight)
+        for control in (None, posterior.control)
+    ]
+    assert gaps[0] > 0.4 and 0 < gaps[1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"until": 1.1}, r"learner.pretraining.until must be within \[0, 1\], got 1.1"),
+        ({"until": float("nan")}, r"until must be within \[0, 1\], got nan"),
+        ({"batch_size": 0}, "batch_size and steps_per_path must be at least 1, got 0 and 4"),
+        ({"steps_per_path": 0}, "batch_size and steps_per_path must be at least 1, got 512 and 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainingConfig(**options)
