@@ -163,11 +163,6 @@ class Actor:
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
-    @property
-    def goes_on_from_stored(self) -> bool:
-        """Whether any of its kinds needs stored trajectories."""
-        return any(isinstance(exploration, FromStored) for exploration in self._explorations.values())
-
     def load_weights(self, weights: NDArray[np.float32], version: int, progress: float) -> None:
         """Takes the flat parameter vector of `version`; `progress` (0 to 1) drives the exploration schedule."""
         vector = torch.from_numpy(np.array(weights))

@@ -8,7 +8,7 @@ Gilks and Berzuini 2001; annealed importance sampling, Neal 2001):
 
 however little or much they have moved, and whether a proposal was taken or refused. Paths that are refused are handed
 on as well, for to leave them out would favour those that move. A start that replay chose by what it is like comes with
-the probability of that choice in its weight already (`system.replay.tournament`).
+the probability of that choice in its weight already (`system.replay.choice`).
 """
 
 from __future__ import annotations

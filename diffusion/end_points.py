@@ -4,9 +4,9 @@
 
 Residuals are valid on any path, so a learner may take another path to the same x each time. Where x is an exact sample
 of the posterior, the noised path is one of the posterior path measure as far as the prior's denoising chain is the
-reverse of the noising: up to the error of its discretisation. What kernel the path would have been denoised with is not
-known, so its `log_behaviour_ratio` is NaN; that of an end point is of the path which led to it, and with it
-p(tau) p(y | x) / b(tau) is a proper importance weight for x.
+reverse of the noising: up to the error of its discretisation. The density that the noised path was drawn from is not
+known. Its `log_behaviour_ratio` is that of the path which led to x, so that its weight p(tau) p(y | x) / b(tau) is the
+one of that path: a proper importance weight for x, and with it for the noised path up to the same error.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class EndPoints:
 
     @classmethod
     def of(cls, trajectory: Trajectory) -> EndPoints:
-        """The ends of `trajectory`."""
+        """The ends of `trajectory`, all of which have a row of the problem's measurements."""
+        if trajectory.measurement is not None:
+            raise ValueError("end points have rows of the problem's measurements, got paths with their own")
         return cls(**{field.name: getattr(trajectory, field.name) for field in fields(cls)})
 
     def __len__(self) -> int:
@@ -78,7 +80,6 @@ class EndPoints:
         denoised = denoise_path(prior, states)
         log_prior = path_log_prior(prior, states, denoised)
         own = {name: value for name, value in self.arrays().items() if name != "samples"}
-        own["log_behaviour_ratio"] = np.full(len(self), np.nan, dtype=np.float32)
         return Trajectory(
             **own,
             states=states.cpu().numpy(),

@@ -69,15 +69,9 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
     seed = stream_seed(config, "actor")
     posterior = build_posterior(config, problem)
     try:
-        actor = Actor(problem, posterior, config.actor, seed=seed, index=index, restarts=restarts)
+        return Actor(problem, posterior, config.actor, seed=seed, index=index, restarts=restarts)
     except ValueError as error:
         raise ConfigError(f"actor: {error}") from None
-    if actor.goes_on_from_stored and config.replay.store == "endpoints":
-        raise ConfigError(
-            "actor.mixture has kinds that go on from stored paths and their importance weights, of which end points "
-            "hold neither; set replay.store to paths"
-        )
-    return actor
 
 
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:

@@ -31,7 +31,7 @@ from system.part import Part, free_bytes, read_part, sync_directory, write_part
 
 __all__ = ["Checkpoint", "CheckpointStore", "Part", "read_part", "write_part"]
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 _COMPLETE = re.compile(r"step-(\d{9,})")
 _log = logging.getLogger(__name__)

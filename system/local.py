@@ -22,7 +22,6 @@ from system.assembly import build_actor, build_learner, build_shard, noising_gen
 from system.config import RunConfig
 from system.errors import ConfigError, DivergedError, RunnerError
 from system.part import Part, write_part
-from system.replay.messages import Weighting
 from system.runner import (
     add_counters,
     as_paths,
@@ -91,9 +90,8 @@ class LocalRunner:
         return self._metrics | self._counters()
 
     def _turn(self) -> None:
-        learner, replay = self.config.learner, self.config.replay
-        shares = replay.prioritised_shares if learner.pretrains(self.progress) else replay.shares
-        batch = self.shard.sample(learner.draw_size(self.progress), Weighting(choice=1.0, shares=shares))
+        learner = self.config.learner
+        batch = self.shard.sample(learner.draw_size(self.progress), newest=not learner.pretrains(self.progress))
         if batch is not None:
             generator = noising_generator(self.config, self.updates)
             trajectory = as_paths(batch.trajectory, self.problem.prior, generator)

@@ -33,8 +33,8 @@ from diffusion.trajectory import Trajectory
 from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
 from system.config import RunConfig
 from system.part import Part, write_part
-from system.replay.choice import ShardChoice, Turn
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
+from system.replay.shard_choice import ShardChoice, Turn
 from system.replay.storage import Items
 from system.runner import as_paths, run_progress, state_part, update_metrics
 
@@ -98,10 +98,10 @@ class ShardWorker:
         return self._shard.insert(trajectory)
 
     def sample(
-        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+        self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
     ) -> ReplayBatch | None:
         """See `ReplayShard.sample`."""
-        return self._shard.sample(batch_size, weighting, counted=counted)
+        return self._shard.sample(batch_size, weighting, newest=newest, counted=counted)
 
     def take_turn(self, batch_size: int) -> bool:
         """See `ReplayShard.take_turn`."""
@@ -238,8 +238,7 @@ class LearnerWorker:
         self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
         self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
-        self._pretrains = config.learner.pretrains(0.0)
-        self._choice = self._new_choice(config.replay.prioritised_shares if self._pretrains else config.replay.shares)
+        self._choice = ShardChoice(config.ray.num_shards)
         self._origin: float | None = None  # time.monotonic() at which the run began
 
     def ready(self) -> bool:
@@ -297,13 +296,12 @@ class LearnerWorker:
 
     def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
         """(shard, batch); None for a batch that is not there yet, after a short wait."""
-        if self._pretrains and not self._config.learner.pretrains(self._progress):
-            self._pretrains, self._choice = False, self._new_choice(self._config.replay.shares)
-            self._requests.clear()
-            self._compare_shards(peers)
+        learner = self._config.learner
+        size, newest = learner.draw_size(self._progress), not learner.pretrains(self._progress)
         while len(self._requests) < self._config.ray.prefetch:
-            turn = self._choice.next()
-            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(self._ask(turn, peers))))
+            turn = self._choice.next(self._config.replay.shares(newest))
+            fetch = self._ask(turn, size, newest, peers)
+            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(fetch)))
         turn, shard, fetched = self._requests.popleft()
         batch = fetched.result()
         if batch is None:
@@ -315,21 +313,19 @@ class LearnerWorker:
             self._choice.accepted()
         return shard, batch
 
-    def _new_choice(self, shares: NDArray[np.float64]) -> ShardChoice:
-        return ShardChoice(self._config.ray.num_shards, shares)
-
-    def _ask(self, turn: Turn, peers: Peers) -> Callable[[], ReplayBatch | None]:
+    def _ask(self, turn: Turn, size: int, newest: bool, peers: Peers) -> Callable[[], ReplayBatch | None]:
         """Asks for the batch of a turn, or for leave to; what waits for the answer, in the fetching thread."""
-        shard, size = peers.shards[turn.shard], self._config.learner.draw_size(self._progress)
+        shard = peers.shards[turn.shard]
+        weighting = turn.weighting if len(peers.shards) > 1 else None
         if turn.pace == turn.shard:
-            return partial(ray.get, shard.sample.remote(size, turn.weighting), timeout=peers.timeout)
+            return partial(ray.get, shard.sample.remote(size, weighting, newest=newest), timeout=peers.timeout)
         leave = peers.shards[turn.pace].take_turn.remote(size)
 
         def fetch() -> ReplayBatch | None:
             if not ray.get(leave, timeout=peers.timeout):
                 return None
             batch: ReplayBatch | None = ray.get(
-                shard.sample.remote(size, turn.weighting, counted=False), timeout=peers.timeout
+                shard.sample.remote(size, weighting, counted=False), timeout=peers.timeout
             )
             return batch
 

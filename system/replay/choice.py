@@ -1,93 +1,62 @@
-"""The choice among several shards, such that a draw is one from all their items together.
+r"""Tournaments: a choice of stored items by a score, whose probability is known.
 
-The draw from one place that holds everything would be
+Of K entrants, drawn uniformly and with replacement from n items, those compete that are of the first one's measurement;
+the best score wins, the first entrant among equals. In a share e of the tournaments the first entrant wins at once. Of
+the n_m items of a measurement let r be better than item i and t as good as it, itself included. An item of the t wins a
+contest if and only if the first entrant is of m, none is of the r, and one at least is of the t, so
 
-    P(i) = sum_c s_c m_c(i) / M_c,   M_c = sum_s M_cs,
+    P(i) = (1 - e) [f(r) - f(r + t)] / t + e / n,    f(r) = (n_m - r) / n  ((n - r) / n)^(K-1).
 
-c being the newest window and the priorities, s the shards. With g_cs = M_cs / M_c that is to choose the shard with
-
-    q_s = sum_c s_c g_cs,   and within it to draw with the shares   s_c g_cs / q_s.
-
-The masses M_cs are a few seconds old when they are used. That makes P(i) a little other than it should be; what is
-reported with a draw is q_s times the probability within the shard at that moment, which is exact all the same.
-
-Shards come in turn, the one next that is furthest behind its q_s: of alike shards, round robin. Every shard's pace
-counts the same number of draws, whichever shard gives them, as actors insert into all of them alike; so most often the
-shard that gives a draw takes the turn too, and another where it is ahead of the others.
+A path drawn so is drawn from P(i) instead of 1 / n, and log n P(i) belongs to the density that it was drawn from. It is
+log e at least, so no importance weight grows more than 1 / e times (a defensive mixture, Hesterberg 1995); without that
+share the worst of n items would be drawn never, and stand for what nobody has seen with a weight of n^(K-1) / K.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
-from system.replay.messages import LogTotals, ShardMass, Weighting
+__all__ = ["log_choice_ratio", "tournament"]
 
-__all__ = ["ShardChoice", "Turn"]
-
-_LEAD = 1  # turns that a shard may be ahead of the others
+UNCONTESTED = 0.2  # e
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """One draw."""
+def tournament(
+    score: NDArray[np.floating],  # [N] larger is better
+    measurement_id: NDArray[np.int64],  # [N]
+    count: int,
+    entrants: int,
+    generator: np.random.Generator,
+) -> NDArray[np.int64]:
+    """[count] rows of the winners."""
+    rows = generator.integers(len(score), size=(count, entrants))
+    measurement = measurement_id[rows]
+    rivals = np.where(measurement == measurement[:, :1], score[rows], -np.inf)
+    place = np.where(generator.random(count) < UNCONTESTED, 0, rivals.argmax(axis=1))
+    winners: NDArray[np.int64] = rows[np.arange(count), place]
+    return winners
 
-    shard: int
-    """Which shard gives it."""
-    pace: int
-    """Whose pace counts it."""
-    weighting: Weighting
-    """How it is to be drawn."""
 
+def log_choice_ratio(
+    score: NDArray[np.floating],  # [N]
+    measurement_id: NDArray[np.int64],  # [N]
+    winners: NDArray[np.int64],  # [B]
+    entrants: int,
+) -> NDArray[np.float64]:
+    """[B] log n P(i) of the `winners`, nats; zero for a choice that is no choice."""
+    size, ratio = len(score), np.zeros(len(winners))
+    for measurement in np.unique(measurement_id[winners]):
+        chosen = measurement_id[winners] == measurement
+        own = np.sort(score[measurement_id == measurement])
+        value = score[winners[chosen]]
+        better = len(own) - np.searchsorted(own, value, side="right")
+        equal = len(own) - np.searchsorted(own, value, side="left") - better
 
-class ShardChoice:
-    """Turns of `count` shards, whose draws have the `shares` [1 + C] of `ReplayConfig.shares`."""
+        def none_of(first: NDArray[np.intp], count: int = len(own)) -> NDArray[np.float64]:
+            left: NDArray[np.float64] = (count - first) / size * ((size - first) / size) ** (entrants - 1)
+            return left
 
-    def __init__(self, count: int, shares: NDArray[np.float64]) -> None:
-        self._shares = shares
-        self._within = np.tile(shares, (count, 1))  # [S, 1 + C] shares within each shard
-        self._probability = np.full(count, 1 / count)  # q_s
-        self._behind = np.zeros(count)  # draws that each shard is behind its probability
-        self._taken = np.zeros(count, dtype=np.int64)  # turns by pace
-        self._refused = 0  # how often in a row
-        self.complete = False
-        """Whether every shard had an item when last heard of."""
-
-    def update(self, masses: Sequence[ShardMass]) -> tuple[LogTotals, ...]:
-        """Take in what each shard holds now; what all of them hold together, for `ReplayShard.refer`."""
-        size = np.array([mass.size for mass in masses], dtype=np.float64)
-        self.complete = bool((size > 0).all())
-        if size.any():
-            parts = np.array([[mass.newest, *mass.totals] for mass in masses])
-            parts = np.where(parts.any(axis=0), parts, size[:, None])  # without any mass, every item is as likely
-            joint = self._shares * parts / parts.sum(axis=0)
-            self._probability = joint.sum(axis=1)
-            self._within = np.where(size[:, None] > 0, joint, self._shares)
-            self._within /= self._within.sum(axis=1, keepdims=True)
-        return tuple(LogTotals.together(parts) for parts in zip(*(mass.log_totals for mass in masses), strict=True))
-
-    def next(self) -> Turn:
-        """The next draw."""
-        self._behind += self._probability
-        shard = int(self._behind.round(9).argmax())  # so that rounding does not upset the order of alike shards
-        self._behind[shard] -= 1
-        ahead = self._taken[shard] - self._taken.min()
-        first = shard if ahead <= _LEAD else int(self._taken.argmin())
-        pace = (first + self._refused) % len(self._taken)
-        self._taken[pace] += 1
-        weighting = Weighting(choice=float(self._probability[shard]), shares=self._within[shard])
-        return Turn(shard=shard, pace=pace, weighting=weighting)
-
-    def refused(self, turn: Turn) -> None:
-        """Take back a turn that came to nothing; the next one asks another shard whether its pace allows it."""
-        self._behind[turn.shard] += 1
-        self._behind -= self._probability
-        self._taken[turn.pace] -= 1
-        self._refused += 1
-
-    def accepted(self) -> None:
-        """Note that a draw was made."""
-        self._refused = 0
+        contested = size * (none_of(better) - none_of(better + equal)) / equal
+        ratio[chosen] = np.log((1 - UNCONTESTED) * contested + UNCONTESTED)
+    return ratio

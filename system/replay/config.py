@@ -115,16 +115,11 @@ class ReplayConfig:
         """Share of each priority in the prioritised part of a draw, sum 1."""
         return self.priority if isinstance(self.priority, dict) else {self.priority: 1.0}
 
-    @property
-    def shares(self) -> NDArray[np.float64]:
-        """[1 + C] share of the newest and of each priority in a draw, sum 1."""
-        prioritised = (1 - self.newest_share) * np.array(list(self.priorities.values()))
-        return np.concatenate([[self.newest_share], prioritised])
-
-    @property
-    def prioritised_shares(self) -> NDArray[np.float64]:
-        """[1 + C] the same without the newest."""
-        return np.array([0.0, *self.priorities.values()])
+    def shares(self, newest: bool = True) -> NDArray[np.float64]:
+        """[1 + C] share of the newest and of each priority in a draw, sum 1; the newest have none without `newest`."""
+        newest_share = self.newest_share if newest else 0.0
+        prioritised = (1 - newest_share) * np.array(list(self.priorities.values()))
+        return np.concatenate([[newest_share], prioritised])
 
     @property
     def min_items(self) -> int:

@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from actors.exploration import StartBy
 from diffusion.end_points import EndPoints
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from system.replay.choice import log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
 from system.replay.registry import build_priority
 from system.replay.storage import Items, TrajectoryStorage
-from system.replay.tournament import log_choice_ratio, tournament
 
 __all__ = ["ReplayShard", "is_storable"]
 
@@ -54,7 +54,6 @@ class ReplayShard:
         self._priorities = {
             name: build_priority(name, config.priority_exponent, config.truncation) for name in config.priorities
         }
-        self._shares = config.shares
         self._limiter = config.rate_limiter()
         self._order: MeasurementOrder | None = None
         self._residual = np.zeros(0, dtype=np.float32)  # |delta| by slot, as last reported
@@ -107,29 +106,28 @@ class ReplayShard:
 
     def take_turn(self, batch_size: int) -> bool:
         """Count a draw of `batch_size` items that another shard gives, if this one's pace allows it now."""
-        counted = self._paced(batch_size)
-        allowed = self._limiter.can_sample(counted)
+        rows = min(batch_size, self._config.batches[1])
+        allowed = self._limiter.can_sample(rows)
         if allowed:
-            self._limiter.sampled(counted)
+            self._limiter.sampled(rows)
         return allowed
 
-    def _paced(self, batch_size: int) -> int:
-        """Items that a draw of `batch_size` counts for the pace: larger ones are of paths that are used in part."""
-        return min(batch_size, self._config.batches[1])
-
     def sample(
-        self, batch_size: int, weighting: Weighting | None = None, *, counted: bool = True
+        self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
     ) -> ReplayBatch | None:
         """Draw `batch_size` items with replacement; None while inserts have to catch up first.
 
-        `weighting` says how to draw, where not as configured; where not `counted`, another shard took the turn.
+        `newest` False leaves the share of the newest items to the prioritised ones. For the rate limiter no draw
+        counts more than `sample_batch` items: larger ones are of paths that are used in part. One of several shards is
+        told by `weighting` how to draw; where not `counted`, another took the turn.
         """
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        if (counted and not self._limiter.can_sample(self._paced(batch_size))) or not len(self):
+        rows = min(batch_size, self._config.batches[1])
+        if (counted and not self._limiter.can_sample(rows)) or not len(self):
             return None
-        shares = self._shares if weighting is None else weighting.shares
+        shares = self._config.shares(newest) if weighting is None else weighting.shares
         mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._config.newest_window)
         if group_size > 1 and self._order is None:
             self._order = MeasurementOrder(self._storage)
@@ -139,7 +137,7 @@ class ReplayShard:
             draw = mixture.draw(batch_size, self._generator)
         slots, probability = draw
         if counted:
-            self._limiter.sampled(self._paced(batch_size))
+            self._limiter.sampled(rows)
         if weighting is not None:
             probability = weighting.choice * probability
         return ReplayBatch(
@@ -157,8 +155,8 @@ class ReplayShard:
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
         residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
-        importance weights of the starts are right, see `system.replay.tournament`. Items with a measurement of their
-        own have no rivals, and are passed over. The rate limiter does not count starts.
+        importance weights of the starts are right, see `system.replay.choice`. Items with a measurement of their own
+        have no rivals, and are passed over. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:
@@ -170,9 +168,9 @@ class ReplayShard:
             return None
         if by == "age":
             return self._storage.take(slots[self._generator.integers(len(slots), size=count)])
-        score = (self._residual[:size] if by == "residual" else self._storage.column("log_likelihood"))[slots]
-        measurement_id = self._storage.column("measurement_id")[slots]
-        # As many more entrants as there are measurements, so that on average the rivals of one are TOURNAMENT.
+        score = self._residual[:size] if by == "residual" else self._storage.column("log_likelihood")
+        score, measurement_id = score[slots], self._storage.column("measurement_id")[slots]
+        # As many times more entrants as there are measurements: on average TOURNAMENT are then of the first one's.
         entrants = min(TOURNAMENT * self._storage.num_measurements, LARGEST_TOURNAMENT)
         winners = tournament(score, measurement_id, count, entrants, self._generator)
         stored = self._storage.take(slots[winners])
@@ -280,8 +278,8 @@ def is_storable(trajectory: Items) -> NDArray[np.bool_]:
     with np.errstate(invalid="ignore"):  # -inf + inf is NaN, which is what is asked for here
         log_importance = trajectory.log_importance
     storable: NDArray[np.bool_] = (log_importance < np.inf) & (trajectory.log_likelihood < np.inf)
-    for numbers in trajectory.arrays().values():
-        if numbers.ndim > 1:
+    for name, numbers in trajectory.arrays().items():
+        if numbers.ndim > 1 or name == "measurement":
             storable &= np.isfinite(numbers).all(axis=tuple(range(1, numbers.ndim)))
     return storable
 

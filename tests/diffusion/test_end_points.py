@@ -39,7 +39,7 @@ def _end_points(problem, samples):
     return EndPoints(
         uid=np.arange(count, dtype=np.uint64),
         samples=samples.float().numpy(),
-        log_behaviour_ratio=np.zeros(count, dtype=np.float32),
+        log_behaviour_ratio=np.linspace(0, 1, count, dtype=np.float32),
         log_likelihood=log_likelihood.float().numpy(),
         measurement_id=np.zeros(count, dtype=np.int64),
         policy_version=np.zeros(count, dtype=np.int64),
@@ -67,7 +67,7 @@ def test_with_the_exact_posterior_noised_paths_have_residuals_below_1e_4(gaussia
     assert residual.abs().max() < (1e-3 if where == "far" else 1e-4)
 
 
-def test_a_noised_path_ends_in_x_and_carries_the_priors_numbers_and_no_behaviour(gaussian_problem):
+def test_a_noised_path_ends_in_x_and_carries_the_priors_numbers_and_the_weight_of_x(gaussian_problem):
     problem = gaussian_problem
     points = _end_points(problem, problem.exact[0].sample(50, torch.Generator().manual_seed(1)))
     path = points.noised(problem.prior, torch.Generator().manual_seed(2))
@@ -76,7 +76,7 @@ def test_a_noised_path_ends_in_x_and_carries_the_priors_numbers_and_no_behaviour
     denoised = denoise_path(problem.prior, states)
     assert np.array_equal(path.denoised, denoised.numpy())
     assert np.array_equal(path.log_prior, path_log_prior(problem.prior, states, denoised).numpy())
-    assert np.isnan(path.log_behaviour_ratio).all()
+    assert np.array_equal(path.log_importance, points.log_importance)
     for name in ("uid", "log_likelihood", "measurement_id", "policy_version", "origin"):
         assert np.array_equal(getattr(path, name), getattr(points, name))
     again = points.noised(problem.prior, torch.Generator().manual_seed(2))

@@ -95,9 +95,9 @@ PRETRAINED = {
         ([33], {}),
         ([5, 6, 50], {}),
         (list(range(1, 40, 3)), {}),
-        ([12, 20, 60], PRETRAINED),
         ([20, 41], {"replay__store": "endpoints", "replay__priority": {"rank": 0.5, "reshuffled": 0.5}}),
         ([20, 41], {"replay__evict_by": "likelihood"}),
+        ([12, 20, 60], PRETRAINED),
     ],
 )
 def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, interruptions, changes):
@@ -294,7 +294,7 @@ def test_a_likelihood_that_is_not_a_number_now_and_then_is_counted_by_kind_and_t
 
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
-    monkeypatch.setattr(runner.shard, "sample", lambda *_: None)
+    monkeypatch.setattr(runner.shard, "sample", lambda _, newest: None)
     monkeypatch.setattr(runner.shard, "insert", lambda _: InsertReply(accepted=False, retry_after=0.1))
     with pytest.raises(RunnerError, match=r"replay refuses samples and inserts at once; raise replay\.tolerance"):
         runner.advance()
@@ -304,14 +304,14 @@ def test_pretraining_draws_larger_batches_without_the_newest_share_at_the_same_p
     runner = _runner(**PRETRAINED)
     drawn, sample = [], runner.shard.sample
 
-    def spy(size, weighting):
-        batch = sample(size, weighting)
+    def spy(size, *, newest):
+        batch = sample(size, newest=newest)
         if batch is not None:
-            drawn.append((size, weighting.shares.tolist()))
+            drawn.append((size, newest))
         return batch
 
     monkeypatch.setattr(runner.shard, "sample", spy)
     _finish(runner)
-    assert drawn == [(24, [0.0, 1.0])] * 24 + [(8, [0.5, 0.5])] * 36
+    assert drawn == [(24, False)] * 24 + [(8, True)] * 36
     assert abs(runner.shard.stats().samples_per_insert_error) < 0.1
     assert runner.shard.stats().samples == 60 * 8  # as many as without pretraining

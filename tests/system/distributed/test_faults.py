@@ -91,7 +91,7 @@ def test_a_run_trains_and_outlives_the_death_of_each_of_its_processes(start, tin
 def break_actor(worker):
     """Makes the next rollout fail."""
 
-    def act(_):
+    def act(starts):
         raise ZeroDivisionError("seven by zero")
 
     worker._actor.act = act

@@ -34,7 +34,7 @@ def test_a_rollout_worker_makes_no_trajectory_before_there_is_room_for_it(in_pro
     peers = Peers(shards=(Answering(shard),), store=Answering(WeightStore()), timeout=1.0)
     made = []
     act = worker._actor.act
-    monkeypatch.setattr(worker._actor, "act", lambda starts: made.append(1) or act(starts))
+    monkeypatch.setattr(worker._actor, "act", lambda *given: made.append(1) or act(*given))
 
     filled = worker.work(0.5, peers)  # nothing is sampled: inserts end once they are ahead by the tolerance
     assert filled["trajectories"] == 16 * len(made) == shard.stats()["inserts"] >= config.replay.min_size

@@ -7,7 +7,7 @@ from scipy import stats
 from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
-from system.replay.messages import ItemIds, Weighting
+from system.replay.messages import ItemIds
 from system.replay.priority import UniformPriority
 from system.replay.shard import ReplayShard
 from system.replay.storage import TrajectoryStorage
@@ -368,7 +368,8 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
     assert set(shard.starts(500, "age").uid.tolist()) == set(uids[order[-50:]].tolist())
 
     # With two measurements there are 15 rivals. K of them are of the same one, a binomial; the best of K + 1 has
-    # the mean rank (K + 1) / (K + 2). A fifth of the starts are uncontested, of mean rank one half.
+    # the mean rank (K + 1) / (K + 2).
+    # A fifth of the starts are uncontested, of mean rank one half.
     measurement, score = shard._storage.column("measurement_id"), shard._storage.column("log_likelihood")
     drawn = shard.starts(40_000, "likelihood")
     for value, share in ((0, 0.2), (3, 0.8)):
@@ -425,7 +426,7 @@ def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_know
 def test_a_draw_without_the_newest_share_has_the_prioritised_probability_of_every_item(make_trajectory):
     shard = ReplayShard(_config(priority="importance", newest_share=0.5, newest_window=10, truncation=1.0), 0, seed=2)
     shard.insert(make_trajectory(40, log_likelihood=np.log(np.arange(40.0) + 1)))
-    batch = shard.sample(256, Weighting(choice=1.0, shares=shard._config.prioritised_shares))
+    batch = shard.sample(256, newest=False)
     assert batch.probability == pytest.approx((batch.ids.slot + 1) / 820, rel=1e-6)
     mixed = shard.sample(256)
     expected = 0.5 * (mixed.ids.slot + 1) / 820 + 0.05 * (mixed.ids.slot >= 30)
@@ -445,6 +446,6 @@ def test_among_100_measurements_starts_are_still_of_the_best_tenth_of_their_own(
         np.mean(scores[groups == group] <= score)
         for group, score in zip(drawn.measurement_id, drawn.log_likelihood, strict=True)
     ]
-    # 8 rivals on average of 50 items: the mean of the rank of the largest of 1 + Poisson(8) is about 0.89. A fifth of
-    # the starts are uncontested.
+    # 8 rivals on average of 50 items: the mean of the rank of the largest of 1 + Poisson(8) is about 0.89; a fifth are
+    # uncontested.
     assert np.mean(ranks) == pytest.approx(0.8 * 0.89 + 0.2 * 0.5, abs=0.02)
