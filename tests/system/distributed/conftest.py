@@ -49,7 +49,7 @@ class Run:
         self.runner = RayRunner(config, build_problem(config), path)
         self.supervisor = self.runner.supervisor
 
-    def until(self, condition, seconds: float = 60.0) -> dict[str, float]:
+    def until(self, condition, seconds: float = 180.0) -> dict[str, float]:
         """Advances until the metrics meet `condition`; fails after `seconds`."""
         end = time.monotonic() + seconds
         while True:
