@@ -43,6 +43,12 @@ class LearnerConfig:
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0
     """Fraction of the run at which beta reaches 1."""
+    beta_ess: float = 0.0
+    """Effective sample size of exp(-delta), as a fraction of a batch, below which beta rises more slowly, in proportion
+    to it; 0: beta keeps to its schedule."""
+    reinitialise_at: tuple[float, ...] = ()
+    """Fractions of the run at which the network goes back to its first weights, while replay stays: what it learned
+    from poor early data is forgotten, what was found is not (primacy bias: Nikishin et al. 2022, arXiv 2205.07802)."""
     ema_decay: float = 0.998
     """Decay per update of the averaged weights that are evaluated and saved for sampling."""
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -71,6 +77,10 @@ class LearnerConfig:
                 f"learner.beta_start must be within (0, 1] and beta_until within [0, 1], "
                 f"got {self.beta_start} and {self.beta_until}"
             )
+        if not 0 <= self.beta_ess < 1:
+            raise ValueError(f"learner.beta_ess must be within [0, 1), got {self.beta_ess}")
+        if any(not 0 < at < 1 for at in self.reinitialise_at):
+            raise ValueError(f"learner.reinitialise_at must lie within (0, 1), got {list(self.reinitialise_at)}")
         if self.warmup_updates < 0 or self.max_rows < 1:
             raise ValueError(
                 f"learner.warmup_updates must be >= 0 and max_rows >= 1, got {self.warmup_updates} and {self.max_rows}"

@@ -116,8 +116,12 @@ class Guard:
                 f"{self.normal_scale:.3g}); lower learner.learning_rate, or look at the likelihood"
             )
         self.rollbacks += 1
-        self._row, self._taken, self._seen, self._log_normal = 0, 0, 0, math.inf
+        self.forget()
         return Verdict.ROLL_BACK
+
+    def forget(self) -> None:
+        """Learns anew what is normal; for weights that have been replaced on purpose."""
+        self._row, self._taken, self._seen, self._log_normal = 0, 0, 0, math.inf
 
     @property
     def normal_scale(self) -> float:

@@ -16,6 +16,7 @@ from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from envs.problem import InverseProblem
+from learner.annealing import Annealing
 from learner.average import WeightAverage
 from learner.config import LearnerConfig
 from learner.gradient import PathBatch, accumulate_gradient
@@ -41,6 +42,8 @@ class Update:
     """Norm of the gradient before clipping."""
     verdict: Verdict
     """Whether the step was taken, and if not, what was done."""
+    beta: float
+    """Reward temperature that the residual has."""
     joint_log_weight: float | None = None
     """Mean of log p(tau) + log p(y' | x) - log q(tau | y') over exact paths with measurements y' of their own, nats: an
     upper bound of the mean of log p(y'), by as much as q is off (EUBO). None where the batch has no such path."""
@@ -60,6 +63,8 @@ class Learner:
         self.config = config
         self.updates = 0
         self.guard = Guard(config.guard)
+        self.annealing = Annealing(config.beta_start, config.beta_until, config.beta_ess)
+        self.reinitialised = 0
         self.log_partition = nn.Parameter(torch.zeros(len(problem.measurements), dtype=torch.float64))
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
@@ -72,22 +77,27 @@ class Learner:
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
         self._peak = [float(group["lr"]) for group in self.optimizer.param_groups]
+        self._first = self.average.vector.clone()
         self._warm_from = 0  # update at which the warm-up began
         self._snapshots = [self._weights_and_moments()]  # at most two, the older first
 
     def update(self, trajectory: Trajectory, progress: float) -> Update:
         """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
         config, batch = self.config, self._batch(trajectory)
+        if sum(progress >= at for at in config.reinitialise_at) > self.reinitialised:
+            self._reinitialise()
         self.optimizer.zero_grad(set_to_none=True)
         residual = joint_log_weight = None
+        beta = self.annealing.beta(progress)
         if config.pretrains(progress):
             loss = accumulate_denoising_gradient(
                 self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
             )
         else:
-            loss, residual, joint_log_weight = self._residual_gradient(trajectory, batch, progress)
+            loss, residual, joint_log_weight = self._residual_gradient(trajectory, batch, beta)
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
         verdict = self.guard.examine(float(loss), norm, residual)
+        self.annealing.learn(progress, residual)
         self.updates += 1
         if verdict is Verdict.TAKE:
             factor = self.learning_rate_factor(progress)
@@ -104,17 +114,17 @@ class Learner:
             residual=residual,
             gradient_norm=norm,
             verdict=verdict,
+            beta=beta,
             joint_log_weight=joint_log_weight,
         )
 
     def _residual_gradient(
-        self, trajectory: Trajectory, batch: PathBatch, progress: float
+        self, trajectory: Trajectory, batch: PathBatch, beta: float
     ) -> tuple[Tensor, NDArray[np.float32], float | None]:
         """Adds the gradient of the objective; (mean loss [], residual [B], mean log-weight of joint paths if any)."""
         config, objective = self.config, OBJECTIVES[self.config.objective]
         log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
         group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
-        beta = self.beta(progress)
 
         def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
             return batch_loss(objective, log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
@@ -136,12 +146,16 @@ class Learner:
             self.guard.step_factor,
         )
 
-    def beta(self, progress: float) -> float:
-        """Reward temperature at `progress`."""
-        config = self.config
-        if progress >= config.beta_until:
-            return 1.0
-        return config.beta_start + (1 - config.beta_start) * progress / config.beta_until
+    def _reinitialise(self) -> None:
+        """Back to the first weights, with optimiser, average and guard anew; log Z and the clock of beta stay."""
+        nn.utils.vector_to_parameters(self._first.clone(), self.posterior.parameters())
+        self.optimizer.state.clear()
+        self.average = WeightAverage(self.posterior, self.config.ema_decay)
+        self.guard.forget()
+        self._snapshots = [self._weights_and_moments()]
+        self._warm_from = self.updates
+        self.reinitialised += 1
+        _log.info("the network was re-initialised at update %d, number %d", self.updates, self.reinitialised)
 
     def learning_rate_factor(self, progress: float) -> float:
         """Warm-up times cosine decay, relative to the configured step size."""
@@ -177,6 +191,7 @@ class Learner:
         arrays, average_updates = self._weights_and_moments()
         scalars: dict[str, Any] = {"updates": self.updates, "average_updates": average_updates}
         scalars |= {"warm_from": self._warm_from, "guard": self.guard.state_dict(), "snapshots": []}
+        scalars |= {"annealing": self.annealing.state_dict(), "reinitialised": self.reinitialised}
         for index, (saved, updates) in enumerate(self._snapshots):
             arrays |= {f"snapshot.{index}.{name}": value for name, value in saved.items()}
             scalars["snapshots"].append(updates)
@@ -205,6 +220,8 @@ class Learner:
         ]
         self.updates, self._warm_from = int(scalars["updates"]), int(scalars["warm_from"])
         self.guard.load_state_dict(scalars["guard"])
+        self.annealing.load_state_dict(scalars["annealing"])
+        self.reinitialised = int(scalars["reinitialised"])
 
     def _load_weights_and_moments(self, arrays: dict[str, NDArray[Any]], average_updates: int) -> None:
         expected = {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}

@@ -134,6 +134,13 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
             f"rolled back {newest('learner/rollbacks'):.0f} times: lower learner.learning_rate, or look at the "
             "likelihood"
         )
+    if newest("learner/reinitialised"):
+        notes.append(f"the network was re-initialised {newest('learner/reinitialised'):.0f} times, as configured")
+    if "learner/beta" in history and newest("learner/beta") < 1:
+        notes.append(
+            f"beta ended at {newest('learner/beta'):.2f}, so this is the posterior of a tempered likelihood: give the "
+            "run more updates, or lower learner.beta_until or learner.beta_ess"
+        )
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
     if ess < LOW_ESS:

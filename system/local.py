@@ -134,6 +134,7 @@ class LocalRunner:
             "learner/updates": float(self.updates),
             "learner/set_aside": float(self.learner.guard.set_aside),
             "learner/rollbacks": float(self.learner.guard.rollbacks),
+            "learner/reinitialised": float(self.learner.reinitialised),
             "system/progress": self.progress,
             **exploration_metrics(self._explorations),
             **replay_metrics([dataclasses.asdict(self.shard.stats())]),

@@ -81,7 +81,10 @@ def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict
     metrics = {
         "learner/loss": update.loss,
         "learner/gradient_norm": update.gradient_norm,
+        "learner/beta": update.beta,
         "learner/lag_mean": float(lag.mean()),
+        "learner/lag_median": float(np.median(lag)),
+        "learner/lag_p90": float(np.quantile(lag, 0.9)),
         "learner/lag_max": float(lag.max()),
     }
     known = trajectory.measurement_id != OWN_MEASUREMENT

@@ -90,8 +90,8 @@ class RayRunner:
     def _take_learner(self, result: Mapping[str, Any]) -> None:
         self._updates, self._progress = int(result["updates"]), float(result["progress"])
         self._metrics |= result["metrics"]
-        self._metrics["learner/set_aside"] = float(result["set_aside"])
-        self._metrics["learner/rollbacks"] = float(result["rollbacks"])
+        for name in ("set_aside", "rollbacks", "reinitialised"):
+            self._metrics[f"learner/{name}"] = float(result[name])
         if result["made"]:
             self._learned_at = time.monotonic()
         if self._updates:  # before the first, actors and replay are starting

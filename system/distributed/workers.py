@@ -283,6 +283,7 @@ class LearnerWorker:
             "made": self._learner.updates - updates,
             "set_aside": self._learner.guard.set_aside,
             "rollbacks": self._learner.guard.rollbacks,
+            "reinitialised": self._learner.reinitialised,
             "progress": self._progress,
             "seconds": time.perf_counter() - start,
             "waited": waited,

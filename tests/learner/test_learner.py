@@ -77,11 +77,13 @@ def test_the_first_update_of_a_warm_up_of_ten_has_a_tenth_of_every_step_size(gau
 
 def test_beta_rises_linearly_to_one_and_stays(gaussian_problem):
     learner = _learner(gaussian_problem, beta_start=0.2, beta_until=0.4)
-    assert [learner.beta(at) for at in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)] == pytest.approx([0.2, 0.4, 0.6, 1, 1, 1])
+    assert [learner.annealing.beta(at) for at in (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)] == pytest.approx(
+        [0.2, 0.4, 0.6, 1, 1, 1]
+    )
 
 
 def test_beta_is_one_from_the_start_by_default(gaussian_problem):
-    assert _learner(gaussian_problem).beta(0.0) == 1.0
+    assert _learner(gaussian_problem).annealing.beta(0.0) == 1.0
 
 
 def test_the_forward_kl_draws_the_control_towards_the_clean_end_of_each_path(gaussian_problem):
@@ -350,6 +352,8 @@ def test_loading_the_state_of_another_network_names_the_first_array_that_does_no
     ("options", "message"),
     [
         ({"objective": "dpo"}, "learner.objective must be one of rtb, vargrad, got 'dpo'"),
+        ({"beta_ess": 1.0}, r"learner.beta_ess must be within \[0, 1\), got 1.0"),
+        ({"reinitialise_at": (0.5, 1.0)}, r"reinitialise_at must lie within \(0, 1\), got \[0.5, 1.0\]"),
         ({"batch_size": 1}, "learner.batch_size must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learner.learning_rate must be positive, got 0.0"),
         ({"learning_rate": math.nan}, "learner.learning_rate must be positive, got nan"),
@@ -490,3 +494,35 @@ def test_one_posterior_learns_two_measurements_and_tells_them_apart():
         assert float(offset.abs().max()) < 0.15
     apart = (exact[0].mean - exact[1].mean) / exact[0].variance.sqrt()
     assert float(apart.abs().max()) > 1
+
+
+def test_a_reinitialised_learner_has_its_first_weights_and_optimiser_but_keeps_log_z(gaussian_problem):
+    options = {"warmup_updates": 4, "reinitialise_at": (0.5,), "objective": "rtb"}
+    learner, fresh = (_learner(gaussian_problem, **options) for _ in range(2))
+    batches = [_batch(gaussian_problem, seed=seed) for seed in range(8)]
+    for update, batch in enumerate(batches[:6]):
+        learner.update(batch, update / 13)
+    assert learner.reinitialised == 0 and learner.log_partition.abs().max() > 0
+    log_partition = learner.log_partition.detach().clone()
+    fresh.log_partition.data.copy_(log_partition)
+    fresh.updates = fresh._warm_from = learner.updates
+    fresh.reinitialised = 1
+    for progress, batch in ((0.5, batches[6]), (0.55, batches[7])):
+        ours, theirs = learner.update(batch, progress), fresh.update(batch, progress)
+        assert ours.loss == theirs.loss
+        np.testing.assert_array_equal(learner.weights(), fresh.weights())
+        np.testing.assert_array_equal(learner.weights(averaged=True), fresh.weights(averaged=True))
+    assert learner.reinitialised == 1
+
+
+def test_it_reinitialises_once_at_each_fraction_and_a_restored_one_not_again(gaussian_problem):
+    options = {"reinitialise_at": (0.2, 0.6)}
+    learner = _learner(gaussian_problem, **options)
+    counts = []
+    for progress in (0.1, 0.2, 0.3, 0.59, 0.6, 0.9):
+        learner.update(_batch(gaussian_problem), progress)
+        counts.append(learner.reinitialised)
+        restored = _learner(gaussian_problem, **options)
+        restored.load_state_dict(*_state(learner))
+        learner = restored
+    assert counts == [0, 1, 1, 1, 2, 2]
