@@ -28,6 +28,7 @@ from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
 from actors.rollout import Control, Rollout, rollout
+from actors.suffix_choice import SuffixChoice
 from diffusion.kernel import expand, normal_log_prob
 from diffusion.path import path_log_prior, stacked_transitions
 from diffusion.posterior import log_ratio
@@ -36,8 +37,6 @@ from envs.problem import InverseProblem
 __all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
 
 MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
-MEMORY = 0.95  # what a sweep's experience counts for one sweep later, while the choice of k adapts
-UNIFORM_SHARE = 0.2  # of the choice of k; with it every k keeps being tried
 
 
 def suffix_log_weight(log_ratio: Tensor, log_likelihood: Tensor, beta: float) -> Tensor:
@@ -114,9 +113,7 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
-        steps = self.prior.num_steps
-        self._tried = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
-        self._gained = torch.zeros(len(_KERNELS), steps, dtype=torch.float64)
+        self._choice = SuffixChoice(len(_KERNELS), self.prior.num_steps)
 
     @property
     def samples(self) -> Tensor:
@@ -180,15 +177,12 @@ class PathSearch:
         name = order[self.sweeps % len(order)]
         self.sweeps += 1
         row = _KERNELS.index(name)
-        first = int(torch.multinomial(self._choice(row), 1, generator=self._generator))
+        first = int(torch.multinomial(self._choice.probability(row), 1, generator=self._generator))
         before = self.samples.clone()
         accepted = self.redraw_suffix(first, kernels.get(name))
         if self.adapting:
             moved = (self.samples - before).flatten(1).square().sum(1).double().mean()
-            self._tried[row] *= MEMORY
-            self._gained[row] *= MEMORY
-            self._tried[row, first] += 1
-            self._gained[row, first] += float(moved) / (self.prior.num_steps - first)
+            self._choice.learn(row, first, float(moved))
         self.renoise_prefix(1 + int(torch.randint(self.prior.num_steps, (), generator=self._generator)))
         return float(accepted.double().mean())
 
@@ -261,7 +255,8 @@ class PathSearch:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, scalars) that `restore` makes the same population of; the random stream is the owner's."""
-        tensors = {name: getattr(self, name) for name in (*_PATHS, "_tried", "_gained")}
+        tensors = {name: getattr(self, name) for name in _PATHS}
+        tensors |= {"tried": self._choice.tried, "gained": self._choice.gained}
         if self._guide is not None and self.guidance is not None:
             tensors |= {"guidance": self.guidance, "gain": self._guide.gain}
         scalars = {name: getattr(self, name) for name in ("beta", "log_partition", "adapting", "sweeps")}
@@ -296,36 +291,21 @@ class PathSearch:
     ) -> Self:
         """The population of a `state_dict`; draws go on from `generator`."""
         search = cls.__new__(cls)
-        search.problem, search.prior = problem, problem.prior
-        search.measurement_id = torch.full((len(tensors["states"]),), measurement_id)
-        search.guidance, search._guide, search._generator = tensors.get("guidance"), None, generator
-        if "gain" in tensors:
-            search._guide = GuidedKernel(problem)
+        rows = torch.full((len(tensors["states"]),), measurement_id)
+        search._begin(problem, rows, float(scalars["beta"]), generator, guided="gain" in tensors)
+        if search._guide is not None:
             search._guide.gain = tensors["gain"]
-        for name in (*_PATHS, "_tried", "_gained"):
+        search.guidance = tensors.get("guidance")
+        search._choice.tried, search._choice.gained = tensors["tried"], tensors["gained"]
+        for name in _PATHS:
             setattr(search, name, tensors[name])
-        search.beta, search.log_partition = float(scalars["beta"]), float(scalars["log_partition"])
+        search.log_partition = float(scalars["log_partition"])
         search.adapting, search.sweeps = bool(scalars["adapting"]), int(scalars["sweeps"])
-        search.invalid = 0
         return search
 
     def _accept(self, new: Tensor, old: Tensor) -> Tensor:
         uniform = torch.rand(len(new), generator=self._generator, dtype=torch.float64)
         return uniform.log() < log_acceptance(new, old)
-
-    def _choice(self, row: int) -> Tensor:
-        """[T] probability of every k for a kernel: some uniform, the rest by squared distance moved per transition."""
-        steps = self.prior.num_steps
-        uniform = torch.full((steps,), 1 / steps, dtype=torch.float64)
-        index = torch.arange(steps, dtype=torch.float64)
-        width = max(steps / 20, 0.5)  # neighbours share what they have seen
-        near = torch.exp(-0.5 * ((index[:, None] - index) / width).square())
-        tried, gained = near @ self._tried[row], near @ self._gained[row]
-        rate = gained / tried.clamp_min(1e-3)
-        rate = torch.where(tried > 1e-3, rate, rate.max())  # what was never tried is taken for as good as the best
-        if not float(rate.sum()) > 0:
-            return uniform
-        return UNIFORM_SHARE * uniform + (1 - UNIFORM_SHARE) * rate / rate.sum()
 
     def _take(self, rows: Tensor) -> None:
         for name in _PATHS:

@@ -8,7 +8,7 @@ Gilks and Berzuini 2001; annealed importance sampling, Neal 2001):
 
 however little or much they have moved, and whether a proposal was taken or refused. Paths that are refused are handed
 on as well, for to leave them out would favour those that move. A start that replay chose by what it is like comes with
-the probability of that choice in its weight already (`system.replay.choice`).
+the probability of that choice in its weight already (`system.replay.tournament`).
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ class StoredPaths(PathSearch):
 
     def experience(self) -> dict[str, Tensor]:
         """What sweeps have taught about the moves, for the paths of later turns."""
-        learned = {"tried": self._tried, "gained": self._gained, "sweeps": torch.tensor([self.sweeps])}
+        learned = {"tried": self._choice.tried, "gained": self._choice.gained, "sweeps": torch.tensor([self.sweeps])}
         return learned if self._guide is None else learned | {"gain": self._guide.gain}
 
     def take_experience(self, learned: Mapping[str, Tensor]) -> None:
         """Goes on from the `experience` of earlier paths, if there is any."""
         if learned:
-            self._tried, self._gained = learned["tried"].clone(), learned["gained"].clone()
+            self._choice.tried, self._choice.gained = learned["tried"].clone(), learned["gained"].clone()
             self.sweeps = int(learned["sweeps"])
             if self._guide is not None:
                 self._guide.gain = learned["gain"].clone()

@@ -20,12 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 from actors.exploration import StartBy
 from diffusion.end_points import EndPoints
 from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
-from system.replay.choice import log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
 from system.replay.registry import build_priority
 from system.replay.storage import Items, TrajectoryStorage
+from system.replay.tournament import log_choice_ratio, tournament
 
 __all__ = ["ReplayShard", "is_storable"]
 
@@ -106,11 +106,15 @@ class ReplayShard:
 
     def take_turn(self, batch_size: int) -> bool:
         """Count a draw of `batch_size` items that another shard gives, if this one's pace allows it now."""
-        rows = min(batch_size, self._config.batches[1])
+        rows = self._paced(batch_size)
         allowed = self._limiter.can_sample(rows)
         if allowed:
             self._limiter.sampled(rows)
         return allowed
+
+    def _paced(self, batch_size: int) -> int:
+        """Items that a draw counts for the pace: none counts more than `sample_batch`."""
+        return min(batch_size, self._config.batches[1])
 
     def sample(
         self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
@@ -124,7 +128,7 @@ class ReplayShard:
         group_size = self._config.group_size
         if batch_size < 1 or batch_size % group_size:
             raise ValueError(f"batch_size must be a positive multiple of group_size = {group_size}, got {batch_size}")
-        rows = min(batch_size, self._config.batches[1])
+        rows = self._paced(batch_size)
         if (counted and not self._limiter.can_sample(rows)) or not len(self):
             return None
         shares = self._config.shares(newest) if weighting is None else weighting.shares
@@ -155,8 +159,8 @@ class ReplayShard:
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
         residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
-        importance weights of the starts are right, see `system.replay.choice`. Items with a measurement of their own
-        have no rivals, and are passed over. The rate limiter does not count starts.
+        importance weights of the starts are right, see `system.replay.tournament`. Items with a measurement of their
+        own have no rivals, and are passed over. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:

@@ -104,7 +104,7 @@ def test_path_search_from_replay_learns_from_turn_to_turn_and_goes_on_bit_for_bi
     assert kind.state_dict()[0]["sweeps"].tolist() == [40 * sweeps]
     gains, guide = kind.state_dict()[0]["gain"], GuidedKernel(problem)
     paths = StoredPaths(problem, stored, generator=first, guided=True)
-    fitted = {"tried": paths._tried, "gained": paths._gained, "sweeps": torch.tensor([0])}
+    fitted = paths.experience()
     shares = []
     for gain in (torch.zeros_like(guide.gain), torch.from_numpy(gains)):
         paths.take_experience(fitted | {"gain": gain})

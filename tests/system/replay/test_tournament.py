@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from system.replay.choice import UNCONTESTED, log_choice_ratio, tournament
 from system.replay.config import ReplayConfig
 from system.replay.shard import ReplayShard
+from system.replay.tournament import UNCONTESTED, log_choice_ratio, tournament
 
 
 class Enumerated:
