@@ -8,7 +8,10 @@ Metropolis and Hastings leave it invariant, for any kernels q and n with full su
     prefix   s_0..s_k-1 are redrawn by noising s_k,
              log w = log p(s_0, ..., s_k) - sum_{j < k} log n(s_j | s_j+1),
 
-each accepted with probability min(1, w_new / w_old). The prefix move keeps x and lets the early, coarse part of the
+each accepted with probability min(1, w_new / w_old). A suffix may also be redrawn in part: with q's noise
+xi_j = (s_j+1 - mean of q) / std_j kept outside of a window of x's elements and drawn anew within, it is w that decides
+again, for xi is standard normal under q. In many dimensions the whole of x is hardly ever accepted, a part of it is.
+The prefix move keeps x and lets the early, coarse part of the
 path forget how it came there; the suffix move then makes another x of it. Neither asks for the likelihood's gradient.
 
 Tempering starts from paths of the prior, which are exact at beta = 0, and raises beta by reweighting, resampling and
@@ -28,7 +31,7 @@ from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
 from actors.rollout import Control, Rollout, rollout
-from actors.suffix_choice import SuffixChoice
+from actors.suffix_choice import SuffixChoice, window, window_sizes
 from diffusion.kernel import expand, normal_log_prob
 from diffusion.path import path_log_prior, stacked_transitions
 from diffusion.posterior import log_ratio
@@ -113,7 +116,8 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
-        self._choice = SuffixChoice(len(_KERNELS), self.prior.num_steps)
+        self._sizes = window_sizes(self.prior.event_shape)
+        self._choice = SuffixChoice(len(_KERNELS), len(self._sizes), self.prior.num_steps)
 
     @property
     def samples(self) -> Tensor:
@@ -170,19 +174,19 @@ class PathSearch:
         """A suffix move, then a prefix move; the share of suffixes that was accepted.
 
         `control` takes its turn as the kernel that proposes suffixes. The index of either move is drawn for all paths
-        together.
+        together, and so is the size of the window, but not its place.
         """
         kernels = self.kernels(control)
         order = [*kernels, *kernels, "prior"]
         name = order[self.sweeps % len(order)]
         self.sweeps += 1
         row = _KERNELS.index(name)
-        first = int(torch.multinomial(self._choice.probability(row), 1, generator=self._generator))
+        size, first = self._choice.draw(row, self._generator)
         before = self.samples.clone()
-        accepted = self.redraw_suffix(first, kernels.get(name))
+        accepted = self.redraw_suffix(first, kernels.get(name), self._sizes[size])
         if self.adapting:
             moved = (self.samples - before).flatten(1).square().sum(1).double().mean()
-            self._choice.learn(row, first, float(moved))
+            self._choice.learn(row, size, first, float(moved))
         self.renoise_prefix(1 + int(torch.randint(self.prior.num_steps, (), generator=self._generator)))
         return float(accepted.double().mean())
 
@@ -195,7 +199,7 @@ class PathSearch:
         """Lw at beta = 1, [N] float64 each: of as many fresh paths drawn by `control`, and of the population's."""
         guided = self._guide is not None
         fresh = rollout(self.problem, control, self.measurement_id, generator=self._generator, guided=guided)
-        return fresh.log_weight, self.log_likelihood.double() - self._log_ratio(0, control).double().sum(1)
+        return fresh.log_weight, self.log_likelihood.double() - self._under(0, control)[0].double().sum(1)
 
     def fit_guide(self) -> None:
         """Fits the guided kernel to the population as it is, where the likelihood has a gradient."""
@@ -203,8 +207,11 @@ class PathSearch:
             measurement = self.problem.measurements[self.measurement_id]
             self._guide.fit(self.states, self.denoised, self.guidance, measurement)
 
-    def redraw_suffix(self, first: int, control: Control | None = None) -> Tensor:
-        """[N] which paths took a new suffix from index `first` on."""
+    def redraw_suffix(self, first: int, control: Control | None = None, sides: tuple[int, ...] | None = None) -> Tensor:
+        """[N] which paths took a new suffix from index `first` on; of x only a window of `sides`, if given."""
+        count, shape = len(self.states), self.prior.event_shape
+        partly = sides is not None and sides != shape
+        ratio, noise = self._under(first, control, partly)
         fresh = rollout(
             self.problem,
             control,
@@ -213,10 +220,12 @@ class PathSearch:
             guided=self._guide is not None,
             start=self.states[:, first],
             first=first,
+            noise=noise,
+            renewed=window(shape, sides, count, self._generator) if sides is not None and partly else None,
         )
         self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
         new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
-        old = suffix_log_weight(self._log_ratio(first, control), self.log_likelihood, self.beta)
+        old = suffix_log_weight(ratio, self.log_likelihood, self.beta)
         accepted = self._accept(new, old)
         log_noising = self.prior.noising.path_log_prob(fresh.states, first)
         self._adopt(accepted, slice(first, None), fresh.denoised, fresh.guidance, fresh.log_prior, log_noising)
@@ -317,21 +326,27 @@ class PathSearch:
         return normal_log_prob(states[:, 0], torch.zeros_like(states[:, 0]), sigma)
 
     @torch.no_grad()
-    def _log_ratio(self, first: int, control: Control | None) -> Tensor:
-        """[N, T - first] log q - log p of the present suffixes."""
+    def _under(self, first: int, control: Control | None, with_noise: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Of the present suffixes under q: log q - log p [N, T - first], and if asked for xi [N, T - first, *D]."""
         count, steps = len(self.states), self.prior.num_steps - first
-        if control is None:
-            return torch.zeros(count, steps)
-        parts = []
+        if control is None and not with_noise:
+            return torch.zeros(count, steps), None
+        ratios, noise = [], []
         for row, offset in stacked_transitions(count, steps, MAX_ROWS):
             step = first + offset
             state, denoised = self.states[row, step], self.denoised[row, step]
-            measurement = self.problem.measurements[self.measurement_id[row]]
-            carried = () if self.guidance is None else (self.guidance[row, step],)
             mean, std = self.prior.mean(state, step, denoised), expand(self.prior.std[step], state)
             shifted = (self.states[row, step + 1] - mean) / std
-            parts.append(log_ratio(shifted, control(state, step, denoised, measurement, *carried)))
-        return torch.cat(parts).reshape(count, steps)
+            shift = torch.zeros_like(state)
+            if control is not None:
+                measurement = self.problem.measurements[self.measurement_id[row]]
+                carried = () if self.guidance is None else (self.guidance[row, step],)
+                shift = control(state, step, denoised, measurement, *carried)
+            ratios.append(log_ratio(shifted, shift))
+            if with_noise:
+                noise.append(shifted - shift)
+        shape = (count, steps, *self.prior.event_shape)
+        return torch.cat(ratios).reshape(count, steps), torch.cat(noise).reshape(shape) if with_noise else None
 
     def _estimates(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prior's estimates of x at s_0..s_K-1 of `states` [N, K+1, *D], and the guidance there."""

@@ -98,13 +98,15 @@ def rollout(
     guided: bool = False,
     start: Tensor | None = None,
     first: int = 0,
+    noise: Tensor | None = None,
+    renewed: Tensor | None = None,
 ) -> Rollout:
     """One trajectory for every entry of `measurement_id` [B], under `control` (None: the prior).
 
     `inflation` is c, the factor on the noise of the behaviour; the log-ratio is that of c = 1 all the same.
     `guided` computes the guidance along the path, and hands it to `control` as a fifth argument.
     With `start` [B, *D] the paths leave these states at index `first`, and hold only what follows: T - `first`
-    transitions.
+    transitions. With `noise` [B, T - `first`, *D] xi is taken from there but where `renewed` [B, *D] is true.
     """
     if not (inflation > 0 and math.isfinite(inflation)):
         raise ValueError(f"inflation must be positive, got {inflation}")
@@ -123,17 +125,19 @@ def rollout(
         else:
             denoised, pulled = prior.pull_back(state, step, lambda value: gradient(value, measurement))
             guidance.append(pulled)
-        noise = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
+        drawn = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
+        if noise is not None and renewed is not None:
+            drawn = torch.where(renewed, drawn, noise[:, index - first])
         if control is None:
-            shifted = inflation * noise
+            shifted = inflation * drawn
             log_ratios.append(torch.zeros(count, device=state.device))
         else:
             u = control(state, step, denoised, measurement, *guidance[-1:])
-            shifted = u + inflation * noise
+            shifted = u + inflation * drawn
             log_ratios.append(log_ratio(shifted, u))
         square = shifted.flatten(1).square().sum(1)
         log_prior.append(-0.5 * square - dim * (float(prior.std[index].log()) + 0.5 * LOG_2PI))
-        behaviour += 0.5 * (square - noise.flatten(1).square().sum(1)) - dim * math.log(inflation)
+        behaviour += 0.5 * (square - drawn.flatten(1).square().sum(1)) - dim * math.log(inflation)
         state = prior.mean(state, step, denoised) + std * shifted
         states.append(state)
         estimates.append(denoised)

@@ -43,10 +43,10 @@ class GaussianDenoiser(nn.Module):
 
     mean: Tensor
     eigenvalues: Tensor
-    eigenvectors: Tensor
+    eigenvectors: Tensor | None
 
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        """`mean` [D], `covariance` [D, D] symmetric positive definite."""
+    def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
+        """`mean` [D]; `covariance` a variance (isotropic) or [D, D] symmetric positive definite."""
         super().__init__()
         eigenvalues, eigenvectors = _eigen(covariance, len(mean))
         self.register_buffer("mean", mean.double())
@@ -55,15 +55,32 @@ class GaussianDenoiser(nn.Module):
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
-        mean, basis = self.mean.to(state), self.eigenvectors.to(state)
-        alpha, sigma = expand(alpha, state), expand(sigma, state)
-        gain = alpha * self.eigenvalues.to(state) / (alpha**2 * self.eigenvalues.to(state) + sigma**2)
-        return mean + (gain * ((state - alpha * mean) @ basis)) @ basis.T
+        mean, gain = self.mean.to(state), self._gain(state, alpha, sigma)
+        return mean + self._scaled(gain, state - expand(alpha, state) * mean)
+
+    def pull_back(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor, cotangent: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(x^, J^T v), see `diffusion.prior.Prior.pull_back`: x^ is linear in s, and J symmetric."""
+        mean, gain = self.mean.to(state), self._gain(state, alpha, sigma)
+        denoised = mean + self._scaled(gain, state - expand(alpha, state) * mean)
+        return denoised, self._scaled(gain, cotangent(denoised))
+
+    def _gain(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[N, D] slopes of x^ along the eigenvectors."""
+        alpha, sigma, eigenvalues = expand(alpha, state), expand(sigma, state), self.eigenvalues.to(state)
+        return alpha * eigenvalues / (alpha**2 * eigenvalues + sigma**2)
+
+    def _scaled(self, gain: Tensor, value: Tensor) -> Tensor:
+        if self.eigenvectors is None:
+            return gain * value
+        basis = self.eigenvectors.to(value)
+        return (gain * (value @ basis)) @ basis.T
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, D] exact draws of x, float64."""
-        noise = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64)
-        return self.mean + (noise * self.eigenvalues.sqrt()) @ self.eigenvectors.T
+        noise = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64) * self.eigenvalues.sqrt()
+        return self.mean + (noise if self.eigenvectors is None else noise @ self.eigenvectors.T)
 
     def denoising_variance(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[K] exact E |x - x^|^2 / D at levels `alpha`, `sigma` [K]."""
@@ -95,12 +112,7 @@ class MixtureDenoiser(nn.Module):
         weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
         if weights.shape != (count,):
             raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
-        if isinstance(covariance, Tensor):
-            eigenvalues, eigenvectors = _eigen(covariance, dim)
-        else:
-            if not covariance > 0:
-                raise ValueError(f"the component variance must be positive, got {covariance}")
-            eigenvalues, eigenvectors = torch.full((dim,), float(covariance), dtype=torch.float64), None
+        eigenvalues, eigenvectors = _eigen(covariance, dim)
         self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         self.register_buffer("means", means.double())
         self.register_buffer("log_weights", weights - weights.logsumexp(0))
@@ -258,7 +270,12 @@ def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     return (alpha / sigma.clamp_min(1e-20)).clamp_min(1e-20).log().clamp(-10.0, 10.0)
 
 
-def _eigen(covariance: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+def _eigen(covariance: Tensor | float, dim: int) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues [D] and eigenvectors [D, D], float64; of a variance the axes themselves, for which None stands."""
+    if not isinstance(covariance, Tensor):
+        if not covariance > 0:
+            raise ValueError(f"the variance must be positive, got {covariance}")
+        return torch.full((dim,), float(covariance), dtype=torch.float64), None
     if covariance.shape != (dim, dim):
         raise ValueError(f"the covariance must be [{dim}, {dim}] to match the mean, got {tuple(covariance.shape)}")
     asymmetry = float((covariance - covariance.T).abs().max())

@@ -10,7 +10,7 @@ whatever s is. Trajectory balance on the base process is relative trajectory bal
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.problem import Classes, ExactPosterior, InverseProblem
 
-__all__ = ["Energy", "EnergyRatio", "energy_problem"]
+__all__ = ["DifferentiatedEnergy", "Energy", "EnergyRatio", "energy_problem"]
 
 
 class Energy(Protocol):
@@ -29,6 +29,15 @@ class Energy(Protocol):
 
     def __call__(self, value: Tensor) -> Tensor:
         """[N] log rho(x) in nats for x = `value` [N, D]; differentiable by autograd."""
+        ...
+
+
+@runtime_checkable
+class DifferentiatedEnergy(Protocol):
+    """An energy that knows its own gradient; the others are differentiated by autograd in float64."""
+
+    def gradient(self, value: Tensor) -> Tensor:
+        """[N, D] of log rho(x) with respect to x = `value` [N, D]."""
         ...
 
 
@@ -49,6 +58,8 @@ class EnergyRatio(nn.Module):
 
     def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, D] of `log_prob`."""
+        if isinstance(self.energy, DifferentiatedEnergy):
+            return self.energy.gradient(value) + value / self.base_std**2
         with torch.enable_grad():
             leaf = value.detach().double().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.energy(leaf).sum(), leaf)
@@ -75,8 +86,7 @@ def energy_problem(
     start_std = base_std if start_std is None else start_std
     if not (base_std > 0 and start_std > 0):
         raise ValueError(f"base_std and start_std must be positive, got {base_std} and {start_std}")
-    covariance = base_std**2 * torch.eye(dim, dtype=torch.float64)
-    denoiser = GaussianDenoiser(torch.zeros(dim, dtype=torch.float64), covariance)
+    denoiser = GaussianDenoiser(torch.zeros(dim, dtype=torch.float64), base_std**2)
     levels = make_schedule(schedule, num_steps, scale=start_std)
     return InverseProblem(
         name=name,

@@ -48,9 +48,15 @@ class Manywell:
         self.mean = torch.tensor([first, 0.0], dtype=torch.float64).repeat(dim // 2)
         self.variance = torch.tensor([second - first**2, 1.0], dtype=torch.float64).repeat(dim // 2)
 
-    def log_density(self, value: Tensor) -> Tensor:
+    def __call__(self, value: Tensor) -> Tensor:
         """[N] log rho(x) of x = `value` [N, D], nats, not normalised."""
         return _well(value[:, ::2]).sum(1) - 0.5 * value[:, 1::2].square().sum(1)
+
+    def gradient(self, value: Tensor) -> Tensor:
+        """[N, D] of log rho at `value` [N, D]."""
+        wells = value[:, ::2]
+        slope = 12 * wells - 4 * wells * wells.square() + 0.5
+        return torch.stack([slope, -value[:, 1::2]], 2).flatten(1)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, D] draws, float64; exact but for the grid of 2e-4."""
@@ -81,7 +87,7 @@ def manywell(
     names = tuple(f"{count} right" for count in range(pairs + 1))
     return energy_problem(
         "manywell",
-        exact.log_density,
+        exact,
         dim,
         base_std=base_std,
         num_steps=num_steps,

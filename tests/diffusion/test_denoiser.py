@@ -173,6 +173,17 @@ def test_samples_have_the_moments_of_the_distribution(plane_mixture, generator):
     assert draws.T.cov().numpy() == pytest.approx(COVARIANCE.numpy(), abs=0.05)
 
 
+def test_a_gaussian_of_one_variance_is_the_one_of_its_covariance_matrix(generator):
+    mean = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    one, other = GaussianDenoiser(mean, 0.7), GaussianDenoiser(mean, 0.7 * torch.eye(3, dtype=torch.float64))
+    state = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    levels = _level(0.6, 4), _level(0.8, 4)
+    assert one(state, *levels).numpy() == pytest.approx(other(state, *levels).numpy(), abs=1e-12)
+    draws = one.sample(40_000, generator)
+    assert bool(((draws.mean(0) - mean).abs() < 4 * math.sqrt(0.7) / 200).all())
+    assert draws.T.cov().numpy() == pytest.approx(0.7 * np.eye(3), abs=0.03)
+
+
 def test_the_denoising_variance_of_a_gaussian_is_the_trace_of_the_conditional_covariance():
     denoiser = GaussianDenoiser(torch.zeros(3), COVARIANCE)
     alpha, sigma = torch.tensor([*LEVELS, (0.0, 1.0)], dtype=torch.float64).T
@@ -248,7 +259,8 @@ def test_log_snr_is_finite_from_pure_noise_to_clean():
             lambda: GaussianDenoiser(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.0, 1.0]])),
             "covariance must be symmetric, got one 0.5 off its transpose",
         ),
-        (lambda: MixtureDenoiser(torch.zeros(3, 2), 0.0), "component variance must be positive, got 0.0"),
+        (lambda: MixtureDenoiser(torch.zeros(3, 2), 0.0), "the variance must be positive, got 0.0"),
+        (lambda: GaussianDenoiser(torch.zeros(2), 0.0), "the variance must be positive, got 0.0"),
         (lambda: MixtureDenoiser(torch.zeros(3, 2), torch.eye(3)), r"must be \[2, 2\] to match the mean, got \(3, 3\)"),
         (lambda: MixtureDenoiser(torch.zeros(3, 2), 1.0, torch.zeros(2)), r"log_weights must be \[3\] .* got \(2,\)"),
         (

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
+from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser, NetworkDenoiser
 from diffusion.kernel import normal_log_prob
 from diffusion.network import MLP, UNet
 from diffusion.path import denoise_path, path_log_ratio
@@ -190,11 +190,12 @@ def test_the_second_gain_multiplies_the_gradient_with_respect_to_the_state(make_
         assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-4, abs=1e-6)
 
 
-def test_a_mixture_pulls_back_as_autograd_does(generator):
+@pytest.mark.parametrize(("kind", "rows"), [(MixtureDenoiser, slice(None)), (GaussianDenoiser, 0)])
+def test_exact_denoisers_pull_back_as_autograd_does(generator, kind, rows):
     root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
-    means = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    means = torch.randn(5, 3, generator=generator, dtype=torch.float64)[rows]
     for covariance in (0.3, root @ root.T + 0.1 * torch.eye(3)):
-        denoiser = MixtureDenoiser(means, covariance)
+        denoiser = kind(means, covariance)
         prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", 6), (3,), denoiser.denoising_variance)
         step = torch.arange(6)
         state, direction = torch.randn(2, 6, 3, generator=generator, dtype=torch.float64)
