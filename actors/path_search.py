@@ -23,7 +23,7 @@ of the chain, the product over steps of mean_i p(y | x_i)^(beta' - beta).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -39,6 +39,7 @@ from envs.problem import InverseProblem
 
 __all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
 
+FORGOTTEN, MAX_SWEEPS = 0.5, 20  # when paths have settled: the correlation with where they began, and the most sweeps
 MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
 
 
@@ -64,6 +65,7 @@ def log_acceptance(new: Tensor, old: Tensor) -> Tensor:
 
 
 _KERNELS = ("prior", "guided", "control")
+_COUNTS = ("beta", "log_partition", "adapting", "sweeps", "tempered")
 _PATHS = ("states", "denoised", "log_prior", "log_noising", "log_likelihood")
 
 
@@ -73,7 +75,7 @@ class PathSearch:
         search = PathSearch(problem, 0, count=1_000, generator=generator)
         while search.beta < 1:
             search.temper()
-            search.sweep()
+            search.settle()
         search.adapting = False
         search.sweep()          # and so on: search.samples are those of the chain's posterior
 
@@ -113,6 +115,7 @@ class PathSearch:
         self.problem, self.prior, self.measurement_id = problem, problem.prior, measurement_id
         self.beta, self.log_partition = beta, 0.0
         self.adapting, self.sweeps = True, 0
+        self.tempered = 0  # sweeps that there had been when beta rose last
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
@@ -164,7 +167,7 @@ class PathSearch:
                 low, high = (middle, high) if enough else (low, middle)
         log_weight = log_likelihood * (high - self.beta)
         self.log_partition += float(log_weight.logsumexp(0)) - math.log(len(log_weight))
-        self.beta = high
+        self.beta, self.tempered = high, self.sweeps
         self._take(_systematic(log_weight.softmax(0), self._generator))
         if self.adapting:
             self.fit_guide()
@@ -189,6 +192,22 @@ class PathSearch:
             self._choice.learn(row, size, first, float(moved))
         self.renoise_prefix(1 + int(torch.randint(self.prior.num_steps, (), generator=self._generator)))
         return float(accepted.double().mean())
+
+    def settle(self, control: Control | None = None, stop: Callable[[], bool] = lambda: False) -> float:
+        """Sweeps until the paths have mostly forgotten where they were; the mean share of suffixes accepted.
+
+        That is until their correlation with then is below FORGOTTEN, that of x and that of the log-likelihood, which
+        tells of the finest scale; or for MAX_SWEEPS, or until `stop` says so.
+        """
+        samples, log_likelihood = self.samples.clone(), self.log_likelihood.clone()
+        accepted: list[float] = []
+        while len(accepted) < MAX_SWEEPS:
+            accepted.append(self.sweep(control))
+            of_samples = _correlation(samples.flatten(1), self.samples.flatten(1))
+            of_likelihood = _correlation(log_likelihood[:, None], self.log_likelihood[:, None])
+            if max(of_samples, of_likelihood) < FORGOTTEN or stop():
+                break
+        return sum(accepted) / len(accepted)
 
     def kernels(self, control: Control | None = None) -> dict[str, Control]:
         """Kernels that propose suffixes beside the prior, by name."""
@@ -268,7 +287,7 @@ class PathSearch:
         tensors |= {"tried": self._choice.tried, "gained": self._choice.gained}
         if self._guide is not None and self.guidance is not None:
             tensors |= {"guidance": self.guidance, "gain": self._guide.gain}
-        scalars = {name: getattr(self, name) for name in ("beta", "log_partition", "adapting", "sweeps")}
+        scalars = {name: getattr(self, name) for name in _COUNTS}
         return tensors, scalars
 
     def split(self, size: int) -> list[Self]:
@@ -310,6 +329,7 @@ class PathSearch:
             setattr(search, name, tensors[name])
         search.log_partition = float(scalars["log_partition"])
         search.adapting, search.sweeps = bool(scalars["adapting"]), int(scalars["sweeps"])
+        search.tempered = int(scalars["tempered"])
         return search
 
     def _accept(self, new: Tensor, old: Tensor) -> Tensor:
@@ -364,6 +384,13 @@ class PathSearch:
             guidance.append(pulled)
         shape = (count, steps, *states.shape[2:])
         return torch.cat(denoised).reshape(shape), torch.cat(guidance).reshape(shape) if guidance else None
+
+
+def _correlation(before: Tensor, after: Tensor) -> float:
+    """Of two [N, D], pooled over D: 1 - E|after - before|^2 / (sum of both's variances)."""
+    before, after = before.double(), after.double()
+    spread = float((before.var(0) + after.var(0)).sum())
+    return 1 - float((after - before).square().mean(0).sum()) / max(spread, 1e-300)
 
 
 def _effective(log_weight: Tensor) -> float:

@@ -1,8 +1,9 @@
 """Path search as a kind of exploration, of a population that every actor keeps, or of paths that come from replay.
 
 A population starts from the prior and is tempered to the posterior in its first turns; in every turn it is moved, with
-the current posterior as one of the kernels that propose. What it hands on is always a sample of pi_beta, so its
-importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
+the current posterior as one of the kernels that propose: as often as it takes to forget while it is tempered, then
+`actor.path_search.sweeps` times. What it hands on is always a sample of pi_beta, so its importance weight is
+p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
 
 Paths from replay are moved at beta = 1 and keep the weight they came with (`actors.stored_paths`). Which moves carry
 paths far, and the gains of the guided kernel, are learned from turn to turn: what moves paths is never fitted to them.
@@ -84,10 +85,11 @@ class PathSearcher:
         waiting.rotate(-1)
         if search.beta < 1:
             search.temper()
-        elif search.sweeps >= SETTLING:
-            search.adapting = False
-        accepted = [search.sweep(posterior.control) for _ in range(self.config.sweeps)]
-        made = search.paths(float(np.mean(accepted)), guided=posterior.uses_guidance)
+            accepted = search.settle()
+        else:
+            search.adapting = search.sweeps < search.tempered + SETTLING
+            accepted = float(np.mean([search.sweep(posterior.control) for _ in range(self.config.sweeps)]))
+        made = search.paths(accepted, guided=posterior.uses_guidance)
         if len(search.states) == count:
             return made
         return made.take(torch.randperm(len(search.states), generator=generator)[:count])

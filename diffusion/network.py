@@ -1,6 +1,6 @@
-"""Networks for denoisers and controls: an MLP for vectors, diffusers' U-Net for images.
+"""Networks for denoisers and controls: an MLP for vectors, diffusers' U-Net for images, one for single elements.
 
-Both map (input [N, C, *D] or [N, D], level [N]) to an output of the event shape, the level being a log-SNR or a step
+They map (input [N, C, *D] or [N, D], level [N]) to an output of the event shape, the level being a log-SNR or a step
 index scaled to a similar range.
 """
 
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "LevelEmbedding", "UNet"]
+__all__ = ["MLP", "Elementwise", "LevelEmbedding", "UNet"]
 
 
 class LevelEmbedding(nn.Module):
@@ -50,6 +50,28 @@ class MLP(nn.Module):
         hidden = self.body(torch.cat([value, self.embedding(level).to(value)], dim=1))
         output: Tensor = self.head(hidden)
         return output
+
+
+class Elementwise(nn.Module):
+    """One small MLP that all elements go through, each by itself."""
+
+    def __init__(self, features: int, hidden: int = 32, embedding: int = 32) -> None:
+        super().__init__()
+        if hidden < 1:
+            raise ValueError(f"an elementwise network needs hidden of at least 1, got {hidden}")
+        self.embedding = LevelEmbedding(embedding)
+        self.level = nn.Linear(embedding, hidden)
+        self.inputs = nn.Linear(features, hidden)
+        self.body = nn.Linear(hidden, hidden)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, value: Tensor, level: Tensor) -> Tensor:
+        """[N, *D, features], [N] -> [N, *D]."""
+        shift = self.level(self.embedding(level).to(value))
+        shift = shift.reshape(len(shift), *(1,) * (value.ndim - 2), -1)
+        hidden = nn.functional.silu(self.inputs(value) + shift)
+        output: Tensor = self.head(nn.functional.silu(self.body(hidden)))
+        return output[..., 0]
 
 
 class UNet(nn.Module):

@@ -26,8 +26,6 @@ from system.errors import RunnerError
 
 __all__ = ["ExactConfig", "ExactSamples", "sample_exactly"]
 
-MOVED = 0.9  # share of the paths that have to have moved before beta rises again, or before the samples count
-MOVES = 30  # sweeps given to that at most
 SETTLING = 20  # sweeps at beta = 1 in which the choice of k still adapts; they are not kept
 
 Draw = tuple[Tensor, Tensor]  # x [N, *D] and log p(y | x) [N] of a population
@@ -202,16 +200,12 @@ def _temper(search: PathSearch, control: Control | None, left: Callable[[], floa
             raise RunnerError(f"{error}; the prior's paths do not reach where the likelihood is positive") from None
         temperatures += 1
         progress({"exact/beta": search.beta})
-        before = search.samples.clone()
-        for _ in range(MOVES):
-            search.sweep(control)
-            if left() < 0:
-                raise RunnerError(
-                    f"the time was up at beta {search.beta:.3g} on the way from the prior (0) to the posterior (1); "
-                    "raise --max-seconds, or lower --chains"
-                )
-            if float((search.samples != before).flatten(1).any(1).double().mean()) > MOVED:
-                break
+        search.settle(control, stop=lambda: left() < 0)
+        if left() < 0:
+            raise RunnerError(
+                f"the time was up at beta {search.beta:.3g} on the way from the prior (0) to the posterior (1); "
+                "raise --max-seconds, or lower --chains"
+            )
     return temperatures
 
 

@@ -37,6 +37,8 @@ class PosteriorConfig:
     """control only: width of the MLP, or first channel count of the U-Net."""
     depth: int = 3
     """control only: hidden layers of the MLP."""
+    elementwise: int = 32
+    """control with an mlp only: width of the network that every element of x goes through by itself; 0 is none."""
     likelihood_gradient: Literal["none", "estimate", "state"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
@@ -58,6 +60,7 @@ def make_posterior(
             config.network,
             config.hidden,
             config.depth,
+            config.elementwise,
             guided=config.likelihood_gradient == "state",
         )
     if config.form == "finetune":

@@ -1,6 +1,6 @@
 r"""The `control` form: a small network for u beside the frozen prior.
 
-    u_k = w_k (r_k F(s_k, x^_k, g_k, f_k, y; k) + c_k g_k) + c'_k f_k,
+    u_k = w_k (r_k F(s_k, x^_k, g_k, f_k, y; k) + h(s_k, x^_k, g_k, f_k; k) + c_k g_k) + c'_k f_k,
     g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
 with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
@@ -9,11 +9,15 @@ standard deviations. r_k = e_k / max e takes the network back where the state ha
 say the rest: there w_k is near one, and an error of F would cost most. f_k is diffusion posterior sampling's guidance
 (Chung et al. 2023, arXiv 2209.14687): it reaches what y does not see through the prior's own correlations.
 
-F's last layer and all gains start at zero, so u = 0: the posterior starts as the prior. The root mean square r of u is
-bounded smoothly, to r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard deviations in
-every direction, but a chain that runs away would, and on paths so far out the gradient is noise that does not bring it
-back. Likelihood gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas
-et al. 2023 (2302.13834).
+h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
+2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
+difference where x has many elements that hardly depend on each other.
+
+The last layers of F and h and all gains start at zero, so u = 0: the posterior starts as the prior. The root mean
+square r of u is bounded smoothly, to r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard
+deviations in every direction, but a chain that runs away would, and on paths so far out the gradient is noise that does
+not bring it back. Likelihood gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141)
+and Vargas et al. 2023 (2302.13834).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.kernel import expand
-from diffusion.network import MLP, UNet
+from diffusion.network import MLP, Elementwise, UNet
 from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded
 from diffusion.prior import Prior
 
@@ -44,11 +48,13 @@ class ControlPosterior(Posterior):
         network: str = "mlp",
         hidden: int = 256,
         depth: int = 3,
+        elementwise: int = 32,
         *,
         guided: bool = True,
     ) -> None:
-        """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count.
+        """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count, `elementwise` h's width.
 
+        With a U-Net, whose own layers are as local, or with `elementwise` 0 there is no h.
         `gradient` None leaves g_k and f_k out; `guided` False leaves f_k out. A U-Net sees y through them only.
         """
         super().__init__(prior)
@@ -66,8 +72,10 @@ class ControlPosterior(Posterior):
             self.network = UNet(features * shape[0], shape[0], channels=(hidden, 2 * hidden, 2 * hidden))
         else:
             raise ValueError(f"unknown network {network!r}; expected 'mlp' or 'unet'")
-        for parameter in self.network.head.parameters():
-            nn.init.zeros_(parameter)
+        self.elementwise = Elementwise(features, elementwise) if network == "mlp" and elementwise else None
+        for part in (self.network, self.elementwise):
+            for parameter in part.head.parameters() if part is not None else ():
+                nn.init.zeros_(parameter)
         self.gain = nn.Parameter(torch.zeros(2, prior.num_steps))
         scale = prior.denoised_coefficient * prior.uncertainty / prior.std
         self.register_buffer("_scale", scale, persistent=False)
@@ -112,8 +120,10 @@ class ControlPosterior(Posterior):
             output = self.network(flat, level).reshape(state.shape)
         else:
             output = self.network(torch.cat(inputs, dim=1), level)
-        output = expand(self._unsettled[step], state) * output
-        return bounded(scale * (output + shift) + outside, MAX_CONTROL)
+        shift = shift + expand(self._unsettled[step], state) * output
+        if self.elementwise is not None:
+            shift = shift + self.elementwise(torch.stack(inputs, -1), level)
+        return bounded(scale * shift + outside, MAX_CONTROL)
 
     def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:
         gradient = self._gradient

@@ -185,9 +185,7 @@ def test_tempering_estimates_the_evidence(searched):
 
 def test_a_posterior_as_a_kernel_leaves_the_target_alone(blind_problem):
     """A control moved away from zero proposes; the exact moments stay."""
-    torch.manual_seed(0)
-    posterior = ControlPosterior(blind_problem.prior, (2,), None, hidden=8, depth=1).requires_grad_(False)
-    torch.nn.init.normal_(posterior.network.head.weight, std=0.2)
+    posterior = shifted_posterior(blind_problem)
     search = tempered(blind_problem, 2_000, control=posterior.control)
     shares = [float(search.redraw_suffix(index, posterior.control).double().mean()) for index in range(10)]
     assert min(shares) > 0 and max(shares) < 1
@@ -197,6 +195,59 @@ def test_a_posterior_as_a_kernel_leaves_the_target_alone(blind_problem):
     error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
     assert float(error.abs().max()) < 4 / math.sqrt(2_000)
     consistent(search)
+
+
+def shifted_posterior(problem):
+    """A posterior whose control is far from zero."""
+    torch.manual_seed(0)
+    posterior = ControlPosterior(problem.prior, (2,), None, hidden=8, depth=1).requires_grad_(False)
+    torch.nn.init.normal_(posterior.network.head.weight, std=0.5)
+    return posterior
+
+
+def test_redrawing_parts_of_x_alone_keeps_the_exact_moments(blind_problem):
+    """From index 0, where a whole new x is hardly ever accepted, under a kernel that is off."""
+    posterior, search = shifted_posterior(blind_problem), tempered(blind_problem, 2_000)
+    shares = []
+    for index in itertools.islice(itertools.cycle(range(0, 8, 2)), 60):
+        shares.append(float(search.redraw_suffix(index, posterior.control, (1,)).double().mean()))
+    whole = float(search.redraw_suffix(0, posterior.control).double().mean())
+    assert shares[-4] > 2 * whole
+    exact, values = blind_problem.exact[0], search.samples.double()
+    error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
+    assert float(error.abs().max()) < 4 / math.sqrt(2_000)
+    assert (values.std(0) / exact.variance.sqrt()).numpy() == pytest.approx(np.ones(4), abs=4 / math.sqrt(2 * 2_000))
+    consistent(search)
+
+
+def test_noise_that_is_kept_makes_the_same_path_again(blind_problem):
+    posterior, search = shifted_posterior(blind_problem), tempered(blind_problem, 50)
+    noise = search._under(3, posterior.control, with_noise=True)[1]
+    nowhere = torch.zeros(50, 4, dtype=torch.bool)
+    again = path_search.rollout(
+        blind_problem,
+        posterior.control,
+        search.measurement_id,
+        start=search.states[:, 3],
+        first=3,
+        noise=noise,
+        renewed=nowhere,
+    )
+    assert again.states.numpy() == pytest.approx(search.states[:, 3:].numpy(), abs=1e-4)
+    assert again.log_likelihood.numpy() == pytest.approx(search.log_likelihood.numpy(), rel=1e-3, abs=1e-3)
+
+
+def test_paths_settle_when_they_have_forgotten(blind_problem, monkeypatch):
+    search = tempered(blind_problem, 500)
+    monkeypatch.setattr(path_search, "MAX_SWEEPS", 1_000)
+    before, sweeps = search.samples.clone(), search.sweeps
+    assert 0 < search.settle() < 1
+    assert 1 < search.sweeps - sweeps < 1_000
+    one, other = (value.double() - value.double().mean(0) for value in (before, search.samples))
+    assert float((one * other).sum() / (one.square().sum() * other.square().sum()).sqrt()) < 0.55
+    sweeps = search.sweeps
+    search.settle(stop=lambda: True)
+    assert search.sweeps == sweeps + 1
 
 
 def test_the_guided_kernel_of_a_fitted_population_is_accepted_where_the_prior_is_not():
