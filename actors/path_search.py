@@ -193,19 +193,26 @@ class PathSearch:
         self.renoise_prefix(1 + int(torch.randint(self.prior.num_steps, (), generator=self._generator)))
         return float(accepted.double().mean())
 
-    def settle(self, control: Control | None = None, stop: Callable[[], bool] = lambda: False) -> float:
-        """Sweeps until the paths have mostly forgotten where they were; the mean share of suffixes accepted.
+    def settle(
+        self,
+        control: Control | None = None,
+        sweeps: int | None = None,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> float:
+        """So many sweeps, or as many as it takes to forget; the mean share of suffixes accepted.
 
-        That is until their correlation with then is below FORGOTTEN, that of x and that of the log-likelihood, which
-        tells of the finest scale; or for MAX_SWEEPS, or until `stop` says so.
+        Paths have mostly forgotten where they were when their correlation with then is below FORGOTTEN, that of x and
+        that of the log-likelihood, which tells of the finest scale. They are given MAX_SWEEPS for it, and less if
+        `stop` says so.
         """
         samples, log_likelihood = self.samples.clone(), self.log_likelihood.clone()
         accepted: list[float] = []
-        while len(accepted) < MAX_SWEEPS:
+        while len(accepted) < (sweeps or MAX_SWEEPS):
             accepted.append(self.sweep(control))
             of_samples = _correlation(samples.flatten(1), self.samples.flatten(1))
             of_likelihood = _correlation(log_likelihood[:, None], self.log_likelihood[:, None])
-            if max(of_samples, of_likelihood) < FORGOTTEN or stop():
+            if stop() or (sweeps is None and max(of_samples, of_likelihood) < FORGOTTEN):
                 break
         return sum(accepted) / len(accepted)
 

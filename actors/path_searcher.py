@@ -1,9 +1,8 @@
 """Path search as a kind of exploration, of a population that every actor keeps, or of paths that come from replay.
 
 A population starts from the prior and is tempered to the posterior in its first turns; in every turn it is moved, with
-the current posterior as one of the kernels that propose: as often as it takes to forget while it is tempered, then
-`actor.path_search.sweeps` times. What it hands on is always a sample of pi_beta, so its importance weight is
-p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
+the current posterior as one of the kernels that propose. What it hands on is always a sample of pi_beta, so its
+importance weight is p(y | x)^(1 - beta) times the evidence, and replay can draw by it.
 
 Paths from replay are moved at beta = 1 and keep the weight they came with (`actors.stored_paths`). Which moves carry
 paths far, and the gains of the guided kernel, are learned from turn to turn: what moves paths is never fitted to them.
@@ -40,14 +39,15 @@ class PathSearchConfig:
     population: int | None = None
     """Paths that an actor keeps of every measurement, a multiple of `actor.batch_size`; null: just as many. They are
     tempered together. From then on a batch of them at a time is moved and handed on."""
-    sweeps: int = 1
-    """Moves of the paths before they are handed on."""
+    sweeps: int | None = None
+    """Moves of the paths before they are handed on; null: until they have mostly forgotten where they were, at most
+    20."""
     start_by: StartBy | None = None
     """null (a population of its own that starts from the prior), or which stored trajectories to start from: the likely
     ones (likelihood), those that fit worst (residual), or the newest (age)."""
 
     def __post_init__(self) -> None:
-        if self.sweeps < 1:
+        if self.sweeps is not None and self.sweeps < 1:
             raise ValueError(f"actor.path_search.sweeps must be at least 1, got {self.sweeps}")
         if self.population is not None and self.start_by is not None:
             raise ValueError(
@@ -88,7 +88,7 @@ class PathSearcher:
             accepted = search.settle()
         else:
             search.adapting = search.sweeps < search.tempered + SETTLING
-            accepted = float(np.mean([search.sweep(posterior.control) for _ in range(self.config.sweeps)]))
+            accepted = search.settle(posterior.control, self.config.sweeps)
         made = search.paths(accepted, guided=posterior.uses_guidance)
         if len(search.states) == count:
             return made
@@ -129,7 +129,7 @@ class StoredPathSearcher:
 
     origin = Origin.PATH_SEARCH
 
-    def __init__(self, start_by: StartBy, sweeps: int) -> None:
+    def __init__(self, start_by: StartBy, sweeps: int | None) -> None:
         self.start_by: StartBy = start_by
         self._sweeps = sweeps
         self._experience: dict[str, Tensor] = {}
@@ -146,11 +146,11 @@ class StoredPathSearcher:
         paths = StoredPaths(problem, stored, generator=generator, guided=problem.gradient is not None)
         paths.take_experience(self._experience)
         paths.adapting = paths.sweeps < SETTLING
-        accepted = [paths.sweep(posterior.control) for _ in range(self._sweeps)]
+        accepted = paths.settle(posterior.control, self._sweeps)
         if paths.adapting:
             paths.fit_guide()  # for those who come next
         self._experience = paths.experience()
-        return paths.paths(float(np.mean(accepted)), guided=posterior.uses_guidance)
+        return paths.paths(accepted, guided=posterior.uses_guidance)
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """See `actors.exploration.Stateful`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from benchmarks.harness import Finished, finish, median, parse, run_once
+from benchmarks.harness import Finished, Planned, finish, median, parse, run_all
 
 CONFIG = Path("configs/experiments/digits_half.yaml")
 DIGITS, SEEDS = (20, 100, 200), range(5)
@@ -31,6 +31,11 @@ def wait(run: Finished) -> float:
     return float((share[-1] * seconds[-1] - share[start] * seconds[start]) / (seconds[-1] - seconds[start]))
 
 
+def _planned(runner: str, digit: int, seed: int) -> Planned:
+    overrides = ("--runner", runner, "--problem.digit", str(digit), "--seed", str(seed))
+    return Planned(name=f"{runner}-digit{digit}-seed{seed}", config=CONFIG, overrides=overrides)
+
+
 def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("digits_half", __doc__ or "")
@@ -40,15 +45,8 @@ def main() -> None:
         for digit in (DIGITS[:1] if benchmark.short else DIGITS)
         for seed in (SEEDS[:1] if benchmark.short else SEEDS)
     ]
-    runs = {
-        (runner, digit, seed): run_once(
-            benchmark,
-            f"{runner}-digit{digit}-seed{seed}",
-            CONFIG,
-            ["--runner", runner, "--problem.digit", str(digit), "--seed", str(seed)],
-        )
-        for runner, digit, seed in plan
-    }
+    made = run_all(benchmark, [_planned(*key) for key in plan])
+    runs = dict(zip(plan, made, strict=True))
     figures: dict[str, float] = {}
     for runner in ("local", "ray"):
         part = [run for key, run in runs.items() if key[0] == runner]

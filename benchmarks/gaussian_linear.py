@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.harness import Finished, finish, median, parse, run_once
+from benchmarks.harness import Finished, by_seed, finish, median, parse, run_all
 from envs import make_problem
 
 CONFIG = Path("configs/experiments/gaussian_linear.yaml")
@@ -46,8 +46,7 @@ def moments(samples: Path, *, weighted: bool = True) -> tuple[float, float]:
 def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("gaussian_linear", __doc__ or "")
-    seeds = SEEDS[:1] if benchmark.short else SEEDS
-    runs = [run_once(benchmark, f"seed{seed}", CONFIG, ["--runner", "local", "--seed", str(seed)]) for seed in seeds]
+    runs = run_all(benchmark, by_seed(CONFIG, SEEDS[:1] if benchmark.short else SEEDS))
 
     def of(run: Finished, index: int, *, weighted: bool = True) -> float:
         return moments(benchmark.out / run.name / "samples.npz", weighted=weighted)[index]

@@ -1,7 +1,7 @@
 """What every benchmark shares: its flags, resumable runs, a table, and the figures as JSON.
 
-A full benchmark is a list of training runs. Each leaves its run directory under `--out`; a benchmark that is started
-again skips those that are complete and goes on with the interrupted one's place in the list.
+A full benchmark is a list of training runs, `--jobs` at a time in processes of their own. Each leaves its run directory
+under `--out`; a benchmark that is started again skips those that are complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from system.metrics import read_metrics
 from system.run import train
 from system.run_directory import RunDirectory
 
-__all__ = ["Benchmark", "Finished", "finish", "median", "parse", "run_once"]
+__all__ = ["Benchmark", "Finished", "Planned", "by_seed", "finish", "finished", "median", "parse", "run_all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,20 @@ class Benchmark:
     """Where the figures go as JSON."""
     out: Path
     """Where the run directories go."""
+    jobs: int
+    """Training runs at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A training run to be made."""
+
+    name: str
+    """Name of its directory and in the table."""
+    config: Path
+    """Configuration."""
+    overrides: tuple[str, ...]
+    """Flags of the command line that change it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,26 +86,56 @@ def parse(name: str, description: str, arguments: Sequence[str] | None = None) -
     parser.add_argument("--short", action="store_true", help="one seed, at most ten minutes")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--out", type=Path, help=f"run directories (default runs/benchmarks/{name})")
+    parser.add_argument("--jobs", type=int, default=1, help="training runs at a time (default 1)")
     known = parser.parse_args(arguments)
     suffix = "-short" if known.short else ""
     out = known.out or Path("runs/benchmarks") / f"{name}{suffix}"
     torch.set_num_threads(1)
-    return Benchmark(short=known.short, json=known.json, out=out)
+    return Benchmark(short=known.short, json=known.json, out=out, jobs=known.jobs)
 
 
-def run_once(benchmark: Benchmark, name: str, config: Path, overrides: Sequence[str]) -> Finished:
-    """Trains `config` with `overrides` unless that has been done already."""
-    directory, mark = benchmark.out / name, benchmark.out / f"{name}.json"
-    if not mark.exists():
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
-        before, ended = time.process_time(), ""
-        try:
-            train(load_config(config, list(overrides)), directory, quiet=True)
-        except DivergedError as error:
-            ended = str(error)
-        mark.write_text(json.dumps({"cpu_seconds": time.process_time() - before, "ended": ended}))
+def run_all(benchmark: Benchmark, plan: Sequence[Planned]) -> list[Finished]:
+    """Makes the runs of `plan` that have not been made yet; all of them, in its order."""
+    missing = [run for run in plan if not _mark(benchmark, run.name).exists()]
+    if benchmark.jobs == 1 or len(missing) < 2:
+        for run in missing:
+            _train(benchmark, run)
+    else:
+        with ProcessPoolExecutor(benchmark.jobs, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(_train, benchmark, run) for run in missing]:
+                done.result()
+    return [finished(benchmark, run.name) for run in plan]
+
+
+def by_seed(config: Path, seeds: Sequence[int], name: str = "seed", overrides: Sequence[str] = ()) -> list[Planned]:
+    """Runs of `config` on the local runner that differ by their seed, called `name` and its number."""
+    return [
+        Planned(name=f"{name}{seed}", config=config, overrides=("--runner", "local", "--seed", str(seed), *overrides))
+        for seed in seeds
+    ]
+
+
+def _mark(benchmark: Benchmark, name: str) -> Path:
+    return benchmark.out / f"{name}.json"
+
+
+def _train(benchmark: Benchmark, run: Planned) -> None:
+    torch.set_num_threads(1)
+    directory = benchmark.out / run.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{time.strftime('%H:%M:%S')} {run.name}", file=sys.stderr, flush=True)
+    before, ended = time.process_time(), ""
+    try:
+        train(load_config(run.config, list(run.overrides)), directory, quiet=True)
+    except DivergedError as error:
+        ended = str(error)
+    _mark(benchmark, run.name).write_text(json.dumps({"cpu_seconds": time.process_time() - before, "ended": ended}))
+
+
+def finished(benchmark: Benchmark, name: str) -> Finished:
+    """The complete run `name`."""
+    directory, mark = benchmark.out / name, _mark(benchmark, name)
     run, marked = RunDirectory.open(directory), json.loads(mark.read_text())
     metrics = {} if marked["ended"] else json.loads(run.results.read_text())["metrics"]
     return Finished(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.harness import finish, median, parse, run_once
+from benchmarks.harness import by_seed, finish, median, parse, run_all
 
 CONFIG = Path("configs/experiments/gmm_25_to_9.yaml")
 SEEDS = range(5)
@@ -17,8 +17,7 @@ SEEDS = range(5)
 def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("toy_25_to_9", __doc__ or "")
-    seeds = SEEDS[:1] if benchmark.short else SEEDS
-    runs = [run_once(benchmark, f"seed{seed}", CONFIG, ["--runner", "local", "--seed", str(seed)]) for seed in seeds]
+    runs = run_all(benchmark, by_seed(CONFIG, SEEDS[:1] if benchmark.short else SEEDS))
     figures = {
         "elbo": median(runs, lambda run: run.metrics["eval/elbo"]),
         "ess": median(runs, lambda run: run.metrics["eval/effective_sample_size"]),

@@ -45,6 +45,9 @@ class ReplayConfig:
     """How many items count as the newest."""
     group_size: int = 1
     """Trajectories of the same measurement drawn together; above one a draw is O(N) instead of O(log N)."""
+    max_staleness: int | None = None
+    """Updates of the weights by which the policy of an item may be behind that of the newest: older ones, in the order
+    in which they came, are no longer drawn. null: no limit, as the objective is right off-policy."""
     samples_per_insert: float | None = 4.0
     """How often an item is drawn on average; None lets both sides run free."""
     min_size: int = 256
@@ -84,6 +87,8 @@ class ReplayConfig:
             raise ValueError(f"truncation must be in [0, 1], got {self.truncation}")
         if not (self.retry_seconds >= 0 and math.isfinite(self.retry_seconds)):
             raise ValueError(f"retry_seconds must be finite and not negative, got {self.retry_seconds}")
+        if self.max_staleness is not None and self.max_staleness < 0:
+            raise ValueError(f"max_staleness must be at least 0 or null, got {self.max_staleness}")
         if self.evict_by == "likelihood":
             self._check_eviction_by_likelihood()
         if self.group_size > 1 and "reshuffled" in self.priorities:
@@ -94,6 +99,11 @@ class ReplayConfig:
         self.rate_limiter()
 
     def _check_eviction_by_likelihood(self) -> None:
+        if self.max_staleness is not None:
+            raise ValueError(
+                f"evict_by likelihood keeps items however old, which max_staleness {self.max_staleness} does not draw; "
+                "set max_staleness to null or evict_by to age"
+            )
         if "importance" in self.priorities:
             raise ValueError(
                 "priority importance stands for the posterior only if what is stored is what the actors made, which "

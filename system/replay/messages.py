@@ -145,6 +145,8 @@ class ShardStats:
     """Items skipped because of a NaN or +inf."""
     evictions: int
     """Items overwritten, or left out when a snapshot was loaded into a smaller budget."""
+    stale: int
+    """Items stored that `max_staleness` keeps from being drawn."""
     late_priorities: int
     """Residuals ignored because their item had been overwritten."""
     nonfinite_priorities: int

@@ -23,12 +23,14 @@ from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
+from system.replay.priority import possible
 from system.replay.registry import build_priority
 from system.replay.storage import Items, TrajectoryStorage
 from system.replay.tournament import log_choice_ratio, tournament
 
 __all__ = ["ReplayShard", "is_storable"]
 
+EXPIRED_AT_ONCE = 1024  # items looked at
 LARGEST_TOURNAMENT = 1024  # entrants, where there are many measurements
 TOURNAMENT = 8  # items that compete to be a start; the winner is of the best ninth on average
 
@@ -57,6 +59,8 @@ class ReplayShard:
         self._limiter = config.rate_limiter()
         self._order: MeasurementOrder | None = None
         self._residual = np.zeros(0, dtype=np.float32)  # |delta| by slot, as last reported
+        self._newest_version = 0
+        self._fresh = 0  # newest items, those before them are too stale to be drawn
         self._refused = 0
         self._late_priorities = 0
         self._nonfinite_priorities = 0
@@ -85,16 +89,42 @@ class ReplayShard:
             self._residual[slots] = np.inf  # not known yet, so as good as the largest
             for priority in self._priorities.values():
                 priority.place(self._storage, slots)
+            self._newest_version = max(self._newest_version, int(sound.policy_version.max()))
+            self._fresh = min(self._fresh + len(slots), len(self))
+            self._expire()
             self._order = None
         self._limiter.inserted(len(slots))
         duplicates = len(sound) - len(slots)
         return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused)
 
+    def _expire(self) -> None:
+        """Leaves what has become too stale out of all draws, oldest first."""
+        if self._config.max_staleness is None:
+            return
+        version = self._storage.column("policy_version")
+        while self._fresh:
+            slots = self._storage.slots_of_age(
+                np.arange(self._fresh - 1, max(self._fresh - EXPIRED_AT_ONCE, 0) - 1, -1)
+            )
+            stale = version[slots] < self._newest_version - self._config.max_staleness
+            slots = slots[: len(stale) if stale.all() else int(stale.argmin())]
+            if not len(slots):
+                break
+            self._storage.expire(slots)
+            for priority in self._priorities.values():
+                priority.place(self._storage, slots)
+            self._fresh -= len(slots)
+
+    @property
+    def _window(self) -> int:
+        """Items that count as the newest."""
+        return min(self._config.newest_window, self._fresh)
+
     def mass(self) -> ShardMass:
         """What the choice among several shards needs to know of this one."""
         return ShardMass(
             size=len(self),
-            newest=min(self._config.newest_window, len(self)),
+            newest=self._window,
             totals=np.array([priority.total for priority in self._priorities.values()]),
             log_totals=tuple(priority.log_totals() for priority in self._priorities.values()),
         )
@@ -132,7 +162,7 @@ class ReplayShard:
         if (counted and not self._limiter.can_sample(rows)) or not len(self):
             return None
         shares = self._config.shares(newest) if weighting is None else weighting.shares
-        mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._config.newest_window)
+        mixture = Mixture(tuple(self._priorities.values()), shares, self._storage, self._window)
         if group_size > 1 and self._order is None:
             self._order = MeasurementOrder(self._storage)
         if self._order is not None and len(self._order) > 1:
@@ -165,8 +195,8 @@ class ReplayShard:
         size = len(self._storage)
         if size < 1:
             return None
-        window = min(self._config.newest_window, size)
-        slots = self._storage.slots_of_age(np.arange(window)) if by == "age" else np.arange(size)
+        slots = self._storage.slots_of_age(np.arange(self._window)) if by == "age" else np.arange(size)
+        slots = slots[self._storage.age(slots) < self._fresh]
         slots = slots[self._storage.column("measurement_id")[slots] != OWN_MEASUREMENT]
         if not len(slots):
             return None
@@ -192,7 +222,9 @@ class ReplayShard:
         finite = np.isfinite(values)
         self._late_priorities += int(np.count_nonzero(~current))
         self._nonfinite_priorities += int(np.count_nonzero(current & ~finite))
-        usable = current & finite
+        drawable = np.zeros(len(ids), dtype=np.bool_)
+        drawable[current] = possible(self._storage, ids.slot[current])
+        usable = current & finite & drawable
         if usable.any():
             self._residual[ids.slot[usable]] = np.minimum(np.abs(values[usable]), np.finfo(np.float32).max)
             for priority in self._priorities.values():
@@ -210,6 +242,7 @@ class ReplayShard:
             duplicates=self._storage.duplicates,
             refused=self._refused,
             evictions=self._storage.evictions,
+            stale=len(self._storage) - self._fresh,
             late_priorities=self._late_priorities,
             nonfinite_priorities=self._nonfinite_priorities,
             blocked_inserts=self._limiter.blocked_inserts,
@@ -252,6 +285,9 @@ class ReplayShard:
                     priority.load_state_dict(_under(f"priority.{name}.", arrays), self._storage.capacity)
             else:
                 self._place_anew(slots)
+            self._newest_version = int(self._storage.column("policy_version").max())
+            self._fresh = len(slots)
+            self._expire()
         self._limiter.load_state_dict(scalars["limiter"])
         if scalars["generator"] is not None:
             self._generator.bit_generator.state = scalars["generator"]

@@ -118,6 +118,10 @@ class TrajectoryStorage:
         self._slot_of[serial % self.capacity] = slots
         self._count += len(slots)
 
+    def expire(self, slots: NDArray[np.integer]) -> None:
+        """From now on the likelihood of the items in `slots` counts as zero, so that no priority gives them mass."""
+        self._arrays["log_likelihood"][slots] = -np.inf
+
     def take(self, slots: NDArray[np.integer]) -> Items:
         """A copy of the trajectories in `slots`."""
         return self._kind(**{name: value.take(slots, axis=0) for name, value in self._arrays.items()})  # type: ignore[arg-type]

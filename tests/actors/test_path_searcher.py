@@ -28,7 +28,7 @@ def _turns(searcher, problem, posterior, count, generator):
 
 def test_a_population_is_tempered_together_and_then_moved_and_handed_on_batch_by_batch(gaussian_problem, posterior):
     generator = torch.Generator().manual_seed(0)
-    searcher = PathSearcher(PathSearchConfig(population=POPULATION))
+    searcher = PathSearcher(PathSearchConfig(population=POPULATION, sweeps=1))
     first, turns = _turns(searcher, gaussian_problem, posterior, 1, generator)[0], 1
     assert len(first.states) == BATCH and len(searcher._populations[0][0].states) == POPULATION
     while searcher._populations[0][0].beta < 1:
@@ -65,7 +65,7 @@ def test_parts_of_a_population_are_the_population_and_share_nothing(gaussian_pro
 
 def test_larger_populations_resume_bit_for_bit_while_tempered_and_afterwards(gaussian_problem, posterior):
     generator = torch.Generator().manual_seed(0)
-    searcher = PathSearcher(PathSearchConfig(population=POPULATION))
+    searcher = PathSearcher(PathSearchConfig(population=POPULATION, sweeps=1))
     for turns in (1, 20):
         _turns(searcher, gaussian_problem, posterior, turns, generator)
         arrays, scalars = searcher.state_dict()
