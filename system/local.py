@@ -104,7 +104,7 @@ class LocalRunner:
             self._metrics = update_metrics(update, trajectory, self.learner.updates)
             return
         started = time.perf_counter()
-        self.actor.load_weights(self.learner.weights(), self.learner.updates, self.progress)
+        self.actor.load_weights(*self.weights_for_actor(), self.progress)
         trajectory = self.actor.act(self._starts)
         add_counters(self._explorations, self.actor.take_counters())
         try:
@@ -121,6 +121,10 @@ class LocalRunner:
             )
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started
+
+    def weights_for_actor(self) -> tuple[NDArray[np.float32], int]:
+        """(weights, their version) that the actor rolls out with next: the learner's present ones."""
+        return self.learner.weights(), self.learner.updates
 
     def _starts(self, count: int, by: StartBy) -> Trajectory | None:
         stored = self.shard.starts(count, by)

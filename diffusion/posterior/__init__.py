@@ -37,8 +37,9 @@ class PosteriorConfig:
     """control only: width of the MLP, or first channel count of the U-Net."""
     depth: int = 3
     """control only: hidden layers of the MLP."""
-    elementwise: int = 32
-    """control with an mlp only: width of the network that every element of x goes through by itself; 0 is none."""
+    elementwise: int = 0
+    """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
+    where the elements of x hardly depend on each other, as in many energies."""
     likelihood_gradient: Literal["none", "estimate", "state"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back

@@ -48,7 +48,7 @@ class ControlPosterior(Posterior):
         network: str = "mlp",
         hidden: int = 256,
         depth: int = 3,
-        elementwise: int = 32,
+        elementwise: int = 0,
         *,
         guided: bool = True,
     ) -> None:
