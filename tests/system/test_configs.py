@@ -16,6 +16,7 @@ SMALL = {
     "--updates": "1",
     "--max-seconds": "null",
     "--actor.batch-size": "16",
+    "--actor.path-search.population": "16",
     "--learner.batch-size": "16",
     "--learner.warmup-updates": "0",
     "--replay.min-size": "16",
