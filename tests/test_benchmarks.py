@@ -1,14 +1,20 @@
 """What the benchmarks compute from finished runs."""
 
+import math
+from collections import defaultdict
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks import harness, stability, staleness
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
-from benchmarks.harness import Finished
+from benchmarks.harness import Benchmark, Finished
 from benchmarks.path_search import mode_ratio, moment_ratios
 from envs import make_problem
+from system.assembly import build_problem
+from system.config import load_config
 
 
 @pytest.fixture
@@ -75,3 +81,68 @@ def test_exact_draws_have_the_errors_of_monte_carlo_in_the_path_search_benchmark
     assert average[0] == pytest.approx(1, abs=0.16)
     assert average[1] == pytest.approx(1, abs=0.08)
     assert average[2] == pytest.approx(1, abs=0.25)
+
+
+def _benchmark(tmp_path, **changes):
+    return Benchmark(**{"short": False, "json": None, "out": tmp_path, "jobs": 1, **changes})
+
+
+def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
+    plan = stability.planned(_benchmark(tmp_path))
+    assert len(plan) == 12 * 7 + 8 * 9 and len({run.name for run in plan}) == len(plan)
+    assert len(stability.planned(_benchmark(tmp_path, short=True))) == 7 + 9
+    configs = {run.config.stem: load_config(run.config, list(run.overrides)) for run in plan}
+    assert {config.max_seconds for config in configs.values()} == {90.0}
+    assert configs["digits-half-hard"].problem.options["noise_std"] == 0.05
+    assert configs["manywell"].learner.guard.factor == 10
+    off = configs["gmm-25-without-exploration"]
+    assert set(off.actor.mixture) == {"on-policy"} and off.replay == configs["gmm-25"].replay
+    off = configs["gmm-25-without-replay"]
+    assert (off.replay.newest_share, off.replay.samples_per_insert, off.learner.pretraining.until) == (1, 1, 0)
+    assert off.actor == configs["gmm-25"].actor
+    off = configs["gmm-25-without-guard"]
+    assert off.learner.guard.factor is None and off.replay == configs["gmm-25"].replay
+
+
+def test_a_diverged_run_counts_and_has_an_endless_gap():
+    metrics = {"eval/elbo": -3.0, "eval/exact_log_partition": -1.0, "eval/effective_sample_size": 0.5}
+    good = Finished(name="a", metrics=defaultdict(lambda: math.nan, metrics), history={}, cpu_seconds=1, diverged=False)
+    bad = Finished(name="b", metrics=defaultdict(lambda: math.nan), history={}, cpu_seconds=1, diverged=True)
+    figures = stability.row("both", [good, bad, good])
+    assert (figures["diverged"], figures["runs"], figures["gap"], figures["gap_max"]) == (1, 3, 2, math.inf)
+
+
+def test_the_actor_of_a_lagging_runner_has_weights_of_so_many_updates_ago():
+    flags = ["--problem.dim", "2", "--updates", "40", "--learner.warmup-updates", "0", *staleness.ONCE]
+    config = load_config(staleness.CONFIG, flags)
+    versions = {}
+    for lag in (0, 8):
+        runner = staleness.LaggingRunner(config, build_problem(config), lag)
+        seen = versions[lag] = []
+        load = runner.actor.load_weights
+
+        def watched(weights, version, progress, load=load, seen=seen, runner=runner):
+            seen.append((runner.learner.updates, version))
+            load(weights, version, progress)
+
+        runner.actor.load_weights = watched
+        while not runner.finished:
+            runner.advance()
+    assert all(now == version for now, version in versions[0])
+    late = [now - version for now, version in versions[8] if now >= 20]
+    assert min(late) >= 8 and max(late) <= 12
+
+
+def test_runs_of_a_plan_are_made_once_and_come_in_its_order(tmp_path, monkeypatch):
+    made = []
+
+    def train(benchmark, run):
+        made.append(run.name)
+        (tmp_path / f"{run.name}.json").write_text("{}")
+
+    monkeypatch.setattr(harness, "_train", train)
+    monkeypatch.setattr(harness, "finished", lambda benchmark, name: name)
+    plan = harness.by_seed(tmp_path / "c.yaml", range(3))
+    assert harness.run_all(_benchmark(tmp_path), plan) == ["seed0", "seed1", "seed2"]
+    assert harness.run_all(_benchmark(tmp_path), plan[::-1]) == ["seed2", "seed1", "seed0"]
+    assert made == ["seed0", "seed1", "seed2"]
