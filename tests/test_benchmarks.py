@@ -95,13 +95,13 @@ def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
     assert {config.max_seconds for config in configs.values()} == {90.0}
     assert configs["digits-half-hard"].problem.options["noise_std"] == 0.05
     assert configs["manywell"].learner.guard.factor == 10
-    off = configs["gmm-25-without-exploration"]
-    assert set(off.actor.mixture) == {"on-policy"} and off.replay == configs["gmm-25"].replay
-    off = configs["gmm-25-without-replay"]
+    off = configs["manywell-without-exploration"]
+    assert set(off.actor.mixture) == {"on-policy"} and off.replay == configs["manywell"].replay
+    off = configs["manywell-without-replay"]
     assert (off.replay.newest_share, off.replay.samples_per_insert, off.learner.pretraining.until) == (1, 1, 0)
-    assert off.actor == configs["gmm-25"].actor
-    off = configs["gmm-25-without-guard"]
-    assert off.learner.guard.factor is None and off.replay == configs["gmm-25"].replay
+    assert off.actor == configs["manywell"].actor
+    off = configs["manywell-without-guard"]
+    assert off.learner.guard.factor is None and off.replay == configs["manywell"].replay
 
 
 def test_a_diverged_run_counts_and_has_an_endless_gap():

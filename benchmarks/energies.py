@@ -1,0 +1,149 @@
+"""Energies against the sampler literature: 25GMM, Manywell-32 and Funnel-10, five seeds, 20 CPU-minutes a run.
+
+Published values: Sendera et al. 2024 (arXiv 2402.05098), table 1 and appendix C.1, means of five runs of 25,000 updates,
+about two hours of one such core each. Delta log Z is log Z - ELBO; "reweighted" is log Z - IW.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness import Finished, by_seed, finish, parse, run_all
+
+CONFIGS = Path("configs/experiments")
+SEEDS = range(5)
+SECONDS, SHORT_SECONDS = 1_080, 150  # of training; start and evaluation come to it
+
+
+@dataclass(frozen=True)
+class Published:
+    """Delta log Z, its reweighted value, and W2; nan where none is given."""
+
+    method: str
+    delta: float
+    reweighted: float
+    w2: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table."""
+
+    overrides: tuple[str, ...]
+    """Beside the shipped configuration."""
+    published: tuple[Published, ...]
+    """The best of each column, and trajectory balance as it is."""
+
+
+CASES = {
+    "gmm_25": Case(
+        (),
+        (
+            Published("TB", 1.176, 1.071, 4.83),
+            Published("TB+Expl+LS", 0.171, 0.004, 1.25),
+            Published("VarGrad+Expl+LP+LS", 0.207, 0.015, 1.13),
+        ),
+    ),
+    "manywell": Case(
+        ("--actor.path-search.population", "2048"),
+        (
+            Published("TB", 4.01, 2.67, 6.14),
+            Published("PIS", 3.85, 2.69, 6.15),
+            Published("VarGrad+Expl+LP+LS", 4.11, 0.02, 5.30),
+        ),
+    ),
+    "funnel": Case(
+        (),
+        (
+            Published("TB", 0.690, 0.239, 22.4),
+            Published("DDS", 0.424, 0.206, 29.3),
+            Published("TB+Expl+LP", 0.666, 0.051, 22.3),
+        ),
+    ),
+}
+
+
+def delta(run: Finished) -> float:
+    """Log Z - ELBO, nats."""
+    return run.metrics["eval/exact_log_partition"] - run.metrics["eval/elbo"]
+
+
+def reweighted(run: Finished) -> float:
+    """|log Z - IW|, nats."""
+    return abs(run.metrics["eval/exact_log_partition"] - run.metrics["eval/iw_log_partition"])
+
+
+def w2(run: Finished) -> float:
+    """W2 to exact samples."""
+    return run.metrics["eval/w2"]
+
+
+def over_floor(run: Finished) -> float:
+    """W2 over that of two exact samples."""
+    return run.metrics["eval/w2"] / run.metrics["eval/w2_floor"]
+
+
+FIGURES: Mapping[str, Callable[[Finished], float]] = {
+    "delta_log_partition": delta,
+    "delta_log_partition_reweighted": reweighted,
+    "w2": w2,
+    "w2_over_floor": over_floor,
+    "ess": lambda run: run.metrics["eval/effective_sample_size"],
+    "cpu_seconds": lambda run: run.cpu_seconds,
+}
+
+
+def compare(name: str, runs: Sequence[Finished]) -> dict[str, float]:
+    """Prints our medians above the published values; the medians."""
+    values = {key: statistics.median(map(figure, runs)) for key, figure in FIGURES.items()}
+    print(
+        f"\n| {name} | delta log Z | reweighted | W2 | W2 of two exact samples | CPU s |\n|---|---:|---:|---:|---:|---:|"
+    )
+    floor = statistics.median(run.metrics["eval/w2_floor"] for run in runs)
+    print(
+        f"| ours, median of {len(runs)} | {values['delta_log_partition']:.3f} "
+        f"| {values['delta_log_partition_reweighted']:.3f} | {values['w2']:.2f} | {floor:.2f} "
+        f"| {values['cpu_seconds']:.0f} |"
+    )
+    for row in CASES[name].published:
+        print(f"| {row.method} | {row.delta:.3f} | {row.reweighted:.3f} | {row.w2:.2f} | | about 7,000 |")
+    return {f"{name.replace('_', '')}_{key}": value for key, value in values.items()}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    benchmark = parse("energies", __doc__ or "")
+    seconds = str(SHORT_SECONDS if benchmark.short else SECONDS)
+    plan = [
+        run
+        for seed in (SEEDS[:1] if benchmark.short else SEEDS)
+        for name, case in CASES.items()
+        for run in by_seed(
+            CONFIGS / f"{name}.yaml",
+            [seed],
+            f"{name}-seed",
+            ("--max-seconds", seconds, "--evaluation.interval-seconds", "1e6", *case.overrides),
+        )
+    ]
+    runs = run_all(benchmark, plan)
+    figures = {"diverged": float(sum(run.diverged for run in runs))}
+    for name in CASES:
+        figures |= compare(name, [run for run in runs if run.name.startswith(f"{name}-seed")])
+    columns = {
+        "delta log Z": delta,
+        "reweighted": reweighted,
+        "ESS": lambda run: run.metrics["eval/effective_sample_size"],
+        "W2": w2,
+        "W2 / floor": over_floor,
+        "class L1": lambda run: run.metrics.get("eval/class_l1", math.nan),
+        "CPU s": lambda run: run.cpu_seconds,
+    }
+    finish(benchmark, "energies, all runs", columns, runs, figures)
+
+
+if __name__ == "__main__":
+    main()
