@@ -1,7 +1,7 @@
 """Energies against the sampler literature: 25GMM, Manywell-32 and Funnel-10, five seeds, 20 CPU-minutes a run.
 
-Published values: Sendera et al. 2024 (arXiv 2402.05098), table 1 and appendix C.1, means of five runs of 25,000 updates,
-about two hours of one such core each. Delta log Z is log Z - ELBO; "reweighted" is log Z - IW.
+Published values: Sendera et al. 2024 (arXiv 2402.05098), table 1 and appendix C.1, means of five runs of 25,000
+updates, about two hours of one such core each. Delta log Z is log Z - ELBO; "reweighted" is log Z - IW.
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ FIGURES: Mapping[str, Callable[[Finished], float]] = {
 def compare(name: str, runs: Sequence[Finished]) -> dict[str, float]:
     """Prints our medians above the published values; the medians."""
     values = {key: statistics.median(map(figure, runs)) for key, figure in FIGURES.items()}
-    print(
-        f"\n| {name} | delta log Z | reweighted | W2 | W2 of two exact samples | CPU s |\n|---|---:|---:|---:|---:|---:|"
-    )
+    print(f"\n| {name} | delta log Z | reweighted | W2 | W2 of two exact samples | CPU s |")
+    print("|---|---:|---:|---:|---:|---:|")
     floor = statistics.median(run.metrics["eval/w2_floor"] for run in runs)
     print(
         f"| ours, median of {len(runs)} | {values['delta_log_partition']:.3f} "

@@ -49,33 +49,44 @@ class GaussianDenoiser(nn.Module):
         """`mean` [D]; `covariance` a variance (isotropic) or [D, D] symmetric positive definite."""
         super().__init__()
         eigenvalues, eigenvectors = _eigen(covariance, len(mean))
+        self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor | None]] = {}
         self.register_buffer("mean", mean.double())
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
-        mean, gain = self.mean.to(state), self._gain(state, alpha, sigma)
+        mean, gain = self._constants(state)[0], self._gain(state, alpha, sigma)
         return mean + self._scaled(gain, state - expand(alpha, state) * mean)
 
     def pull_back(
         self, state: Tensor, alpha: Tensor, sigma: Tensor, cotangent: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """(x^, J^T v), see `diffusion.prior.Prior.pull_back`: x^ is linear in s, and J symmetric."""
-        mean, gain = self.mean.to(state), self._gain(state, alpha, sigma)
+        mean, gain = self._constants(state)[0], self._gain(state, alpha, sigma)
         denoised = mean + self._scaled(gain, state - expand(alpha, state) * mean)
         return denoised, self._scaled(gain, cotangent(denoised))
 
     def _gain(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, D] slopes of x^ along the eigenvectors."""
-        alpha, sigma, eigenvalues = expand(alpha, state), expand(sigma, state), self.eigenvalues.to(state)
+        alpha, sigma, eigenvalues = expand(alpha, state), expand(sigma, state), self._constants(state)[1]
         return alpha * eigenvalues / (alpha**2 * eigenvalues + sigma**2)
 
     def _scaled(self, gain: Tensor, value: Tensor) -> Tensor:
-        if self.eigenvectors is None:
-            return gain * value
-        basis = self.eigenvectors.to(value)
-        return (gain * (value @ basis)) @ basis.T
+        basis = self._constants(value)[2]
+        return gain * value if basis is None else (gain * (value @ basis)) @ basis.T
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Mean, eigenvalues and eigenvectors as `like` is; converted once, as of many dimensions they are large."""
+        key = (like.dtype, like.device)
+        if key not in self._converted:
+            basis = None if self.eigenvectors is None else self.eigenvectors.to(like)
+            self._converted[key] = (self.mean.to(like), self.eigenvalues.to(like), basis)
+        return self._converted[key]
+
+    def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._converted.clear()
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, D] exact draws of x, float64."""

@@ -1,6 +1,16 @@
 """The problems that ship, a file each; importing this package registers them."""
 
-from envs.problems import digits_half, digits_phase, funnel, gaussian_linear, gmm_25, gmm_25_to_9, gmm_linear, manywell
+from envs.problems import (
+    digits_half,
+    digits_phase,
+    funnel,
+    gaussian_linear,
+    gmm_25,
+    gmm_25_to_9,
+    gmm_linear,
+    lgcp,
+    manywell,
+)
 
 __all__ = [
     "digits_half",
@@ -10,5 +20,6 @@ __all__ = [
     "gmm_25",
     "gmm_25_to_9",
     "gmm_linear",
+    "lgcp",
     "manywell",
 ]
