@@ -65,7 +65,7 @@ def test_parts_of_a_population_are_the_population_and_share_nothing(gaussian_pro
 
 def test_larger_populations_resume_bit_for_bit_while_tempered_and_afterwards(gaussian_problem, posterior):
     generator = torch.Generator().manual_seed(0)
-    searcher = PathSearcher(PathSearchConfig(population=POPULATION, sweeps=1))
+    searcher = PathSearcher(PathSearchConfig(population=POPULATION))
     for turns in (1, 20):
         _turns(searcher, gaussian_problem, posterior, turns, generator)
         arrays, scalars = searcher.state_dict()
