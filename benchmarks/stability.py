@@ -45,7 +45,7 @@ CASES = {
     "gmm-25": Case("gmm_25", {}),
     "manywell": Case("manywell", {}),
 }
-ABLATED = ("digits-half-hard", "gmm-25-to-9", "manywell")
+ABLATED = ("gmm-25-to-9", "gmm-25", "manywell")
 ON_POLICY = {"mixture": {"on-policy": 1.0}, "final_mixture": {"on-policy": 1.0}}
 SWITCHED_OFF: dict[str, dict[str, Any]] = {
     "replay": {
