@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
+from actors.resampling import correlation, effective_fraction, systematic
 from actors.rollout import Control, Rollout, rollout
 from actors.suffix_choice import SuffixChoice, window, window_sizes
 from diffusion.kernel import expand, normal_log_prob
@@ -160,15 +161,15 @@ class PathSearch:
         if not bool((log_likelihood > -math.inf).any()):
             raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x)")
         low, high = self.beta, 1.0
-        if _effective(log_likelihood * (high - self.beta)) < effective_sample_size:
+        if effective_fraction(log_likelihood * (high - self.beta)) < effective_sample_size:
             while high - low > 1e-6 * high:
                 middle = 0.5 * (low + high)
-                enough = _effective(log_likelihood * (middle - self.beta)) >= effective_sample_size
+                enough = effective_fraction(log_likelihood * (middle - self.beta)) >= effective_sample_size
                 low, high = (middle, high) if enough else (low, middle)
         log_weight = log_likelihood * (high - self.beta)
         self.log_partition += float(log_weight.logsumexp(0)) - math.log(len(log_weight))
         self.beta, self.tempered = high, self.sweeps
-        self._take(_systematic(log_weight.softmax(0), self._generator))
+        self._take(systematic(log_weight.softmax(0), self._generator))
         if self.adapting:
             self.fit_guide()
         return self.beta
@@ -204,17 +205,21 @@ class PathSearch:
 
         Paths have mostly forgotten where they were when their correlation with then is below FORGOTTEN, that of x and
         that of the log-likelihood, which tells of the finest scale. They are given MAX_SWEEPS for it, and less if
-        `stop` says so.
+        `stop` says so. When to stop is told by the paths themselves, so it is for large populations, where the number
+        of sweeps hardly depends on chance, that this leaves the target invariant; a fixed number always does.
         """
         samples, log_likelihood = self.samples.clone(), self.log_likelihood.clone()
         accepted: list[float] = []
         while len(accepted) < (sweeps or MAX_SWEEPS):
             accepted.append(self.sweep(control))
-            of_samples = _correlation(samples.flatten(1), self.samples.flatten(1))
-            of_likelihood = _correlation(log_likelihood[:, None], self.log_likelihood[:, None])
-            if stop() or (sweeps is None and max(of_samples, of_likelihood) < FORGOTTEN):
+            if stop() or (sweeps is None and self._have_forgotten(samples, log_likelihood)):
                 break
         return sum(accepted) / len(accepted)
+
+    def _have_forgotten(self, samples: Tensor, log_likelihood: Tensor) -> bool:
+        of_samples = correlation(samples.flatten(1), self.samples.flatten(1))
+        of_likelihood = correlation(log_likelihood[:, None], self.log_likelihood[:, None])
+        return max(of_samples, of_likelihood) < FORGOTTEN
 
     def kernels(self, control: Control | None = None) -> dict[str, Control]:
         """Kernels that propose suffixes beside the prior, by name."""
@@ -391,25 +396,3 @@ class PathSearch:
             guidance.append(pulled)
         shape = (count, steps, *states.shape[2:])
         return torch.cat(denoised).reshape(shape), torch.cat(guidance).reshape(shape) if guidance else None
-
-
-def _correlation(before: Tensor, after: Tensor) -> float:
-    """Of two [N, D], pooled over D: 1 - E|after - before|^2 / (sum of both's variances)."""
-    before, after = before.double(), after.double()
-    spread = float((before.var(0) + after.var(0)).sum())
-    return 1 - float((after - before).square().mean(0).sum()) / max(spread, 1e-300)
-
-
-def _effective(log_weight: Tensor) -> float:
-    """(sum w)^2 / (N sum w^2)."""
-    return float((2 * log_weight.logsumexp(0) - (2 * log_weight).logsumexp(0)).exp() / len(log_weight))
-
-
-def _systematic(weights: Tensor, generator: torch.Generator | None) -> Tensor:
-    """[N] rows, each drawn N w times on average (systematic resampling: the counts are off by less than one)."""
-    count = len(weights)
-    points = (
-        torch.arange(count, dtype=torch.float64) + torch.rand((), generator=generator, dtype=torch.float64)
-    ) / count
-    cumulative = weights.double().cumsum(0)
-    return torch.searchsorted(cumulative / cumulative[-1], points).clamp_max(count - 1)

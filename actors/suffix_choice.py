@@ -45,7 +45,7 @@ class SuffixChoice:
         """[kernels, sizes, T] squared distance that x moved per transition redrawn, summed likewise."""
 
     def probability(self, kernel: int) -> Tensor:
-        """[sizes, T]: some uniform, the rest by squared distance moved per transition."""
+        """[sizes, T], k and then the size given k, each some uniform, the rest by squared distance per transition."""
         sizes, steps = self.tried.shape[1:]
         index = torch.arange(steps, dtype=torch.float64)
         width = max(steps / 20, 0.5)  # neighbours share what they have seen
@@ -53,9 +53,8 @@ class SuffixChoice:
         tried, gained = self.tried[kernel] @ near, self.gained[kernel] @ near
         rate = gained / tried.clamp_min(1e-3)
         rate = torch.where(tried > 1e-3, rate, rate.max())  # what was never tried is taken for as good as the best
-        rate = rate / rate.max().clamp_min(1e-300) + 1e-9
-        best = rate.sum(0) / rate.sum()
-        index_share = (1 - UNIFORM_SHARE) * best + UNIFORM_SHARE / steps
+        rate = rate / rate.max().clamp_min(1e-300) + 1e-9  # uniform where nothing has moved
+        index_share = (1 - UNIFORM_SHARE) * rate.sum(0) / rate.sum() + UNIFORM_SHARE / steps
         size_share = (1 - UNIFORM_SHARE) * rate / rate.sum(0) + UNIFORM_SHARE / sizes
         return index_share * size_share
 

@@ -298,3 +298,20 @@ def test_the_network_shifts_a_transition_by_what_the_state_has_not_settled(make_
     assert float(share.min()) < 0.5 < float(share.max())
     expected = _bounded(0.5 * scale[step, None].float() * share * torch.ones_like(state), 3.0)
     assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-5)
+
+
+def test_the_elementwise_part_begins_at_zero_and_treats_all_elements_alike(network_prior, generator):
+    """With the rest at zero, permuting the elements of s permutes those of u."""
+    gradient = lambda value, measurement: -value.pow(3)  # noqa: E731
+    posterior = ControlPosterior(network_prior, (1,), gradient, hidden=8, depth=1, elementwise=8, guided=False)
+    state, step = torch.randn(6, 3, generator=generator), torch.arange(6)
+    denoised, measurement = torch.randn(6, 3, generator=generator), torch.zeros(6, 1)
+    assert float(posterior.control(state, step, denoised, measurement).abs().max()) == 0.0
+    torch.nn.init.normal_(posterior.elementwise.head.weight)
+    control = posterior.control(state, step, denoised, measurement)
+    order = [2, 0, 1]
+    permuted = posterior.control(state[:, order], step, denoised[:, order], measurement)
+    assert float(control[1:].abs().min()) > 0
+    torch.testing.assert_close(permuted, control[:, order])
+    without = ControlPosterior(network_prior, (1,), gradient, hidden=8, depth=1, guided=False)
+    assert without.elementwise is None
