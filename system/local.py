@@ -22,6 +22,7 @@ from system.assembly import build_actor, build_learner, build_shard, noising_gen
 from system.config import RunConfig
 from system.errors import ConfigError, DivergedError, RunnerError
 from system.part import Part, write_part
+from system.replay.eviction import worth_sending
 from system.runner import (
     add_counters,
     as_paths,
@@ -108,12 +109,13 @@ class LocalRunner:
         trajectory = self.actor.act(self._starts)
         add_counters(self._explorations, self.actor.take_counters())
         try:
-            reply = self.shard.insert(trajectory)
+            rows = worth_sending(trajectory, self.shard.floors)
+            reply = self.shard.insert(trajectory.take(rows), filtered=len(trajectory) - len(rows))
         except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
             raise ConfigError(f"replay: {error}; raise replay.capacity_bytes") from None
         if not reply.accepted:
             raise RunnerError("replay refuses samples and inserts at once; raise replay.tolerance")
-        self._refused = 0 if reply.stored else self._refused + 1
+        self._refused = self._refused + 1 if reply.refused == len(trajectory) else 0
         if self._refused == MAX_REFUSED:
             raise RunnerError(
                 f"not one trajectory of the last {MAX_REFUSED} rollouts has finite states and a finite "

@@ -15,7 +15,7 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from diffusion.trajectory import Trajectory
 from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
 from system.config import RunConfig
 from system.part import Part, write_part
+from system.replay.eviction import worth_sending
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
 from system.replay.shard_choice import ShardChoice, Turn
 from system.replay.storage import Items
@@ -93,9 +94,9 @@ class ShardWorker:
         """See `ReplayShard.has_room`."""
         return self._shard.has_room(count)
 
-    def insert(self, trajectory: Items) -> InsertReply:
+    def insert(self, trajectory: Items, filtered: int = 0) -> InsertReply:
         """See `ReplayShard.insert`."""
-        return self._shard.insert(trajectory)
+        return self._shard.insert(trajectory, filtered)
 
     def sample(
         self, batch_size: int, weighting: Weighting | None = None, *, newest: bool = True, counted: bool = True
@@ -153,6 +154,7 @@ class RolloutWorker:
         self._problem = dataclasses.replace(problem, time_limit=limit)
         self._actor = build_actor(config, self._problem, index, life)
         self._pending: Items | None = None
+        self._floors: Mapping[int, float] = {}  # as the shard that was inserted into last said
         self._next_shard = index
 
     def ready(self) -> bool:
@@ -176,10 +178,12 @@ class RolloutWorker:
                 trajectory = self._actor.act(partial(self._starts, shard, peers.timeout))
                 self._pending = EndPoints.of(trajectory) if self._config.replay.store == "endpoints" else trajectory
                 acting += time.perf_counter() - began
-            reply: InsertReply = ray.get(shard.insert.remote(self._pending), timeout=peers.timeout)
+            rows = worth_sending(self._pending, self._floors)
+            sent, filtered = self._pending.take(rows), len(self._pending) - len(rows)
+            reply: InsertReply = ray.get(shard.insert.remote(sent, filtered), timeout=peers.timeout)
             if reply.accepted:
                 made += len(self._pending)
-                self._pending = None
+                self._pending, self._floors = None, reply.floors
                 self._next_shard += 1
             else:
                 time.sleep(reply.retry_after)

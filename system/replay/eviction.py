@@ -1,4 +1,4 @@
-"""Which item makes room for a new one, where it is not simply the oldest.
+"""Which item makes room for a new one, where it is not simply the oldest, and which new ones are not worth sending.
 
 By likelihood the newest window is protected, so that a draw of the newest is what the actors made lately and not a
 selection of it. Beyond the window the least likely item of a measurement goes, the older of two alike. Likelihoods of
@@ -6,16 +6,23 @@ different measurements do not compare, so the measurement is the one that holds 
 is shared equally among the measurements as far as they fill it. Where several hold the most they take turns.
 
 One heap a measurement; O(log N) an item, and O(M) for the choice among M measurements.
+
+A new item less likely than the one that goes next is itself the next to go, once it has left the window. Where no share
+of the draws is of the newest, actors do not send it: they are told `floors`, and keep what is `worth_sending`.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LeastLikely"]
+from diffusion.end_points import EndPoints
+from diffusion.trajectory import Trajectory
+
+__all__ = ["LeastLikely", "worth_sending"]
 
 
 class LeastLikely:
@@ -51,6 +58,11 @@ class LeastLikely:
         """Slots of `count` items, which are taken out."""
         return np.array([self._pop() for _ in range(count)], dtype=np.int64)
 
+    def floors(self) -> dict[int, float]:
+        """Log-likelihood of the item to go first, of each measurement that the next one to go may be of."""
+        fullest = np.flatnonzero((self._held > 0) & (self._held == self._held.max(initial=0)))
+        return {int(self._measurement[row]): self._heaps[row][0][0] for row in fullest}
+
     def _pop(self) -> int:
         most = np.flatnonzero(self._held == self._held.max())
         measurement = self._measurement[most]
@@ -59,3 +71,9 @@ class LeastLikely:
         self.last_measurement = int(self._measurement[row])
         self._held[row] -= 1
         return heapq.heappop(self._heaps[row])[2]
+
+
+def worth_sending(items: Trajectory | EndPoints, floors: Mapping[int, float]) -> NDArray[np.intp]:
+    """Rows of `items` that are not below the floor of their measurement; NaN is for the shard to count."""
+    floor = np.array([floors.get(measurement, -np.inf) for measurement in items.measurement_id.tolist()])
+    return np.flatnonzero(~(items.log_likelihood < floor))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +121,8 @@ class InsertReply:
     """Items skipped because their uid is stored already."""
     refused: int = 0
     """Items skipped because a number in them is NaN or a log-weight +inf."""
+    floors: Mapping[int, float] = field(default_factory=dict)
+    """By measurement, the log-likelihood below which a new item would be evicted at once; none while there is room."""
     retry_after: float = 0.0
     """Seconds to wait before trying again, where not accepted."""
 
@@ -136,13 +138,15 @@ class ShardStats:
     bytes: int
     """Bytes of trajectories stored now."""
     inserts: int
-    """Items stored."""
+    """Items stored, or made and filtered."""
     samples: int
     """Items drawn."""
     duplicates: int
     """Items skipped because their uid was stored."""
     refused: int
     """Items skipped because of a NaN or +inf."""
+    filtered: int
+    """Items that actors did not send because they would have been evicted at once."""
     evictions: int
     """Items overwritten, or left out when a snapshot was loaded into a smaller budget."""
     stale: int

@@ -19,7 +19,7 @@ __all__ = ["reshard"]
 
 State = tuple[Mapping[str, NDArray[np.generic]], Mapping[str, Any]]
 
-_COUNTERS = ("refused", "late_priorities", "nonfinite_priorities")
+_COUNTERS = ("refused", "filtered", "late_priorities", "nonfinite_priorities")
 _STORAGE_COUNTERS = ("duplicates", "evictions")
 
 

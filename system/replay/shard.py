@@ -62,6 +62,7 @@ class ReplayShard:
         self._newest_version = 0
         self._fresh = 0  # newest items, those before them are too stale to be drawn
         self._refused = 0
+        self._filtered = 0
         self._late_priorities = 0
         self._nonfinite_priorities = 0
 
@@ -72,9 +73,17 @@ class ReplayShard:
         """Whether an insert of `count` items would be accepted now; asked before they are made, they are fresh."""
         return self._limiter.can_insert(count)
 
-    def insert(self, trajectory: Items) -> InsertReply:
-        """Store what is new and sound in `trajectory`, or its ends, unless samples have to catch up first."""
-        if not self._limiter.can_insert(len(trajectory)):
+    @property
+    def floors(self) -> dict[int, float]:
+        """By measurement, the log-likelihood below which an item is not worth sending: see `eviction`."""
+        return {} if self._config.newest_share > 0 else self._storage.floors()
+
+    def insert(self, trajectory: Items, filtered: int = 0) -> InsertReply:
+        """Store what is new and sound in `trajectory`, or its ends, unless samples have to catch up first.
+
+        `filtered` items made with these were not worth sending; for the pace they count as stored.
+        """
+        if not self._limiter.can_insert(len(trajectory) + filtered):
             return InsertReply(accepted=False, retry_after=self._config.retry_seconds)
         if self._config.store == "endpoints" and isinstance(trajectory, Trajectory):
             trajectory = EndPoints.of(trajectory)
@@ -83,6 +92,7 @@ class ReplayShard:
         sound = trajectory.take(np.flatnonzero(storable)) if refused else trajectory
         slots = self._storage.append(sound)
         self._refused += refused
+        self._filtered += filtered
         if len(slots):
             if not len(self._residual):
                 self._residual = np.empty(self._storage.capacity, dtype=np.float32)
@@ -93,9 +103,9 @@ class ReplayShard:
             self._fresh = min(self._fresh + len(slots), len(self))
             self._expire()
             self._order = None
-        self._limiter.inserted(len(slots))
+        self._limiter.inserted(len(slots) + filtered)
         duplicates = len(sound) - len(slots)
-        return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused)
+        return InsertReply(accepted=True, stored=len(slots), duplicates=duplicates, refused=refused, floors=self.floors)
 
     def _expire(self) -> None:
         """Leaves what has become too stale out of all draws, oldest first."""
@@ -241,6 +251,7 @@ class ReplayShard:
             samples=self._limiter.samples,
             duplicates=self._storage.duplicates,
             refused=self._refused,
+            filtered=self._filtered,
             evictions=self._storage.evictions,
             stale=len(self._storage) - self._fresh,
             late_priorities=self._late_priorities,
@@ -268,6 +279,7 @@ class ReplayShard:
             "generator": self._generator.bit_generator.state,
             "priority": self._priority_settings(),
             "refused": self._refused,
+            "filtered": self._filtered,
             "late_priorities": self._late_priorities,
             "nonfinite_priorities": self._nonfinite_priorities,
         }
@@ -292,6 +304,7 @@ class ReplayShard:
         if scalars["generator"] is not None:
             self._generator.bit_generator.state = scalars["generator"]
         self._refused = scalars["refused"]
+        self._filtered = scalars["filtered"]
         self._late_priorities = scalars["late_priorities"]
         self._nonfinite_priorities = scalars["nonfinite_priorities"]
 

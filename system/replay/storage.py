@@ -106,6 +106,11 @@ class TrajectoryStorage:
         free = min(self.capacity - self._size, count)
         return np.concatenate([self._size + np.arange(free), self._least_likely.victims(count - free)])
 
+    def floors(self) -> dict[int, float]:
+        """See `LeastLikely.floors`; nothing while there is room, or where eviction is by age."""
+        full = self.capacity and self._size == self.capacity
+        return self._least_likely.floors() if full and self._least_likely is not None else {}
+
     def _release(self, slots: NDArray[np.int64]) -> None:
         assert self._least_likely is not None
         columns = (self._arrays[name][slots] for name in ("log_likelihood", "measurement_id"))

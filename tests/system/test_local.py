@@ -87,6 +87,9 @@ PRETRAINED = {
 }
 
 
+FILTERING = {"replay__evict_by": "likelihood", "replay__newest_share": 0.0}
+
+
 @pytest.mark.parametrize(
     ("interruptions", "changes"),
     [
@@ -97,6 +100,7 @@ PRETRAINED = {
         (list(range(1, 40, 3)), {}),
         ([20, 41], {"replay__store": "endpoints", "replay__priority": {"rank": 0.5, "reshuffled": 0.5}}),
         ([20, 41], {"replay__evict_by": "likelihood"}),
+        ([20, 41], FILTERING),
         ([12, 20, 60], PRETRAINED),
     ],
 )
@@ -120,6 +124,15 @@ def test_an_interrupted_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, inter
     np.testing.assert_array_equal(ours.ids.slot, theirs.ids.slot)
     np.testing.assert_array_equal(ours.trajectory.samples, theirs.trajectory.samples)
     np.testing.assert_array_equal(runner.actor.act().states, straight.actor.act().states)
+
+
+def test_items_that_would_be_evicted_at_once_are_not_inserted():
+    runner = _runner(**FILTERING)
+    _turns(runner, 80)
+    stats = runner.shard.stats()
+    assert runner._counters()["replay/filtered"] == stats.filtered > 0
+    assert stats.inserts == runner.trajectories == stats.size + stats.evictions + stats.filtered
+    assert runner._refused == 0
 
 
 JOINT = {
@@ -295,7 +308,7 @@ def test_a_likelihood_that_is_not_a_number_now_and_then_is_counted_by_kind_and_t
 def test_a_replay_that_takes_and_gives_nothing_ends_the_run_instead_of_hanging(monkeypatch):
     runner = _runner()
     monkeypatch.setattr(runner.shard, "sample", lambda _, newest: None)
-    monkeypatch.setattr(runner.shard, "insert", lambda _: InsertReply(accepted=False, retry_after=0.1))
+    monkeypatch.setattr(runner.shard, "insert", lambda _, filtered: InsertReply(accepted=False, retry_after=0.1))
     with pytest.raises(RunnerError, match=r"replay refuses samples and inserts at once; raise replay\.tolerance"):
         runner.advance()
 

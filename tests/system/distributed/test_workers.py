@@ -1,8 +1,10 @@
 """What a worker does within a slice, in this process: its peers are plain objects that answer at once."""
 
+import dataclasses
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from system.distributed import workers
@@ -46,6 +48,30 @@ def test_a_rollout_worker_makes_no_trajectory_before_there_is_room_for_it(in_pro
 
     shard.sample(32)
     assert worker.work(0.1, peers)["trajectories"] == 16 * len(made) > 0
+
+
+def test_a_rollout_worker_does_not_send_what_would_be_evicted_at_once(in_process, tiny):
+    config = tiny()
+    replay = dataclasses.replace(
+        config.replay, evict_by="likelihood", newest_share=0.0, newest_window=16, max_items=80, samples_per_insert=None
+    )
+    config = dataclasses.replace(config, replay=replay)
+    shard, worker = ShardWorker(config, 0), RolloutWorker(config, 0, 0)
+    sent, insert = [], shard.insert
+
+    def watched(trajectory, filtered):
+        sent.append((trajectory.log_likelihood, shard._shard.floors, filtered))
+        return insert(trajectory, filtered)
+
+    shard.insert = watched
+    made = 0
+    while made < 320:
+        made += worker.work(0.1, Peers(shards=(Answering(shard),), store=Answering(WeightStore()), timeout=5.0))[
+            "trajectories"
+        ]
+    assert all((values >= floors.get(0, -np.inf)).all() for values, floors, _ in sent)
+    assert shard.stats()["filtered"] == sum(filtered for _, _, filtered in sent) > 0
+    assert made == shard.stats()["inserts"] == sum(len(values) + filtered for values, _, filtered in sent)
 
 
 def test_a_learner_that_starves_ends_the_run_with_what_replay_holds_and_has_refused(tiny):

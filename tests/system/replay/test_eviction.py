@@ -1,11 +1,14 @@
 """Eviction by likelihood against a plain list, and the ages and windows that must stay right under it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from system.replay.config import ReplayConfig
+from system.replay.eviction import worth_sending
 from system.replay.shard import ReplayShard
 from system.replay.storage import TrajectoryStorage
 
@@ -29,6 +32,13 @@ class PlainList:
             self.last = next((group for group in most if group > self.last), most[0])
             gone = min((item for item in outside if item[2] == self.last), key=lambda item: (item[1], item[0]))
             self.items.remove(gone)
+
+    def floors(self):
+        outside = [item for item in self.items if item[0] < self.count - self.window]
+        groups = [item[2] for item in outside]
+        most = {group for group in groups if groups.count(group) == max(map(groups.count, groups))}
+        full = len(self.items) == self.capacity
+        return {group: min(item[1] for item in outside if item[2] == group) for group in most} if full else {}
 
 
 def _uids(storage):
@@ -56,6 +66,7 @@ def test_eviction_by_likelihood_agrees_with_a_plain_list_and_survives_a_round_tr
         model.append(values, measurements)
         assert _uids(storage) == [item[0] for item in model.items]
         assert storage.column("uid")[slots].tolist() == list(uids)
+        assert storage.floors() == model.floors()
         newest = np.arange(min(window, len(storage)))
         assert storage.column("uid")[storage.slots_of_age(newest)].tolist() == [done - 1 - age for age in newest]
         assert (storage.age(np.arange(len(storage))) == done - 1 - storage.column("uid").astype(int)).all()
@@ -135,3 +146,46 @@ def test_draws_of_the_newest_are_the_newest_where_slots_are_no_ring(make_traject
             newest = shard.stats().inserts - 64
             assert set(batch.trajectory.uid.tolist()) <= set(range(newest, newest + 64))
             assert batch.probability == pytest.approx(np.full(256, 1 / 64))
+
+
+def test_what_actors_do_not_send_would_not_have_been_kept(make_trajectory):
+    """Beyond the window the most likely of all items ever made are stored, filter or not; the pace is the same."""
+    config = ReplayConfig(
+        evict_by="likelihood", newest_share=0.0, newest_window=32, max_items=232, min_size=64, samples_per_insert=1.0
+    )
+    plain, filtering = (ReplayShard(config, 0, seed=0) for _ in range(2))
+    generator, made, sent = np.random.default_rng(1), [], 0
+    for turn in range(40):
+        batch = make_trajectory(32, log_likelihood=generator.normal(size=32))
+        made += batch.log_likelihood.tolist()
+        rows = worth_sending(batch, filtering.floors)
+        assert not filtering.floors or (batch.log_likelihood[rows] >= filtering.floors[0]).all()
+        sent += len(rows)
+        reply = filtering.insert(batch.take(rows), filtered=32 - len(rows))
+        assert (reply.stored, reply.floors) == (len(rows), filtering.floors)
+        plain.insert(batch)
+        for shard in (plain, filtering):
+            assert shard.stats().inserts == 32 * (turn + 1)
+            shard.sample(32)
+    best = np.sort(np.array(made[:-32], dtype=np.float32))[-200:]
+    for shard in (plain, filtering):
+        assert set(best.tolist()) <= set(shard.sample(50_000).trajectory.log_likelihood.tolist())
+    assert filtering.stats().filtered == len(made) - sent > 500
+    restored = ReplayShard(config, 0, seed=0)
+    restored.load_state_dict(*filtering.state_dict())
+    assert (restored.stats(), restored.floors) == (filtering.stats(), filtering.floors)
+
+
+def test_nothing_is_filtered_while_there_is_room_or_where_the_newest_are_drawn(make_trajectory):
+    config = ReplayConfig(evict_by="likelihood", newest_window=32, max_items=64, min_size=32, samples_per_insert=None)
+    always, never = (ReplayShard(dataclasses.replace(config, newest_share=share), 0, seed=0) for share in (0.5, 0.0))
+    for shard in (always, never):
+        shard.insert(make_trajectory(32, log_likelihood=np.arange(32.0)))
+        assert shard.floors == {}
+        shard.insert(make_trajectory(32, log_likelihood=1.0))
+    assert (always.floors, never.floors) == ({}, {0: 0.0})
+    assert worth_sending(make_trajectory(4, log_likelihood=[-1.0, 0.0, np.nan, 2.0]), never.floors).tolist() == [
+        1,
+        2,
+        3,
+    ]
