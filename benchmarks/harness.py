@@ -108,9 +108,10 @@ def run_all(benchmark: Benchmark, plan: Sequence[Planned]) -> list[Finished]:
 
 
 def by_seed(config: Path, seeds: Sequence[int], name: str = "seed", overrides: Sequence[str] = ()) -> list[Planned]:
-    """Runs of `config` on the local runner that differ by their seed, called `name` and its number."""
+    """Runs of `config` that differ by their seed, called `name` and its number: local, their budget processor time."""
+    local = ("--runner", "local", "--clock", "cpu")
     return [
-        Planned(name=f"{name}{seed}", config=config, overrides=("--runner", "local", "--seed", str(seed), *overrides))
+        Planned(name=f"{name}{seed}", config=config, overrides=(*local, "--seed", str(seed), *overrides))
         for seed in seeds
     ]
 

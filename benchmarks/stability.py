@@ -1,6 +1,6 @@
-"""Diverged runs out of all: twelve seeds of seven problems, 90 seconds each, and what replay, exploration and guard do.
+"""Diverged runs out of all: twelve seeds of seven problems, 90 CPU-seconds each, and what replay, exploration and guard do.
 
-Every run is a shipped configuration cut to 90 seconds of training: nothing is set for a seed, and none is left
+Every run is a shipped configuration cut to 90 CPU-seconds of training: nothing is set for a seed, and none is left
 out. On three problems each of replay, exploration and the guard is switched off, one at a time, for eight seeds.
 
     replay off        every trajectory is used once, when it is new; with that goes all that draws by importance
@@ -61,7 +61,7 @@ def configured(case: Case, off: str = "") -> dict[str, Any]:
     """The tree of a configuration file."""
     tree: dict[str, Any] = yaml.safe_load((CONFIGS / f"{case.config}.yaml").read_text())
     tree["problem"] |= case.options
-    tree |= {"runner": "local", "max_seconds": SECONDS, "updates": 100_000}
+    tree |= {"runner": "local", "clock": "cpu", "max_seconds": SECONDS, "updates": 100_000}
     tree["evaluation"] = {"interval_seconds": 1e6}  # no other evaluation than the last
     return _merged(tree, SWITCHED_OFF.get(off, {}))
 

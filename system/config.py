@@ -131,6 +131,9 @@ class RunConfig:
     """Optimiser steps; schedules run over them."""
     max_seconds: float | None = None
     """Training time after which the run ends early; schedules then follow whichever is further on."""
+    clock: Literal["wall", "cpu"] = "wall"
+    """What max_seconds counts: wall-clock time, or processor time (cpu, of the local runner), which work beside the run
+    on a busy machine does not change."""
     plugins: tuple[str, ...] = ()
     """Modules to import first, which register problems of yours."""
     problem: ProblemConfig = field(default_factory=ProblemConfig)
@@ -155,6 +158,8 @@ class RunConfig:
             raise ValueError(f"updates must be at least 1, got {self.updates}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive or null, got {self.max_seconds}")
+        if self.clock == "cpu" and self.runner != "local":
+            raise ValueError(f"clock cpu is the processor time of one process: runner must be local, got {self.runner}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.learner.batch_size % self.replay.group_size:

@@ -51,7 +51,8 @@ class LocalRunner:
         self.shard = build_shard(config)
         self.trajectories = 0
         self._seconds_before = 0.0
-        self._start: float | None = None
+        self._clock = time.process_time if config.clock == "cpu" else time.perf_counter
+        self._start: float | None = None  # of the clock
         self._acting = 0.0
         self._refused = 0
         self._explorations: dict[str, float] = {}
@@ -65,7 +66,7 @@ class LocalRunner:
     @property
     def seconds(self) -> float:
         """See `Runner`."""
-        running = 0.0 if self._start is None else time.perf_counter() - self._start
+        running = 0.0 if self._start is None else self._clock() - self._start
         return self._seconds_before + running
 
     @property
@@ -81,7 +82,7 @@ class LocalRunner:
     def advance(self) -> dict[str, float]:
         """See `Runner`."""
         if self._start is None:
-            self._start = time.perf_counter()
+            self._start = self._clock()
         start, updates = time.perf_counter(), self.updates
         while not self.finished:
             seconds = time.perf_counter() - start

@@ -122,6 +122,7 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
     [
         ("updates: 0", "updates must be at least 1, got 0"),
         ("seed: -1", "seed must not be negative, got -1"),
+        ("{runner: ray, clock: cpu}", "clock cpu is the processor time of one process: runner must be local, got ray"),
         ("max_seconds: 0", "max_seconds must be positive or null, got 0.0"),
         ("learner: {learning_rate: -1}", "learner.learning_rate must be positive, got -1.0"),
         ("learner: {learning_rate: .nan}", "learner.learning_rate must be positive, got nan"),

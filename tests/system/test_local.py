@@ -226,14 +226,15 @@ def test_the_run_ends_at_its_budget_of_updates_and_says_so():
     assert np.isfinite(metrics["learner/loss"])
 
 
-def test_the_run_ends_at_its_budget_of_seconds_those_before_a_resume_included(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "source"), [("wall", "perf_counter"), ("cpu", "process_time")])
+def test_the_run_ends_at_its_budget_of_seconds_those_before_a_resume_included(tmp_path, monkeypatch, name, source):
     clock = [100.0]
-    monkeypatch.setattr(system.local.time, "perf_counter", lambda: clock[0])
-    runner = _runner(max_seconds=10.0, updates=10**6)
+    monkeypatch.setattr(system.local.time, source, lambda: clock[0])
+    runner = _runner(max_seconds=10.0, updates=10**6, clock=name)
     runner._start = clock[0]
     clock[0] += 4.0
     assert runner.seconds == 4.0 and runner.progress == pytest.approx(0.4)
-    resumed = _runner(max_seconds=10.0, updates=10**6)
+    resumed = _runner(max_seconds=10.0, updates=10**6, clock=name)
     resumed.load(_save(runner, tmp_path / "saved"))
     assert resumed.seconds == 4.0  # the clock stands still until it trains
     resumed._start = clock[0]
