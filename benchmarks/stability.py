@@ -1,4 +1,4 @@
-"""Diverged runs out of all: twelve seeds of seven problems, 90 CPU-seconds each, and what replay, exploration and guard do.
+"""Diverged runs out of all: twelve seeds of seven problems, and what replay, exploration and guard do.
 
 Every run is a shipped configuration cut to 90 CPU-seconds of training: nothing is set for a seed, and none is left
 out. On three problems each of replay, exploration and the guard is switched off, one at a time, for eight seeds.
@@ -22,7 +22,7 @@ import yaml
 from benchmarks.harness import Benchmark, Finished, Planned, finish, parse, run_all
 
 CONFIGS = Path("configs/experiments")
-SECONDS = 90.0
+SECONDS, SHORT_SECONDS = 90.0, 15.0
 SEEDS, ABLATION_SEEDS = range(12), range(8)
 
 
@@ -57,11 +57,11 @@ SWITCHED_OFF: dict[str, dict[str, Any]] = {
 }
 
 
-def configured(case: Case, off: str = "") -> dict[str, Any]:
+def configured(case: Case, off: str = "", seconds: float = SECONDS) -> dict[str, Any]:
     """The tree of a configuration file."""
     tree: dict[str, Any] = yaml.safe_load((CONFIGS / f"{case.config}.yaml").read_text())
     tree["problem"] |= case.options
-    tree |= {"runner": "local", "clock": "cpu", "max_seconds": SECONDS, "updates": 100_000}
+    tree |= {"runner": "local", "clock": "cpu", "max_seconds": seconds, "updates": 100_000}
     tree["evaluation"] = {"interval_seconds": 1e6}  # no other evaluation than the last
     return _merged(tree, SWITCHED_OFF.get(off, {}))
 
@@ -86,7 +86,7 @@ def planned(benchmark: Benchmark) -> list[Planned]:
             label = name + (f"-without-{off}" if off else "")
             path = benchmark.out / "configs" / f"{label}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(configured(CASES[name], off)))
+            path.write_text(yaml.safe_dump(configured(CASES[name], off, SHORT_SECONDS if few else SECONDS)))
             plan.append(Planned(name=f"{label}-seed{seed}", config=path, overrides=("--seed", str(seed))))
     return plan
 

@@ -90,7 +90,8 @@ def _benchmark(tmp_path, **changes):
 def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
     plan = stability.planned(_benchmark(tmp_path))
     assert len(plan) == 12 * 7 + 8 * 9 and len({run.name for run in plan}) == len(plan)
-    assert len(stability.planned(_benchmark(tmp_path, short=True))) == 7 + 9
+    short = stability.planned(_benchmark(tmp_path / "short", short=True))
+    assert len(short) == 7 + 9 and load_config(short[0].config, []).max_seconds == 15
     configs = {run.config.stem: load_config(run.config, list(run.overrides)) for run in plan}
     assert {config.max_seconds for config in configs.values()} == {90.0}
     assert configs["digits-half-hard"].problem.options["noise_std"] == 0.05
