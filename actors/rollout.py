@@ -110,6 +110,8 @@ def rollout(
     """
     if not (inflation > 0 and math.isfinite(inflation)):
         raise ValueError(f"inflation must be positive, got {inflation}")
+    if (noise is None) != (renewed is None):
+        raise ValueError("noise and renewed say together what is drawn anew: give both or neither")
     prior, count = problem.prior, len(measurement_id)
     measurement = problem.measurements[measurement_id]
     state = prior.sample_base(count, generator) if start is None else start
@@ -126,7 +128,7 @@ def rollout(
             denoised, pulled = prior.pull_back(state, step, lambda value: gradient(value, measurement))
             guidance.append(pulled)
         drawn = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
-        if noise is not None and renewed is not None:
+        if noise is not None and renewed is not None:  # given together
             drawn = torch.where(renewed, drawn, noise[:, index - first])
         if control is None:
             shifted = inflation * drawn

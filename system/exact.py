@@ -149,7 +149,8 @@ def sample_exactly(
     for search in populations:
         search.fit_guide()
         for _ in range(SETTLING):
-            search.sweep(control)
+            if left() > 0:
+                search.sweep(control)
         search.adapting = False
 
     # Every thinning-th draw is kept; when there are twice as many as asked for, every other one is dropped.
@@ -162,7 +163,7 @@ def sample_exactly(
             if (sweeps + 1) % thinning == 0:
                 draws.append((search.samples.clone(), search.log_likelihood.clone()))
         sweeps += 1
-        if len(kept[0]) < 2 or sweeps % thinning:
+        if len(kept[0]) < 2 or (sweeps % thinning and left() > 0):
             continue
         r_hat, worst, effective = _mixing(problem, kept)
         mixed = r_hat <= config.r_hat and effective >= config.effective_samples and len(kept[0]) >= wanted

@@ -182,3 +182,9 @@ def test_the_message_carries_the_tensors_and_says_who_made_them(gaussian_problem
 def test_an_inflation_that_leaves_no_density_is_refused(gaussian_problem, inflation):
     with pytest.raises(ValueError, match=f"inflation must be positive, got {inflation}"):
         rollout(gaussian_problem, None, _rows(2), inflation=inflation)
+
+
+def test_noise_without_saying_where_it_is_renewed_is_refused(gaussian_problem):
+    noise = torch.zeros(2, gaussian_problem.num_steps, *gaussian_problem.prior.event_shape)
+    with pytest.raises(ValueError, match="noise and renewed say together what is drawn anew: give both or neither"):
+        rollout(gaussian_problem, None, _rows(2), noise=noise)
