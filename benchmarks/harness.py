@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from system.config import load_config
 from system.errors import DivergedError
@@ -31,7 +32,19 @@ from system.metrics import read_metrics
 from system.run import train
 from system.run_directory import RunDirectory
 
-__all__ = ["Benchmark", "Finished", "Planned", "by_seed", "finish", "finished", "median", "parse", "run_all"]
+__all__ = [
+    "Benchmark",
+    "Finished",
+    "Planned",
+    "by_seed",
+    "finish",
+    "finished",
+    "median",
+    "parse",
+    "run_all",
+    "seeds_of",
+    "shortened",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +127,26 @@ def by_seed(config: Path, seeds: Sequence[int], name: str = "seed", overrides: S
         Planned(name=f"{name}{seed}", config=config, overrides=(*local, "--seed", str(seed), *overrides))
         for seed in seeds
     ]
+
+
+def shortened(config: Path, options: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """The tree of a configuration file: local, cut to `seconds` of processor time, judged at its end alone.
+
+    `options` are those of the problem, beside the file's.
+    """
+    tree: dict[str, Any] = yaml.safe_load(config.read_text())
+    tree["problem"] |= options
+    tree |= {"runner": "local", "clock": "cpu", "max_seconds": seconds, "updates": 100_000}
+    tree["evaluation"] = {"interval_seconds": 1e6}
+    return tree
+
+
+def seeds_of(benchmark: Benchmark, name: str, tree: Mapping[str, Any], seeds: Sequence[int]) -> list[Planned]:
+    """Runs of the configuration `tree`, which is written beside them, that differ by their seed."""
+    path = benchmark.out / "configs" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(dict(tree)))
+    return [Planned(name=f"{name}-seed{seed}", config=path, overrides=("--seed", str(seed))) for seed in seeds]
 
 
 def _mark(benchmark: Benchmark, name: str) -> Path:

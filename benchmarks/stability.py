@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.harness import Benchmark, Finished, Planned, finish, parse, run_all
+from benchmarks.harness import Benchmark, Finished, Planned, finish, parse, run_all, seeds_of, shortened
 
 CONFIGS = Path("configs/experiments")
 SECONDS, SHORT_SECONDS = 90.0, 15.0
@@ -59,10 +57,7 @@ SWITCHED_OFF: dict[str, dict[str, Any]] = {
 
 def configured(case: Case, off: str = "", seconds: float = SECONDS) -> dict[str, Any]:
     """The tree of a configuration file."""
-    tree: dict[str, Any] = yaml.safe_load((CONFIGS / f"{case.config}.yaml").read_text())
-    tree["problem"] |= case.options
-    tree |= {"runner": "local", "clock": "cpu", "max_seconds": seconds, "updates": 100_000}
-    tree["evaluation"] = {"interval_seconds": 1e6}  # no other evaluation than the last
+    tree = shortened(CONFIGS / f"{case.config}.yaml", case.options, seconds)
     return _merged(tree, SWITCHED_OFF.get(off, {}))
 
 
@@ -76,18 +71,15 @@ def _merged(tree: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 def planned(benchmark: Benchmark) -> list[Planned]:
     """All runs, seed by seed, so that a part of them is a part of every row."""
-    few = benchmark.short
+    seconds = SHORT_SECONDS if benchmark.short else SECONDS
     variants = [(name, "") for name in CASES] + [(name, off) for name in ABLATED for off in SWITCHED_OFF]
     plan = []
-    for seed in SEEDS[:1] if few else SEEDS:
+    for seed in SEEDS[:1] if benchmark.short else SEEDS:
         for name, off in variants:
             if off and seed not in ABLATION_SEEDS:
                 continue
             label = name + (f"-without-{off}" if off else "")
-            path = benchmark.out / "configs" / f"{label}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(configured(CASES[name], off, SHORT_SECONDS if few else SECONDS)))
-            plan.append(Planned(name=f"{label}-seed{seed}", config=path, overrides=("--seed", str(seed))))
+            plan += seeds_of(benchmark, label, configured(CASES[name], off, seconds), [seed])
     return plan
 
 

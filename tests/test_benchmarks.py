@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import harness, stability, staleness
+from benchmarks import exploration, harness, stability, staleness
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Benchmark, Finished
 from benchmarks.path_search import mode_ratio, moment_ratios
 from envs import make_problem
-from system.assembly import build_problem
+from system.assembly import build_actor, build_problem
 from system.config import load_config
 
 
@@ -87,12 +87,25 @@ def _benchmark(tmp_path, **changes):
     return Benchmark(**{"short": False, "json": None, "out": tmp_path, "jobs": 1, **changes})
 
 
+def test_every_run_of_the_exploration_benchmark_is_of_a_kind_that_its_problem_admits(tmp_path):
+    plan = exploration.planned(_benchmark(tmp_path))
+    assert len(plan) == 3 * (12 + 7) and len({run.name for run in plan}) == len(plan)
+    problems = {}
+    for run in plan[: 12 + 7]:
+        config = load_config(run.config, list(run.overrides))
+        problem = problems.setdefault(config.problem.name, build_problem(config))
+        actor = build_actor(config, problem)
+        assert set(actor.config.kinds) == {"on-policy"} | set(config.actor.mixture)
+        assert run.name.removesuffix("-seed0").endswith(tuple(config.actor.mixture))
+
+
 def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
     plan = stability.planned(_benchmark(tmp_path))
     assert len(plan) == 12 * 7 + 8 * 9 and len({run.name for run in plan}) == len(plan)
     short = stability.planned(_benchmark(tmp_path / "short", short=True))
     assert len(short) == 7 + 9 and load_config(short[0].config, []).max_seconds == 15
-    configs = {run.config.stem: load_config(run.config, list(run.overrides)) for run in plan}
+    configs = {path.stem: load_config(path, []) for path in {run.config for run in plan}}
+    assert len(configs) == 7 + 9
     assert {config.max_seconds for config in configs.values()} == {90.0}
     assert configs["digits-half-hard"].problem.options["noise_std"] == 0.05
     assert configs["manywell"].learner.guard.factor == 10
