@@ -88,6 +88,14 @@ class GaussianDenoiser(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._converted.clear()
 
+    def log_prob(self, value: Tensor) -> Tensor:
+        """[N] log density of x = `value` [N, D], float64."""
+        centred = value.double() - self.mean
+        flat = centred if self.eigenvectors is None else centred @ self.eigenvectors
+        scale = self.eigenvalues.sqrt()
+        constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
+        return -0.5 * (flat / scale).square().sum(1) - constant
+
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, D] exact draws of x, float64."""
         noise = torch.randn(count, len(self.mean), generator=generator, dtype=torch.float64) * self.eigenvalues.sqrt()

@@ -5,10 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learner.guard import GuardConfig
+from learner.loss import Loss, LossShape
 from learner.objectives import OBJECTIVES
 from learner.pretraining import PretrainingConfig
 
 __all__ = ["LearnerConfig"]
+
+_POSITIVE = (
+    "learning_rate",
+    "log_partition_learning_rate",
+    "gain_learning_rate",
+    "gradient_clip",
+    "loss_scale",
+    "subtb_decay",
+    "importance_cap",
+    "clip_range",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,13 +28,25 @@ class LearnerConfig:
     """Objective, batch and optimiser."""
 
     objective: str = "vargrad"
-    """vargrad (residual centred per measurement) or rtb (learned log Z)."""
+    """vargrad (residual centred per measurement), rtb (learned log Z), tb, subtb, trust_pcl, reinforce_kl, ppo_kl,
+    path_kl, adjoint_matching or mle."""
+    loss: LossShape = "huber"
+    """Of a residual, for vargrad, rtb, tb, subtb and trust_pcl: square, huber, clipped or shifted-cosh."""
+    loss_scale: float = 30.0
+    """Nats of residual beyond which huber grows linearly and shifted-cosh exponentially, and within which clipped is
+    zero."""
+    subtb_decay: float = 0.9
+    """Weight of a part of a trajectory, per transition of its length (subtb)."""
+    importance_cap: float = 10.0
+    """Largest importance weight of a trajectory (reinforce_kl)."""
+    clip_range: float = 0.2
+    """How far the ratio of a trajectory's densities, new to old, may go from one (ppo_kl)."""
     batch_size: int = 64
     """Trajectories per update."""
     learning_rate: float = 1e-3
     """Adam's step size after warm-up."""
     log_partition_learning_rate: float = 1e-1
-    """Step size of the learned log Z (objective rtb)."""
+    """Step size of the learned log Z (rtb, tb, subtb, trust_pcl)."""
     gain_learning_rate: float = 1e-2
     """Step size of the control form's per-step gains on the likelihood gradient."""
     warmup_updates: int = 100
@@ -31,8 +55,6 @@ class LearnerConfig:
     """Fraction of the step size left at the end of the run (cosine decay)."""
     gradient_clip: float = 10.0
     """Largest norm of the gradient; a longer one is scaled down."""
-    huber: float | None = 30.0
-    """Nats of residual beyond which the loss grows linearly, or null for the square."""
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
     importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
@@ -61,11 +83,9 @@ class LearnerConfig:
             raise ValueError(f"learner.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
         if self.batch_size < 2:
             raise ValueError(f"learner.batch_size must be at least 2, got {self.batch_size}")
-        for name in ("learning_rate", "log_partition_learning_rate", "gain_learning_rate", "gradient_clip"):
+        for name in _POSITIVE:
             if not getattr(self, name) > 0:
                 raise ValueError(f"learner.{name} must be positive, got {getattr(self, name)}")
-        if self.huber is not None and not self.huber > 0:
-            raise ValueError(f"learner.huber must be positive or null, got {self.huber}")
         if not 0 <= self.final_learning_rate <= 1:
             raise ValueError(f"learner.final_learning_rate must be within [0, 1], got {self.final_learning_rate}")
         if not 0 <= self.ema_decay < 1:
@@ -85,6 +105,11 @@ class LearnerConfig:
             raise ValueError(
                 f"learner.warmup_updates must be >= 0 and max_rows >= 1, got {self.warmup_updates} and {self.max_rows}"
             )
+
+    @property
+    def shape(self) -> Loss:
+        """The loss of a residual."""
+        return Loss(self.loss, self.loss_scale)
 
     def pretrains(self, progress: float) -> bool:
         """Whether updates at `progress` (0 to 1) of the run are those of the pretraining."""

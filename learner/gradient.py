@@ -1,11 +1,11 @@
 r"""The gradient of a loss on residuals, in memory that does not grow with the length of the chain.
 
-The residual is linear in the log-ratios, delta_i = sum_k log q_ik + (terms without parameters), so for any loss L
+A loss L that sees the posterior through its log-ratios l_ik = log q_ik - log p_ik alone has the gradient
 
-    dL/dtheta = sum_i w_i sum_k dlog q_ik/dtheta,    w_i = dL/ddelta_i.
+    dL/dtheta = sum_ik w_ik dlog q_ik/dtheta,    w_ik = dL/dl_ik.
 
 Pass 1 scores all transitions without a graph and gives w; pass 2 rebuilds the graph chunk by chunk of stacked
-(trajectory, step) pairs and back-propagates w_i log q_ik. A batch that fits one chunk is scored once, with its graph.
+(trajectory, step) pairs and back-propagates w_ik log q_ik. A batch that fits one chunk is scored once, with its graph.
 Both give the gradient of plain autograd.
 
 With `forward_kl` = c > 0 the term  -(c / B) sum_ik log q(s_ik+1 | s_ik)  is added, with log q averaged over s_k+1 given
@@ -24,22 +24,9 @@ from torch import Tensor
 from diffusion.kernel import expand
 from diffusion.path import stacked_transitions
 from diffusion.posterior import Posterior, log_ratio
+from learner.batch import PathBatch
 
-__all__ = ["LossOutput", "PathBatch", "accumulate_gradient", "denoising_log_ratio"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PathBatch:
-    """What the gradient needs of B trajectories with T transitions."""
-
-    states: Tensor
-    """[B, T+1, *D]."""
-    denoised: Tensor
-    """[B, T, *D] the prior's estimates of x."""
-    measurement: Tensor
-    """[B, *Y]."""
-    guidance: Tensor | None = None
-    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where the posterior's form uses it."""
+__all__ = ["LossOutput", "accumulate_gradient", "denoising_log_ratio"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,10 +35,10 @@ class LossOutput:
 
     loss: Tensor
     """[] mean over the batch."""
-    residual: Tensor
-    """[B] float64."""
-    log_ratio: Tensor
-    """[B] float64, sum over the path of log q - log p."""
+    residual: Tensor | None
+    """[B] float64; None where the loss is not one of the trajectories given."""
+    log_ratio: Tensor | None
+    """[B] float64, sum over the path of log q - log p; None likewise."""
 
 
 def accumulate_gradient(
@@ -61,9 +48,9 @@ def accumulate_gradient(
     max_rows: int,
     forward_kl: float = 0.0,
 ) -> LossOutput:
-    """Adds the gradient of the mean loss to the parameters' `.grad`.
+    """Adds the gradient of the mean loss to the parameters' `.grad`; the output has residual and log-ratio.
 
-    `loss` maps the summed log-ratio [B] (float64) to (mean loss [], residual [B]); it may have parameters of its own
+    `loss` maps the log-ratios [B, T] (float64) to (mean loss [], residual [B]); it may have parameters of its own
     (log Z), which get their gradient too. At most `max_rows` transitions are held in a graph at once. `forward_kl` is
     the weight of the denoising term above; the loss that is returned is without it.
     """
@@ -71,23 +58,22 @@ def accumulate_gradient(
     if count * steps <= max_rows:
         row, step = next(stacked_transitions(count, steps, count * steps))
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
-        total = ratio.reshape(count, steps).double().sum(1)
-        value, residual = loss(total)
+        ratios = ratio.reshape(count, steps).double()
+        value, residual = loss(ratios)
         (value - forward_kl / count * given_x.double().sum()).backward()
-        return LossOutput(value.detach(), residual.detach(), total.detach())
+        return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
     with torch.no_grad():
         pairs = stacked_transitions(count, steps, max_rows)
         chunks = [_log_ratios(posterior, batch, row, step, False)[0] for row, step in pairs]
-    total = torch.cat(chunks).reshape(count, steps).double().sum(1)
-    total.requires_grad_(True)
-    value, residual = loss(total)
+    ratios = torch.cat(chunks).reshape(count, steps).double().requires_grad_(True)
+    value, residual = loss(ratios)
     value.backward()
-    assert total.grad is not None
-    weight = total.grad
+    assert ratios.grad is not None
+    weight = ratios.grad
     for row, step in stacked_transitions(count, steps, max_rows):
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
-        ((weight[row] * ratio).sum() - forward_kl / count * given_x.double().sum()).backward()
-    return LossOutput(value.detach(), residual.detach(), total.detach())
+        ((weight[row, step] * ratio).sum() - forward_kl / count * given_x.double().sum()).backward()
+    return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
 
 
 def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:

@@ -18,10 +18,9 @@ from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
 from envs.problem import InverseProblem
 from learner.annealing import Annealing
 from learner.average import WeightAverage
+from learner.batch import PathBatch
 from learner.config import LearnerConfig
-from learner.gradient import PathBatch, accumulate_gradient
 from learner.guard import Guard, Verdict
-from learner.loss import batch_loss
 from learner.objectives import OBJECTIVES
 from learner.pretraining import accumulate_denoising_gradient
 
@@ -37,7 +36,7 @@ class Update:
     loss: float
     """Mean loss of the batch: nats squared, in pretraining nats."""
     residual: NDArray[np.float32] | None
-    """[B] residual of each trajectory, for its priority; None in pretraining."""
+    """[B] residual of each trajectory, for its priority; None in pretraining, and where the objective makes its own."""
     gradient_norm: float
     """Norm of the gradient before clipping."""
     verdict: Verdict
@@ -65,14 +64,18 @@ class Learner:
         self.guard = Guard(config.guard)
         self.annealing = Annealing(config.beta_start, config.beta_until, config.beta_ess)
         self.reinitialised = 0
-        self.log_partition = nn.Parameter(torch.zeros(len(problem.measurements), dtype=torch.float64))
+        self.objective = OBJECTIVES[config.objective](config, problem, posterior)
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
         weights = [value for name, value in posterior.named_parameters() if name != "gain"]
+        # What an objective learns beside the posterior: log Z, a number a measurement, and networks (flows).
+        scalars = [value for value in self.objective.parameters() if value.dtype == torch.float64]
+        networks = [value for value in self.objective.parameters() if value.dtype != torch.float64]
         groups = [
             {"params": weights, "lr": config.learning_rate},
             {"params": gains, "lr": config.gain_learning_rate},
-            {"params": [self.log_partition], "lr": config.log_partition_learning_rate},
+            {"params": scalars, "lr": config.log_partition_learning_rate},
+            {"params": networks, "lr": config.learning_rate},
         ]
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
@@ -94,7 +97,16 @@ class Learner:
                 self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
             )
         else:
-            loss, residual, joint_log_weight = self._residual_gradient(trajectory, batch, beta)
+            output = self.objective.accumulate(
+                self.posterior,
+                batch,
+                beta,
+                max_rows=config.max_rows,
+                forward_kl=config.forward_kl,
+                seed=self.updates,
+            )
+            loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
+            residual = None if output.residual is None else output.residual.float().cpu().numpy()
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
         verdict = self.guard.examine(float(loss), norm, residual)
         self.annealing.learn(progress, residual)
@@ -117,22 +129,6 @@ class Learner:
             beta=beta,
             joint_log_weight=joint_log_weight,
         )
-
-    def _residual_gradient(
-        self, trajectory: Trajectory, batch: PathBatch, beta: float
-    ) -> tuple[Tensor, NDArray[np.float32], float | None]:
-        """Adds the gradient of the objective; (mean loss [], residual [B], mean log-weight of joint paths if any)."""
-        config, objective = self.config, OBJECTIVES[self.config.objective]
-        log_likelihood = torch.from_numpy(np.array(trajectory.log_likelihood)).to(batch.states.device)
-        group = torch.from_numpy(np.array(trajectory.measurement_id)).to(batch.states.device)
-
-        def loss(log_ratio: Tensor) -> tuple[Tensor, Tensor]:
-            return batch_loss(objective, log_ratio, log_likelihood, self.log_partition, group, beta, config.huber)
-
-        output = accumulate_gradient(self.posterior, batch, loss, config.max_rows, config.forward_kl)
-        own = (log_likelihood.double() - output.log_ratio)[group == OWN_MEASUREMENT]
-        joint_log_weight = float(own.mean()) if len(own) else None
-        return output.loss, output.residual.float().cpu().numpy(), joint_log_weight
 
     def _roll_back(self) -> None:
         """To the older snapshot: the newer may be from when it began to go wrong."""
@@ -170,7 +166,7 @@ class Learner:
         return vector.detach().float().cpu().numpy().copy()
 
     def _batch(self, trajectory: Trajectory) -> PathBatch:
-        device = self.log_partition.device
+        device = self.problem.measurements.device
         # Copies: arrays that come through shared memory are read-only, which torch does not know.
         states = torch.from_numpy(np.array(trajectory.states)).to(device)
         if trajectory.denoised is None:
@@ -184,7 +180,15 @@ class Learner:
         guidance = None
         if trajectory.guidance is not None and self.posterior.uses_guidance:
             guidance = torch.from_numpy(np.array(trajectory.guidance)).to(device)
-        return PathBatch(states, denoised, measurement, guidance)
+        return PathBatch(
+            states=states,
+            denoised=denoised,
+            measurement=measurement,
+            group=torch.from_numpy(np.array(trajectory.measurement_id)).to(device),
+            log_likelihood=torch.from_numpy(np.array(trajectory.log_likelihood)).to(device),
+            log_behaviour_ratio=torch.from_numpy(np.array(trajectory.log_behaviour_ratio)).to(device),
+            guidance=guidance,
+        )
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays, scalars) that `load_state_dict` restores bit for bit, snapshots to roll back to included."""
@@ -201,7 +205,7 @@ class Learner:
         """All numbers that a step changes, and the number of updates of the average."""
         arrays = {f"posterior.{name}": _numpy(value) for name, value in self.posterior.state_dict().items()}
         arrays["average"] = _numpy(self.average.vector)
-        arrays["log_partition"] = _numpy(self.log_partition)
+        arrays |= {f"objective.{name}": _numpy(value) for name, value in self.objective.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             arrays.update({f"optimizer.{index}.{name}": _numpy(value) for name, value in state.items()})
         return arrays, self.average.updates
@@ -225,7 +229,8 @@ class Learner:
 
     def _load_weights_and_moments(self, arrays: dict[str, NDArray[Any]], average_updates: int) -> None:
         expected = {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}
-        expected |= {"average": self.average.vector, "log_partition": self.log_partition.data}
+        expected |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
+        expected["average"] = self.average.vector
         for name, value in expected.items():
             found = arrays.get(name)
             if found is None or found.shape != tuple(value.shape):
@@ -240,6 +245,14 @@ class Learner:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.average.updates = average_updates
+
+
+def _joint_log_weight(batch: PathBatch, log_ratio: Tensor | None) -> float | None:
+    """Mean log-weight of the paths with measurements of their own, None where there are none."""
+    own = batch.group == OWN_MEASUREMENT
+    if log_ratio is None or not bool(own.any()):
+        return None
+    return float((batch.log_likelihood.double() - log_ratio)[own].mean())
 
 
 def _numpy(value: Tensor) -> NDArray[Any]:

@@ -1,52 +1,43 @@
-r"""From residuals r to the loss of a batch: the square, or Huber's function, which bounds what one trajectory can do.
+r"""From residuals r to losses. All have their minimum, and nothing else stationary, where the residual is zero
+(clipped: within c of it), so they differ in what one trajectory can do, not in the fixed point.
 
-    square: r^2 / 2,        huber: r^2 / 2 for |r| <= c, else c (|r| - c / 2).
+    square         r^2 / 2
+    huber          r^2 / 2 for |r| <= c, else c (|r| - c / 2)       a runaway path pulls no more than one c off
+    clipped        max(r^2 - c^2, 0) / 2                            a residual floor is left alone (an imperfect prior)
+    shifted-cosh   c^2 (cosh(r / c) - 1)                            large residuals first: modes that were missed
 
-Huber leaves the fixed point (r = 0 everywhere) where it is.
+with c = `scale` in nats; near zero all but clipped are r^2 / 2. Clipped is the published code's (arXiv 2405.20971, with
+c^2 = 0.1); shifted cosh: Hu et al. 2024 (arXiv 2410.02596).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from diffusion.trajectory import OWN_MEASUREMENT
-from learner.objectives import Objective
+__all__ = ["Loss", "LossShape"]
 
-__all__ = ["batch_loss", "residual_loss"]
-
-
-def residual_loss(residual: Tensor, huber: float | None) -> Tensor:
-    """[B] loss of each `residual` [B]; `huber` is c, or None for the square."""
-    if huber is None:
-        return 0.5 * residual.square()
-    return torch.nn.functional.huber_loss(residual, torch.zeros_like(residual), delta=huber, reduction="none")
+LossShape = Literal["square", "huber", "clipped", "shifted-cosh"]
 
 
-def batch_loss(
-    objective: Objective,
-    log_ratio: Tensor,
-    log_likelihood: Tensor,
-    log_partition: Tensor,
-    group: Tensor,
-    beta: float,
-    huber: float | None,
-) -> tuple[Tensor, Tensor]:
-    """(mean loss [], residual [B] float64) of a batch; for the arguments see `learner.objectives.rtb.rtb`.
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Shape and scale of the loss."""
 
-    The mean is over the trajectories that have a residual. One with a measurement y' of its own has none, as log Z(y')
-    is not known, and changes nothing of the others'. What stands for it, without a gradient, is minus its log-weight
-    less the mean over such trajectories: a scale that shows when q runs away, but not a measure of fit, for log p(y')
-    varies with y'.
-    """
-    own = group == OWN_MEASUREMENT
-    if not bool(own.any()):
-        residual = objective(log_ratio, log_likelihood, log_partition, group, beta, huber)
-        return residual_loss(residual, huber).mean(), residual
-    stand_in = log_ratio.detach().double() - log_likelihood.double()
-    stand_in = stand_in - stand_in[own].mean()
-    known = ~own
-    if not bool(known.any()):
-        return 0.0 * log_ratio.sum(), stand_in
-    residual = objective(log_ratio[known], log_likelihood[known], log_partition, group[known], beta, huber)
-    return residual_loss(residual, huber).mean(), stand_in.index_put((known,), residual.detach())
+    shape: LossShape = "huber"
+    scale: float = 30.0
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        """The loss of each element of `residual`, of any shape, in nats squared."""
+        if self.shape == "square":
+            return 0.5 * residual.square()
+        if self.shape == "huber":
+            return torch.nn.functional.huber_loss(
+                residual, torch.zeros_like(residual), delta=self.scale, reduction="none"
+            )
+        if self.shape == "clipped":
+            return 0.5 * (residual.square() - self.scale**2).clamp_min(0.0)
+        return self.scale**2 * ((residual / self.scale).cosh() - 1)

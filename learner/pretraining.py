@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from diffusion.posterior import Posterior
-from learner.gradient import PathBatch, denoising_log_ratio
+from learner.batch import PathBatch
+from learner.gradient import denoising_log_ratio
 
 __all__ = ["PretrainingConfig", "accumulate_denoising_gradient"]
 

@@ -1,14 +1,18 @@
 """Shared by all tests: one thread, fixed seeds, and small problems whose answers are known."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import settings
 
 from diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
 from diffusion.network import MLP
+from diffusion.path import denoise_path
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem
+from learner.batch import PathBatch
 
 torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a failing test
@@ -40,6 +44,19 @@ def plane_mixture() -> MixtureDenoiser:
 def gaussian_problem() -> InverseProblem:
     """Four dimensions seen through two numbers, ten steps, zero terminal SNR: exact for the discrete chain."""
     return make_problem("gaussian-linear", {"dim": 4, "measurement_dim": 2, "num_steps": 10})
+
+
+@pytest.fixture(scope="session")
+def path_batch() -> Callable[..., PathBatch]:
+    """(prior, states, measurement) -> a batch for the gradient; likelihoods and behaviour are zero unless given."""
+
+    def make(prior: Prior, states: torch.Tensor, measurement: torch.Tensor, **fields: torch.Tensor) -> PathBatch:
+        zeros = torch.zeros(len(states), dtype=torch.float64)
+        given = {"group": zeros.long(), "log_likelihood": zeros, "log_behaviour_ratio": zeros} | fields
+        denoised = denoise_path(prior, states)
+        return PathBatch(states=states, denoised=denoised, measurement=measurement.to(states), **given)
+
+    return make
 
 
 @pytest.fixture

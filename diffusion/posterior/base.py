@@ -67,6 +67,11 @@ class Posterior(nn.Module, ABC):
         """Whether `control` depends on y; otherwise the posterior can be that of one measurement only."""
         return True
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether autograd knows the derivative of `control` with respect to the state."""
+        return True
+
     @abstractmethod
     def control(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None

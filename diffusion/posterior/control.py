@@ -90,6 +90,11 @@ class ControlPosterior(Posterior):
         return self._guided
 
     @property
+    def differentiable(self) -> bool:
+        """See `Posterior.differentiable`; a likelihood gives its gradient without that gradient's own derivative."""
+        return self._gradient is None
+
+    @property
     def sees_measurement(self) -> bool:
         """See `Posterior.sees_measurement`."""
         return isinstance(self.network, MLP) or self._gradient is not None

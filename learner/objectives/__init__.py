@@ -1,34 +1,47 @@
-"""Objectives: functions from log-ratios and log-likelihoods to one residual per trajectory. The caller reduces.
-
-An objective is one file and one line of `OBJECTIVES`.
-"""
+"""Objectives: losses of trajectories whose minimum is the posterior. Each is one file and one line of `OBJECTIVES`."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from diffusion.posterior import Posterior
+from envs.problem import InverseProblem
+from learner.objectives.adjoint_matching import AdjointMatching
+from learner.objectives.base import Balance, Objective
+from learner.objectives.mle import MaximumLikelihood
+from learner.objectives.path_kl import PathKL
+from learner.objectives.ppo_kl import ProximalPolicyKL
+from learner.objectives.reinforce_kl import ReinforceKL
+from learner.objectives.rtb import RelativeTrajectoryBalance
+from learner.objectives.subtb import SubTrajectoryBalance
+from learner.objectives.tb import TrajectoryBalance
+from learner.objectives.trust_pcl import TrustPCL
+from learner.objectives.vargrad import VarGrad
 
-from learner.objectives.rtb import rtb
-from learner.objectives.vargrad import vargrad
+if TYPE_CHECKING:
+    from learner.config import LearnerConfig
 
-__all__ = ["OBJECTIVES", "Objective", "rtb", "vargrad"]
+__all__ = ["OBJECTIVES", "Balance", "Factory", "Objective"]
 
+Factory = Callable[["LearnerConfig", InverseProblem, Posterior], Objective]
+"""Makes an objective for a posterior on a problem; a ValueError says why there is none."""
 
-class Objective(Protocol):
-    """The residual of each trajectory."""
-
-    def __call__(
-        self,
-        log_ratio: Tensor,
-        log_likelihood: Tensor,
-        log_partition: Tensor,
-        group: Tensor,
-        beta: float = 1.0,
-        huber: float | None = None,
-    ) -> Tensor:
-        """[B] float64; see `learner.objectives.rtb.rtb` for the arguments."""
-        ...
-
-
-OBJECTIVES: dict[str, Objective] = {"rtb": rtb, "vargrad": vargrad}
+OBJECTIVES: dict[str, Factory] = {
+    "rtb": lambda config, problem, posterior: RelativeTrajectoryBalance(config.shape, len(problem.measurements)),
+    "vargrad": lambda config, problem, posterior: VarGrad(config.shape, len(problem.measurements)),
+    "tb": lambda config, problem, posterior: TrajectoryBalance(config.shape, len(problem.measurements), problem.prior),
+    "subtb": lambda config, problem, posterior: SubTrajectoryBalance(
+        config.shape,
+        len(problem.measurements),
+        problem.prior,
+        tuple(problem.measurements.shape[1:]),
+        config.subtb_decay,
+    ),
+    "trust_pcl": lambda config, problem, posterior: TrustPCL(config.shape, len(problem.measurements)),
+    "reinforce_kl": lambda config, problem, posterior: ReinforceKL(len(problem.measurements), config.importance_cap),
+    "ppo_kl": lambda config, problem, posterior: ProximalPolicyKL(len(problem.measurements), config.clip_range),
+    "path_kl": lambda config, problem, posterior: PathKL(problem, posterior),
+    "adjoint_matching": lambda config, problem, posterior: AdjointMatching(problem),
+    "mle": lambda config, problem, posterior: MaximumLikelihood(len(problem.measurements)),
+}

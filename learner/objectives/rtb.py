@@ -7,30 +7,24 @@ Zero on every trajectory if and only if q is the posterior. log Z is one learned
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-__all__ = ["rtb"]
+from learner.batch import PathBatch
+from learner.loss import Loss
+from learner.objectives.base import Balance
+
+__all__ = ["RelativeTrajectoryBalance"]
 
 
-def rtb(
-    log_ratio: Tensor,
-    log_likelihood: Tensor,
-    log_partition: Tensor,
-    group: Tensor,
-    beta: float = 1.0,
-    huber: float | None = None,
-) -> Tensor:
-    """[B] float64 residual of each trajectory.
+class RelativeTrajectoryBalance(Balance):
+    """delta as it is."""
 
-    `log_ratio` [B] is the sum over the path of log q - log p, `log_likelihood` [B] untempered, `log_partition` [M] the
-    learned log Z, `group` [B] the measurement of each trajectory. `huber` makes no difference here.
+    def __init__(self, shape: Loss, measurements: int) -> None:
+        """`measurements` is their number M."""
+        super().__init__(shape)
+        self.log_partition = nn.Parameter(torch.zeros(measurements, dtype=torch.float64))
 
-    Raises:
-        ValueError: the three vectors differ in shape; a [B, 1] among them would make a matrix of the residuals.
-    """
-    if not log_ratio.shape == log_likelihood.shape == group.shape or group.ndim != 1:
-        raise ValueError(
-            "log_ratio, log_likelihood and group must be [B] each, "
-            f"got {tuple(log_ratio.shape)}, {tuple(log_likelihood.shape)} and {tuple(group.shape)}"
-        )
-    return log_partition.double()[group] + log_ratio.double() - beta * log_likelihood.double()
+    def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
+        """See `Balance.residual`."""
+        return self.log_partition[batch.group] + log_ratio - beta * batch.log_likelihood.double()

@@ -5,7 +5,8 @@ r"""`vargrad`: the residual with log Z profiled out, per measurement.
 detached. For the square loss c is the mean, and this is the log-variance loss (Richter et al. 2020, arXiv 2010.10436;
 per measurement as in Sendera et al. 2024, 2402.05098, section 3.3). For Huber's loss c is Huber's location, so that
 a few trajectories far from the posterior (prior rollouts, say) do not shift the centre of all others. log Z cancels,
-nothing has to be learned for it, and since c is a minimum the gradient through it is zero.
+nothing has to be learned for it, and since c is a minimum the gradient through it is zero. For the other losses c is
+the mean: clipped has no one minimum, and that of the shifted cosh follows the trajectories that are furthest off.
 """
 
 from __future__ import annotations
@@ -13,39 +14,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learner.objectives.rtb import rtb
+from learner.batch import PathBatch
+from learner.loss import Loss
+from learner.objectives.base import Balance
 
-__all__ = ["vargrad"]
+__all__ = ["VarGrad", "group_mean"]
 
 ITERATIONS = 30  # of reweighted means; the location is then stationary to well below the spread of the residuals
 
 
-def vargrad(
-    log_ratio: Tensor,
-    log_likelihood: Tensor,
-    log_partition: Tensor,
-    group: Tensor,
-    beta: float = 1.0,
-    huber: float | None = None,
-) -> Tensor:
-    """[B] float64 centred residual of each trajectory; as `rtb`, `log_partition` [M] only telling the number M.
+class VarGrad(Balance):
+    """delta less the centre of its measurement."""
 
-    `huber` is the loss's c, None for the square.
-    """
-    residual = rtb(log_ratio, log_likelihood, torch.zeros_like(log_partition), group, beta)
-    value, groups = residual.detach(), len(log_partition)
-    if huber is None:
-        return residual - _group_mean(value, torch.ones_like(value), group, groups)[group]
-    # From the median, as from the mean it would take many steps where half of the batch is far off.
-    centre = _group_median(value, group, groups)
-    for _ in range(ITERATIONS):
-        distance = (value - centre[group]).abs()
-        weight = (huber / distance.clamp_min(1e-12)).clamp_max(1.0)
-        centre = _group_mean(value, weight, group, groups)
-    return residual - centre[group]
+    def __init__(self, shape: Loss, measurements: int) -> None:
+        """`measurements` is their number M."""
+        super().__init__(shape)
+        self.measurements = measurements
+
+    def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
+        """See `Balance.residual`."""
+        delta = log_ratio - beta * batch.log_likelihood.double()
+        return delta - self._centre(delta.detach(), batch.group)[batch.group]
+
+    def _centre(self, value: Tensor, group: Tensor) -> Tensor:
+        """[M] c of each measurement."""
+        if self.shape.shape != "huber":
+            return group_mean(value, torch.ones_like(value), group, self.measurements)
+        # From the median, as from the mean it would take many steps where half of the batch is far off.
+        centre = _group_median(value, group, self.measurements)
+        for _ in range(ITERATIONS):
+            distance = (value - centre[group]).abs()
+            weight = (self.shape.scale / distance.clamp_min(1e-12)).clamp_max(1.0)
+            centre = group_mean(value, weight, group, self.measurements)
+        return centre
 
 
-def _group_mean(value: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
+def group_mean(value: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
+    """[groups] weighted mean of the `value` [B] of each group, 0 for an empty one."""
     total = value.new_zeros(groups).index_add(0, group, weight * value)
     return total / value.new_zeros(groups).index_add(0, group, weight).clamp_min(1e-300)
 

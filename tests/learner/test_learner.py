@@ -18,8 +18,7 @@ from learner import Learner, LearnerConfig
 from learner.average import WeightAverage
 from learner.gradient import accumulate_gradient
 from learner.guard import Verdict
-from learner.loss import residual_loss
-from learner.objectives import OBJECTIVES
+from learner.loss import Loss
 
 
 def _posterior(problem, *, hidden=8, depth=1, seed=0):
@@ -124,7 +123,7 @@ def test_the_average_starts_at_the_weights_and_forgets_them_slowly():
 
 
 def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem):
-    options = {"warmup_updates": 2, "gradient_clip": 0.5, "objective": "rtb", "ema_decay": 0.9, "huber": 1.0}
+    options = {"warmup_updates": 2, "gradient_clip": 0.5, "objective": "rtb", "ema_decay": 0.9, "loss_scale": 1.0}
     learner, reference = _learner(gaussian_problem, **options), _posterior(gaussian_problem)
     log_partition = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
     parameters = {"log Z": log_partition, **dict(reference.named_parameters())}
@@ -139,8 +138,8 @@ def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem
         log_likelihood, group = torch.from_numpy(batch.log_likelihood), torch.from_numpy(batch.measurement_id)
 
         def loss(log_ratio, log_likelihood=log_likelihood, group=group):
-            residual = OBJECTIVES["rtb"](log_ratio, log_likelihood, log_partition, group)
-            return residual_loss(residual, 1.0).mean(), residual
+            residual = log_partition[group] + log_ratio.sum(1) - log_likelihood
+            return Loss("huber", 1.0)(residual).mean(), residual
 
         reference.zero_grad()
         log_partition.grad = None
@@ -160,7 +159,7 @@ def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem
         average = decay * average + (1 - decay) * vector
     assert learner.weights() == pytest.approx(vector.numpy(), abs=1e-5)
     assert learner.weights(averaged=True) == pytest.approx(average.numpy(), abs=1e-5)
-    assert learner.log_partition.item() == pytest.approx(log_partition.item(), rel=1e-5)
+    assert learner.objective.log_partition.item() == pytest.approx(log_partition.item(), rel=1e-5)
     assert abs(log_partition.item()) > 0.05
 
 
@@ -189,7 +188,7 @@ def test_what_actors_send_along_and_what_is_recomputed_give_the_same_update(gaus
 def test_the_residual_of_an_update_is_one_float32_number_a_trajectory(gaussian_problem):
     update = _learner(gaussian_problem).update(_batch(gaussian_problem, count=9), 0.0)
     assert update.residual.shape == (9,) and update.residual.dtype == np.float32
-    assert update.loss == pytest.approx(float(np.mean(residual_loss(torch.tensor(update.residual), 30.0).numpy())))
+    assert update.loss == pytest.approx(float(Loss()(torch.tensor(update.residual)).mean()))
 
 
 def test_weights_are_a_copy_that_later_updates_leave_alone(gaussian_problem):
@@ -331,7 +330,7 @@ def test_the_state_holds_weights_average_log_z_and_both_moments_of_adam(gaussian
     learner.update(_batch(gaussian_problem), 0.0)
     arrays, scalars = learner.state_dict()
     names = {name.split(".")[0] for name in arrays}
-    assert names == {"posterior", "average", "log_partition", "optimizer", "snapshot"}
+    assert names == {"posterior", "average", "objective", "optimizer", "snapshot"}
     parameters = sum(1 for _ in learner.posterior.parameters()) + 1
     assert sum(name.startswith("optimizer") and name.endswith("exp_avg_sq") for name in arrays) == parameters
     assert (scalars["updates"], scalars["average_updates"], scalars["snapshots"]) == (1, 1, [0])
@@ -358,7 +357,10 @@ def test_loading_the_state_of_another_network_names_the_first_array_that_does_no
         ({"learning_rate": 0.0}, "learner.learning_rate must be positive, got 0.0"),
         ({"learning_rate": math.nan}, "learner.learning_rate must be positive, got nan"),
         ({"gradient_clip": -1.0}, "learner.gradient_clip must be positive, got -1.0"),
-        ({"huber": 0.0}, "learner.huber must be positive or null, got 0.0"),
+        ({"loss_scale": 0.0}, "learner.loss_scale must be positive, got 0.0"),
+        ({"subtb_decay": -1.0}, "learner.subtb_decay must be positive, got -1.0"),
+        ({"importance_cap": 0.0}, "learner.importance_cap must be positive, got 0.0"),
+        ({"clip_range": 0.0}, "learner.clip_range must be positive, got 0.0"),
         ({"ema_decay": 1.0}, r"learner.ema_decay must be within \[0, 1\), got 1.0"),
         ({"forward_kl": -1.0}, r"learner.forward_kl must be >= 0, got -1.0"),
         ({"beta_start": 0.0}, r"learner.beta_start must be within \(0, 1\] and beta_until within \[0, 1\], got 0.0"),
@@ -420,9 +422,11 @@ def test_at_the_exact_posterior_paths_of_any_behaviour_have_no_gradient(gaussian
     norms = []
     for shift in (0.0, 0.05):
         learner = Learner(gaussian_problem, _TiltedExact(gaussian_problem, shift), LearnerConfig(objective=objective))
-        learner.log_partition.data.fill_(gaussian_problem.exact[0].log_partition)
+        for value in learner.objective.parameters():  # log Z, for rtb
+            value.data.fill_(gaussian_problem.exact[0].log_partition)
         update = learner.update(batch, 0.0)
-        norms.append((update.gradient_norm, np.abs(update.residual).max(), abs(learner.log_partition.grad or 0)))
+        log_z = sum(float(value.grad.abs()) for value in learner.objective.parameters())
+        norms.append((update.gradient_norm, np.abs(update.residual).max(), log_z))
     (norm, residual, log_z), (norm_off, residual_off, _) = norms
     assert norm < 2e-3 * norm_off and residual < 2e-3 * residual_off and log_z < 1e-4
     assert residual < 2e-4 and norm_off > 1e-3
@@ -459,7 +463,7 @@ def test_a_gaussian_posterior_is_learned_to_a_twentieth_of_a_nat(objective):
     assert abs(error) < 0.02
     assert before > 0.4 and 0 < gap < 0.05  # 0.02 would remain: q has the prior's variance in every step
     if objective == "rtb":
-        assert learner.log_partition.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
+        assert learner.objective.log_partition.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
 
 
 def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone():
@@ -502,9 +506,9 @@ def test_a_reinitialised_learner_has_its_first_weights_and_optimiser_but_keeps_l
     batches = [_batch(gaussian_problem, seed=seed) for seed in range(8)]
     for update, batch in enumerate(batches[:6]):
         learner.update(batch, update / 13)
-    assert learner.reinitialised == 0 and learner.log_partition.abs().max() > 0
-    log_partition = learner.log_partition.detach().clone()
-    fresh.log_partition.data.copy_(log_partition)
+    log_partition = learner.objective.log_partition
+    assert learner.reinitialised == 0 and log_partition.abs().max() > 0
+    fresh.objective.log_partition.data.copy_(log_partition.detach())
     fresh.updates = fresh._warm_from = learner.updates
     fresh.reinitialised = 1
     for progress, batch in ((0.5, batches[6]), (0.55, batches[7])):

@@ -7,12 +7,10 @@ import pytest
 import torch
 
 from actors import Actor, ActorConfig, rollout
-from diffusion.path import denoise_path
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
 from evaluation.bounds import elbo
 from learner import Learner, LearnerConfig
-from learner.gradient import PathBatch
 from learner.guard import SNAPSHOT_INTERVAL, Guard, GuardConfig, Verdict
 from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient
 
@@ -20,7 +18,7 @@ COUNT, STEPS = 6, 10
 
 
 @pytest.fixture
-def case(gaussian_problem):
+def case(gaussian_problem, path_batch):
     """A posterior in float64 and a batch of the prior's paths."""
     torch.manual_seed(0)
     posterior = ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=8, depth=1)
@@ -28,10 +26,7 @@ def case(gaussian_problem):
     posterior.double()
     rows = torch.zeros(COUNT, dtype=torch.long)
     states = rollout(gaussian_problem, None, rows, generator=torch.Generator().manual_seed(0)).states.double()
-    batch = PathBatch(
-        states, denoise_path(gaussian_problem.prior, states), gaussian_problem.measurements[rows].double()
-    )
-    return posterior, batch
+    return posterior, path_batch(gaussian_problem.prior, states, gaussian_problem.measurements[rows])
 
 
 def gradient(posterior, batch, steps_per_path, seed):

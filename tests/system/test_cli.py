@@ -150,7 +150,12 @@ def test_doctor_prints_its_checks(capsys):
 def test_the_help_of_train_shows_keys_flags_and_the_files_values(capsys, config):
     assert main(["train", config, "--help"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    for text in ("--cluster ADDRESS", "--run DIR", "--problem.dim INT (default: 2)", "--learner.huber {None}|FLOAT"):
+    for text in (
+        "--cluster ADDRESS",
+        "--run DIR",
+        "--problem.dim INT (default: 2)",
+        "--learner.guard.factor {None}|FLOAT",
+    ):
         assert text in out
     assert "Optimiser steps; schedules run over them. (default: 5)" in out
 

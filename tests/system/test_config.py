@@ -58,14 +58,14 @@ def test_sections_keys_and_problem_options_are_taken_from_the_file(load):
         updates: 7
         max_seconds: 5
         problem: {name: gaussian-linear, dim: 3, noise_std: 2}
-        learner: {learning_rate: 1e-3, huber: null, objective: rtb}
+        learner: {learning_rate: 1e-3, loss: square, objective: rtb}
         actor:
           mixture: {prior: 1}
         """
     )
     assert (config.name, config.updates, config.max_seconds) == ("mine", 7, 5.0)
     assert config.problem.options["dim"] == 3 and config.problem.options["noise_std"] == 2.0
-    assert config.learner.learning_rate == 0.001 and config.learner.huber is None
+    assert config.learner.learning_rate == 0.001 and config.learner.loss == "square"
     assert config.actor.mixture == {"prior": 1.0}
     assert type(config.max_seconds) is type(config.problem.options["noise_std"]) is float
 
@@ -96,7 +96,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         ("updates: 1e3", "updates must be int, got '1e3'"),
         ("updates: true", "updates must be int, got True"),
         ("name: 3", "name must be str, got 3"),
-        ("learner: {huber: yes}", "learner.huber must be float, got True"),
+        ("learner: {loss_scale: yes}", "learner.loss_scale must be float, got True"),
         ("learner: {learning_rate: fast}", "learner.learning_rate must be float, got 'fast'"),
         ("learner: {batch_size: null}", "learner.batch_size must be int, got None"),
         (
@@ -206,11 +206,11 @@ def test_another_problem_by_flag_has_its_own_options(load, flags):
 
 def test_switches_nulls_and_shares_can_be_given_as_flags(load):
     config = load(
-        "", "--actor.no-store-denoised", "--learner.huber", "null", "--max-seconds", "None",
+        "", "--actor.no-store-denoised", "--learner.guard.factor", "null", "--max-seconds", "None",
         "--actor.mixture.on-policy", "0.9", "--actor.mixture.prior", "0.0",
     )  # fmt: skip
     assert config.actor.store_denoised is False
-    assert config.learner.huber is None and config.max_seconds is None
+    assert config.learner.guard.factor is None and config.max_seconds is None
     assert config.actor.mixture == {"on-policy": 0.9, "noise-inflated": 0.1, "prior": 0.0}
 
 
@@ -254,7 +254,7 @@ def test_every_key_is_a_flag_in_the_help_with_its_meaning_and_the_files_value_as
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_written_configuration_reads_back_as_the_same(path, tmp_path):
-    config = load_config(path, ["--learner.huber", "null", "--plugins", "json", "string"])
+    config = load_config(path, ["--learner.guard.factor", "null", "--plugins", "json", "string"])
     (tmp_path / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     assert load_config(tmp_path / "config.yaml") == config
     tree = yaml.safe_load(config.to_yaml())

@@ -1,0 +1,42 @@
+"""What the learner computes with: trajectories as tensors on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+__all__ = ["PathBatch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PathBatch:
+    """B trajectories with T transitions."""
+
+    states: Tensor
+    """[B, T+1, *D]."""
+    denoised: Tensor
+    """[B, T, *D] the prior's estimates of x."""
+    measurement: Tensor
+    """[B, *Y]."""
+    group: Tensor
+    """[B] row of the problem's measurements, or `OWN_MEASUREMENT`."""
+    log_likelihood: Tensor
+    """[B] log p(y | x), untempered."""
+    log_behaviour_ratio: Tensor
+    """[B] sum over k of log b - log p."""
+    guidance: Tensor | None = None
+    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where the posterior's form uses it."""
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of transitions T."""
+        return self.states.shape[1] - 1
+
+    def take(self, rows: Tensor) -> PathBatch:
+        """The trajectories at `rows`, indices or a mask."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PathBatch(**{name: value[rows] for name, value in values.items() if value is not None})

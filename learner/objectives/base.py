@@ -1,0 +1,90 @@
+"""What an objective is: a loss of a batch of trajectories, with the parameters that it needs beside the posterior's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from diffusion.posterior import Posterior
+from diffusion.trajectory import OWN_MEASUREMENT
+from learner.batch import PathBatch
+from learner.gradient import LossOutput, accumulate_gradient
+from learner.loss import Loss
+
+__all__ = ["Balance", "Objective"]
+
+
+class Objective(nn.Module, ABC):
+    """A loss whose minimum over q is the posterior.
+
+    Most see q through the log-ratios of transitions alone: they implement `evaluate`, and `accumulate` gives them the
+    gradient in constant memory. One that does not implements `accumulate`.
+    """
+
+    @abstractmethod
+    def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
+        """(mean loss [], residual [B] float64) of trajectories of the problem's own measurements.
+
+        `log_ratio` [B, T] float64 is log q - log p of every transition, with graph. The residual is that of relative
+        trajectory balance, or as much like it as the objective knows: guard, priorities and annealing look at it.
+        """
+
+    def loss(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
+        """(mean loss [], residual [B] float64) of a batch.
+
+        The mean is over the trajectories that have a residual. One with a measurement y' of its own has none, as
+        log Z(y') is not known, and changes nothing of the others'. What stands for it, without a gradient, is minus
+        its log-weight less the mean over such trajectories: a scale that shows when q runs away, but not a measure of
+        fit, for log p(y') varies with y'.
+
+        Raises:
+            ValueError: `log_ratio` is not [B, T]; a [B, 1] among what is summed would make a matrix of the residuals.
+        """
+        shapes = [tuple(value.shape) for value in (log_ratio, batch.log_likelihood, batch.group)]
+        if shapes != [(len(batch), batch.num_steps), (len(batch),), (len(batch),)]:
+            raise ValueError(f"log_ratio must be [B, T], log_likelihood and group [B], got {shapes}")
+        known = batch.group != OWN_MEASUREMENT
+        if bool(known.all()):
+            return self.evaluate(log_ratio, batch, beta)
+        stand_in = log_ratio.detach().sum(1) - batch.log_likelihood.double()
+        stand_in = stand_in - stand_in[~known].mean()
+        if not bool(known.any()):
+            return 0.0 * log_ratio.sum(), stand_in
+        value, residual = self.evaluate(log_ratio[known], batch.take(known), beta)
+        return value, stand_in.index_put((known,), residual.detach())
+
+    def accumulate(
+        self,
+        posterior: Posterior,
+        batch: PathBatch,
+        beta: float,
+        *,
+        max_rows: int,
+        forward_kl: float = 0.0,
+        seed: int = 0,
+    ) -> LossOutput:
+        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters.
+
+        For `max_rows` and `forward_kl` see `learner.gradient`; `seed` is for objectives that draw.
+        """
+        return accumulate_gradient(
+            posterior, batch, lambda log_ratio: self.loss(log_ratio, batch, beta), max_rows, forward_kl
+        )
+
+
+class Balance(Objective):
+    """An objective that asks of every trajectory that its residual be zero."""
+
+    def __init__(self, shape: Loss) -> None:
+        super().__init__()
+        self.shape = shape
+
+    @abstractmethod
+    def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
+        """[B] float64, for `log_ratio` [B] summed over the path."""
+
+    def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
+        """See `Objective.evaluate`."""
+        residual = self.residual(log_ratio.double().sum(1), batch, beta)
+        return self.shape(residual).mean(), residual

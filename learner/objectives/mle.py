@@ -1,0 +1,37 @@
+r"""`mle`: maximum likelihood on paths that are samples of the posterior.
+
+    loss = -(1 / B) sum_i sum_k log q(s_ik+1 | s_ik, y_i) / p(s_ik+1 | s_ik),
+
+whose expectation over exact paths is KL(p(tau | y) || q), but for a constant. Paths of joint simulation are exact at
+their own measurement; those that replay draws by importance stand for the posterior at the problem's.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from learner.batch import PathBatch
+from learner.objectives.base import Objective
+from learner.objectives.vargrad import group_mean
+
+__all__ = ["MaximumLikelihood"]
+
+
+class MaximumLikelihood(Objective):
+    """Forward KL; all trajectories take part, those with measurements of their own too."""
+
+    def __init__(self, measurements: int) -> None:
+        """`measurements` is their number M."""
+        super().__init__()
+        self.measurements = measurements
+
+    def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
+        """See `Objective.evaluate`; `beta` has no part in it."""
+        delta = log_ratio.detach().double().sum(1) - beta * batch.log_likelihood.double()
+        centre = group_mean(delta, delta.new_ones(len(delta)), batch.group, self.measurements)
+        return -log_ratio.double().sum(1).mean(), delta - centre[batch.group]
+
+    def loss(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
+        """See `Objective.loss`; the mean is over all trajectories."""
+        _, residual = super().loss(log_ratio, batch, beta)
+        return -log_ratio.double().sum(1).mean(), residual

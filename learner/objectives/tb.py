@@ -1,0 +1,71 @@
+r"""`tb`: trajectory balance with the noising process as the backward policy (Malkin et al. 2022, arXiv 2201.13259; for
+diffusion samplers Sendera et al. 2024, 2402.05098, eq. 9).
+
+    delta(tau) = log Z + log b(s_0) + sum_k log q(s_k+1 | s_k) - sum_k log n(s_k | s_k+1) - log p(x) - beta log p(y | x)
+
+where the prior has a density p(x): an energy's base process, a Gaussian, a mixture. It asks for the posterior of p(x)
+itself. Relative trajectory balance asks for that of the prior's chain, and the two differ by
+
+    e(tau) = log b(s_0) + sum_k log p(s_k+1 | s_k) - sum_k log n(s_k | s_k+1) - log p(x),
+
+which has no parameters: zero if the chain is the reverse of the noising, and small for many steps.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from diffusion.kernel import normal_log_prob
+from diffusion.path import path_log_prior
+from diffusion.prior import Prior
+from learner.batch import PathBatch
+from learner.loss import Loss
+from learner.objectives.rtb import RelativeTrajectoryBalance
+
+__all__ = ["Density", "TrajectoryBalance", "chain_defect"]
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A denoiser that knows the density of x."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """[N] log p(x) at x = `value` [N, *D], nats."""
+        ...
+
+
+class TrajectoryBalance(RelativeTrajectoryBalance):
+    """delta of the density, not of the chain."""
+
+    def __init__(self, shape: Loss, measurements: int, prior: Prior) -> None:
+        """Balances against the density of `prior`.
+
+        Raises:
+            ValueError: the prior's denoiser does not know its density.
+        """
+        super().__init__(shape, measurements)
+        if not isinstance(prior.denoiser, Density):
+            raise ValueError(
+                f"objective tb needs a prior with a density p(x), which {type(prior.denoiser).__name__} does not know; "
+                "take rtb or vargrad, which need the prior's chain alone"
+            )
+        self._prior = (prior,)  # out of the module tree, as it is not trained
+
+    def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
+        """See `Balance.residual`."""
+        relative = super().residual(log_ratio, batch, beta)
+        return relative + chain_defect(self._prior[0], batch.states, batch.denoised)
+
+
+@torch.no_grad()
+def chain_defect(prior: Prior, states: Tensor, denoised: Tensor) -> Tensor:
+    """[B] e(tau) in float64 of the paths `states` [B, T+1, *D] with the estimates `denoised` [B, T, *D]."""
+    states, density = states.double(), prior.denoiser
+    assert isinstance(density, Density)
+    start, clean = states[:, 0], states[:, -1]
+    base = normal_log_prob(start, torch.zeros_like(start), prior.sigma[:1].expand(len(start)))
+    denoising = path_log_prior(prior, states, denoised.double()).sum(1)
+    return base + denoising - prior.noising.path_log_prob(states).sum(1) - density.log_prob(clean).double()
