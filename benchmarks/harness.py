@@ -39,6 +39,7 @@ __all__ = [
     "by_seed",
     "finish",
     "finished",
+    "limited",
     "median",
     "parse",
     "run_all",
@@ -129,16 +130,17 @@ def by_seed(config: Path, seeds: Sequence[int], name: str = "seed", overrides: S
     ]
 
 
-def shortened(config: Path, options: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """The tree of a configuration file: local, cut to `seconds` of processor time, judged at its end alone.
+def limited(seconds: float) -> dict[str, Any]:
+    """What a tree needs for a run of `seconds` of processor time on the local runner, judged at its end alone."""
+    budget = {"runner": "local", "clock": "cpu", "max_seconds": seconds, "updates": 100_000}
+    return budget | {"evaluation": {"interval_seconds": 1e6}}
 
-    `options` are those of the problem, beside the file's.
-    """
+
+def shortened(config: Path, options: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """The tree of a configuration file, `limited`, with `options` of the problem beside the file's."""
     tree: dict[str, Any] = yaml.safe_load(config.read_text())
     tree["problem"] |= options
-    tree |= {"runner": "local", "clock": "cpu", "max_seconds": seconds, "updates": 100_000}
-    tree["evaluation"] = {"interval_seconds": 1e6}
-    return tree
+    return tree | limited(seconds)
 
 
 def seeds_of(benchmark: Benchmark, name: str, tree: Mapping[str, Any], seeds: Sequence[int]) -> list[Planned]:

@@ -75,8 +75,14 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
 
 
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
-    """The learner at the start of the run."""
-    return Learner(problem, build_posterior(config, problem), config.learner)
+    """The learner at the start of the run; an objective that cannot be had here is a `ConfigError`."""
+    posterior = build_posterior(config, problem)
+    with torch.random.fork_rng(devices=()):  # for the networks of the objective
+        torch.manual_seed(stream_seed(config, "objective"))
+        try:
+            return Learner(problem, posterior, config.learner)
+        except ValueError as error:
+            raise ConfigError(f"learner: {error}") from None
 
 
 def noising_generator(config: RunConfig, updates: int) -> torch.Generator:

@@ -183,12 +183,34 @@ class RunConfig:
                     f"learner.{key} needs draws that stand for the posterior's paths, but paths noised anew from end "
                     "points are not exactly those of the prior's chain; set replay.store to paths"
                 )
-        if "joint" in self.actor.kinds and self.learner.forward_kl == 0 and self.learner.pretraining.until < 1:
+        self._check_objective()
+        alone = self.learner.forward_kl == 0 and self.learner.pretraining.until < 1
+        if "joint" in self.actor.kinds and alone and self.learner.objective not in ("mle", "path_kl"):
             raise ValueError(
                 "paths of actor.mixture joint have no residual and are learned from by learner.forward_kl alone, "
                 "which is 0; raise it, or leave joint out of the mixture"
             )
         self.shard_config()
+
+    def _check_objective(self) -> None:
+        """Objectives that are right for trajectories of some sorts only."""
+        name, kinds = self.learner.objective, set(self.actor.kinds)
+        if name in ("mle", "path_kl", "adjoint_matching") and self.learner.forward_kl > 0:
+            raise ValueError(
+                f"learner.forward_kl has no part in objective {name}: set it to 0, got {self.learner.forward_kl}"
+            )
+        if name == "adjoint_matching" and kinds != {"on-policy"}:
+            raise ValueError(
+                "objective adjoint_matching is right on trajectories of the posterior itself: actor.mixture and "
+                f"final_mixture must be on-policy alone, got {', '.join(sorted(kinds))}"
+            )
+        by_importance = set(self.replay.priorities) == {"importance"} and self.replay.newest_share == 0
+        if name == "mle" and kinds != {"joint"} and not by_importance:
+            raise ValueError(
+                "objective mle needs paths that stand for the posterior: replay.priority importance with newest_share "
+                f"0, or actor mixtures of joint alone; got {self.replay.priority}, {self.replay.newest_share} and "
+                f"{', '.join(sorted(kinds))}"
+            )
 
     def shard_config(self) -> ReplayConfig:
         """The replay settings of one shard, with the batch sizes that actors and learner use."""

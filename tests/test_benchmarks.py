@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import exploration, harness, stability, staleness
+from benchmarks import exploration, harness, objectives, stability, staleness
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Benchmark, Finished
 from benchmarks.path_search import mode_ratio, moment_ratios
 from envs import make_problem
-from system.assembly import build_actor, build_problem
+from learner.objectives import OBJECTIVES
+from system.assembly import build_actor, build_learner, build_problem
 from system.config import load_config
 
 
@@ -97,6 +98,18 @@ def test_every_run_of_the_exploration_benchmark_is_of_a_kind_that_its_problem_ad
         actor = build_actor(config, problem)
         assert set(actor.config.kinds) == {"on-policy"} | set(config.actor.mixture)
         assert run.name.removesuffix("-seed0").endswith(tuple(config.actor.mixture))
+
+
+def test_every_run_of_the_objectives_benchmark_has_an_objective_that_its_problem_admits(tmp_path):
+    plan = objectives.planned(_benchmark(tmp_path))
+    assert len(plan) == 5 * 3 * 10 and len({run.name for run in plan}) == len(plan)
+    assert set(objectives.OBJECTIVES) == set(OBJECTIVES)
+    problems = {}
+    for run in plan[:30]:
+        config = load_config(run.config, list(run.overrides))
+        problem = problems.setdefault(config.problem.name, build_problem(config))
+        assert build_learner(config, problem).config.objective == config.learner.objective
+        assert run.name.removesuffix("-seed0").endswith(config.learner.objective)
 
 
 def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):

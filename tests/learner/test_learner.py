@@ -21,10 +21,10 @@ from learner.guard import Verdict
 from learner.loss import Loss
 
 
-def _posterior(problem, *, hidden=8, depth=1, seed=0):
+def _posterior(problem, *, hidden=8, depth=1, seed=0, guided=True):
     torch.manual_seed(seed)
-    shape = tuple(problem.measurements.shape[1:])
-    return ControlPosterior(problem.prior, shape, problem.gradient, hidden=hidden, depth=depth)
+    shape, gradient = tuple(problem.measurements.shape[1:]), problem.gradient if guided else None
+    return ControlPosterior(problem.prior, shape, gradient, hidden=hidden, depth=depth)
 
 
 def _learner(problem, seed=0, **options):
@@ -63,13 +63,13 @@ def test_the_step_size_rises_over_the_warm_up_and_falls_as_a_cosine(gaussian_pro
 
 
 def test_without_warm_up_the_first_step_is_full(gaussian_problem):
-    learner = _learner(gaussian_problem, warmup_updates=0)
+    learner = _learner(gaussian_problem, warmup_updates=0, objective="rtb")
     learner.update(_batch(gaussian_problem), 0.0)
     assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-3, 1e-2, 1e-1]
 
 
 def test_the_first_update_of_a_warm_up_of_ten_has_a_tenth_of_every_step_size(gaussian_problem):
-    learner = _learner(gaussian_problem, warmup_updates=10, learning_rate=0.2, gain_learning_rate=0.3)
+    learner = _learner(gaussian_problem, warmup_updates=10, learning_rate=0.2, gain_learning_rate=0.3, objective="rtb")
     learner.update(_batch(gaussian_problem), 0.0)
     assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([0.02, 0.03, 0.01])
 
@@ -350,7 +350,7 @@ def test_loading_the_state_of_another_network_names_the_first_array_that_does_no
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"objective": "dpo"}, "learner.objective must be one of rtb, vargrad, got 'dpo'"),
+        ({"objective": "dpo"}, "learner.objective must be one of rtb, vargrad, .* mle, got 'dpo'"),
         ({"beta_ess": 1.0}, r"learner.beta_ess must be within \[0, 1\), got 1.0"),
         ({"reinitialise_at": (0.5, 1.0)}, r"reinitialise_at must lie within \(0, 1\), got \[0.5, 1.0\]"),
         ({"batch_size": 1}, "learner.batch_size must be at least 2, got 1"),
@@ -438,9 +438,10 @@ def test_at_the_exact_posterior_paths_of_any_behaviour_have_no_gradient(gaussian
 def _learned(problem, updates, kinds, objective="vargrad"):
     """(error of the importance-weighted log Z, log Z - ELBO before, and after `updates` on fresh rollouts, learner)."""
     settings = LearnerConfig(objective=objective, warmup_updates=20, learning_rate=3e-3)
-    learner = Learner(problem, _posterior(problem, hidden=32, depth=2), settings)
+    network = {"hidden": 32, "depth": 2, "guided": objective != "path_kl"}
+    learner = Learner(problem, _posterior(problem, **network), settings)
     behaviour = ActorConfig(mixture=kinds, final_mixture=kinds)
-    actor = Actor(problem, _posterior(problem, hidden=32, depth=2), behaviour, seed=0)
+    actor = Actor(problem, _posterior(problem, **network), behaviour, seed=0)
 
     def log_weight(control):
         rows, generator = torch.zeros(4000, dtype=torch.long), torch.Generator().manual_seed(1)
@@ -456,10 +457,11 @@ def _learned(problem, updates, kinds, objective="vargrad"):
     return iw_log_partition(drawn) - exact, before, exact - elbo(drawn), learner
 
 
-@pytest.mark.parametrize("objective", ["vargrad", "rtb"])
+@pytest.mark.parametrize("objective", ["vargrad", "rtb", "tb", "ppo_kl", "adjoint_matching", "path_kl", "mle"])
 def test_a_gaussian_posterior_is_learned_to_a_twentieth_of_a_nat(objective):
     problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
-    error, before, gap, learner = _learned(problem, 100, {"on-policy": 1.0}, objective)
+    kinds = {"joint": 1.0} if objective == "mle" else {"on-policy": 1.0}
+    error, before, gap, learner = _learned(problem, 100, kinds, objective)
     assert abs(error) < 0.02
     assert before > 0.4 and 0 < gap < 0.05  # 0.02 would remain: q has the prior's variance in every step
     if objective == "rtb":

@@ -306,7 +306,7 @@ def test_subtb_is_the_weighted_mean_over_all_parts_by_two_loops(gaussian_problem
                 weights += 0.7 ** (j - i)
         expected += total / weights / 3
         whole = -3.0 + float(ratio[row].sum()) - 0.8 * float(batch.log_likelihood[row])
-        assert float(residual[row]) == pytest.approx(whole, rel=1e-9)
+        assert residual[row].item() == pytest.approx(whole, rel=1e-9)
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 

@@ -131,6 +131,15 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         ("replay: {tolerance: 1}", "tolerance must be at least"),
         ("replay: {group_size: 3}", "learner.batch_size must be a multiple of replay.group_size = 3, got 64"),
         ("learner: {forward_kl: 1}", "replay.priority must be importance, got uniform"),
+        ("learner: {objective: mle}", "objective mle needs paths that stand for the posterior: replay.priority import"),
+        (
+            "{learner: {objective: adjoint_matching}, actor: {mixture: {prior: 1}}}",
+            "must be on-policy alone, got on-policy, prior",
+        ),
+        (
+            "{learner: {objective: path_kl, forward_kl: 1}, replay: {priority: importance}}",
+            "learner.forward_kl has no part in objective path_kl: set it to 0, got 1.0",
+        ),
         (
             "actor: {mixture: {joint: 1}}",
             "joint have no residual and are learned from by learner.forward_kl alone, which",
