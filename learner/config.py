@@ -8,6 +8,7 @@ from learner.guard import GuardConfig
 from learner.loss import Loss, LossShape
 from learner.objectives import OBJECTIVES
 from learner.pretraining import PretrainingConfig
+from learner.subset import DrawBy
 
 __all__ = ["LearnerConfig"]
 
@@ -75,8 +76,13 @@ class LearnerConfig:
     """Decay per update of the averaged weights that are evaluated and saved for sampling."""
     guard: GuardConfig = field(default_factory=GuardConfig)
     """What is done about batches and weights that have gone wrong."""
-    max_rows: int = 16_384
-    """Transitions held in one graph; more are scored in two passes and chunks of this size."""
+    steps_per_path: int | None = None
+    """Transitions of each trajectory that the gradient is taken at, weighted so that it is right on average; null is
+    all of them. The residual is that of the whole trajectory in any case."""
+    steps_by: DrawBy = "uniform"
+    """How these are drawn: uniform (equally spaced), or share (those at which q and p differ most)."""
+    graph_bytes: int = 512 * 2**20
+    """Memory for the graph of the gradient: transitions that do not fit it are scored in two passes and chunks."""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -101,10 +107,13 @@ class LearnerConfig:
             raise ValueError(f"learner.beta_ess must be within [0, 1), got {self.beta_ess}")
         if any(not 0 < at < 1 for at in self.reinitialise_at):
             raise ValueError(f"learner.reinitialise_at must lie within (0, 1), got {list(self.reinitialise_at)}")
-        if self.warmup_updates < 0 or self.max_rows < 1:
+        if self.warmup_updates < 0 or self.graph_bytes < 1:
             raise ValueError(
-                f"learner.warmup_updates must be >= 0 and max_rows >= 1, got {self.warmup_updates} and {self.max_rows}"
+                "learner.warmup_updates must be >= 0 and graph_bytes >= 1, "
+                f"got {self.warmup_updates} and {self.graph_bytes}"
             )
+        if self.steps_per_path is not None and self.steps_per_path < 1:
+            raise ValueError(f"learner.steps_per_path must be at least 1 or null, got {self.steps_per_path}")
 
     @property
     def shape(self) -> Loss:

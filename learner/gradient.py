@@ -8,6 +8,10 @@ Pass 1 scores all transitions without a graph and gives w; pass 2 rebuilds the g
 (trajectory, step) pairs and back-propagates w_ik log q_ik. A batch that fits one chunk is scored once, with its graph.
 Both give the gradient of plain autograd.
 
+Pass 2 may take K of the T transitions of each trajectory (`learner.subset`), weighted so that the gradient is right on
+average, and pass 1 leaves out trajectories that were drawn from the present q: an update then costs K / T of a whole
+one.
+
 With `forward_kl` = c > 0 the term  -(c / B) sum_ik log q(s_ik+1 | s_ik)  is added, with log q averaged over s_k+1 given
 s_k and x = s_T under the noising process. That takes the transition's own noise out of it: with
 z~_k = b_k (x - x^_k) / std_k it is, but for a constant, (c / B) sum_ik |u_ik - z~_ik|^2 / 2, a denoising loss.
@@ -15,7 +19,7 @@ z~_k = b_k (x - x^_k) / std_k it is, but for a constant, (c / B) sum_ik |u_ik - 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +29,27 @@ from diffusion.kernel import expand
 from diffusion.path import stacked_transitions
 from diffusion.posterior import Posterior, log_ratio
 from learner.batch import PathBatch
+from learner.subset import StepSubset
 
-__all__ = ["LossOutput", "accumulate_gradient", "denoising_log_ratio"]
+__all__ = ["GradientPlan", "LossOutput", "accumulate_gradient", "denoising_log_ratio", "rows_within"]
+
+PROBED = 8  # transitions that are scored to see what one takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class GradientPlan:
+    """How one gradient is made; see `accumulate_gradient`."""
+
+    max_rows: int
+    """Transitions in a graph at once."""
+    forward_kl: float = 0.0
+    """Weight of the denoising term."""
+    subset: StepSubset | None = None
+    """Transitions of each trajectory that it is taken at; None: all."""
+    fresh: Tensor | None = None
+    """[B] bool, trajectories drawn from the present q; None: none is known to be."""
+    seed: int = 0
+    """For objectives that draw."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,38 +70,97 @@ def accumulate_gradient(
     loss: Callable[[Tensor], tuple[Tensor, Tensor]],
     max_rows: int,
     forward_kl: float = 0.0,
+    *,
+    subset: StepSubset | None = None,
+    fresh: Tensor | None = None,
 ) -> LossOutput:
     """Adds the gradient of the mean loss to the parameters' `.grad`; the output has residual and log-ratio.
 
     `loss` maps the log-ratios [B, T] (float64) to (mean loss [], residual [B]); it may have parameters of its own
     (log Z), which get their gradient too. At most `max_rows` transitions are held in a graph at once. `forward_kl` is
-    the weight of the denoising term above; the loss that is returned is without it.
+    the weight of the denoising term above; the loss that is returned is without it. `subset` takes the gradient at some
+    of the transitions. Of the trajectories in `fresh` [B] (bool) log q is what they were drawn with, so pass 1 leaves
+    them out; it is for a loss of the summed log-ratios, as their parts are not known.
     """
-    count, steps = batch.states.shape[0], batch.states.shape[1] - 1
-    if count * steps <= max_rows:
+    count, steps = len(batch), batch.num_steps
+    if subset is None and count * steps <= max_rows:
         row, step = next(stacked_transitions(count, steps, count * steps))
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
         ratios = ratio.reshape(count, steps).double()
         value, residual = loss(ratios)
         (value - forward_kl / count * given_x.double().sum()).backward()
         return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
-    with torch.no_grad():
-        pairs = stacked_transitions(count, steps, max_rows)
-        chunks = [_log_ratios(posterior, batch, row, step, False)[0] for row, step in pairs]
-    ratios = torch.cat(chunks).reshape(count, steps).double().requires_grad_(True)
+    ratios = _score(posterior, batch, max_rows, fresh).requires_grad_(True)
     value, residual = loss(ratios)
     value.backward()
     assert ratios.grad is not None
     weight = ratios.grad
-    for row, step in stacked_transitions(count, steps, max_rows):
+    for row, step, factor in _chosen(ratios.detach(), subset, fresh, max_rows):
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
-        ((weight[row, step] * ratio).sum() - forward_kl / count * given_x.double().sum()).backward()
+        denoising = forward_kl / count * (factor * given_x).sum()
+        ((factor * weight[row, step] * ratio).sum() - denoising).backward()
     return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
+
+
+@torch.no_grad()
+def _score(posterior: Posterior, batch: PathBatch, max_rows: int, fresh: Tensor | None) -> Tensor:
+    """[B, T] float64 log q - log p of all transitions; of fresh trajectories the sum is spread evenly."""
+    count, steps = len(batch), batch.num_steps
+    ratios = (batch.log_behaviour_ratio.double() / steps)[:, None].repeat(1, steps)
+    stale = torch.arange(count) if fresh is None else torch.nonzero(~fresh)[:, 0].cpu()
+    parts = [
+        _log_ratios(posterior, batch, stale[row], step, False)[0].double()
+        for row, step in stacked_transitions(len(stale), steps, max_rows)
+    ]
+    if parts:
+        ratios[stale] = torch.cat(parts).reshape(len(stale), steps)
+    return ratios
+
+
+def _chosen(
+    ratios: Tensor, subset: StepSubset | None, fresh: Tensor | None, max_rows: int
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Chunks (row [N], step [N], factor [N]) of the transitions that the gradient is taken at."""
+    count, steps = ratios.shape
+    if subset is None or subset.steps_per_path >= steps:
+        one = torch.ones((), dtype=torch.float64, device=ratios.device)
+        for row, step in stacked_transitions(count, steps, max_rows):
+            yield row, step, one
+        return
+    drawn, factor = subset.draw(ratios, fresh)
+    row = torch.arange(count).repeat_interleave(drawn.shape[1])
+    for part in torch.arange(len(row)).split(max_rows):
+        yield row[part], drawn.flatten()[part], factor.flatten()[part]
 
 
 def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:
     """Log q - log p [N] of the transitions (row, step), with graph, averaged over s_k+1 given s_k and x."""
     return _log_ratios(posterior, batch, row, step, True)[1]
+
+
+def rows_within(posterior: Posterior, batch: PathBatch, budget: int, average: bool) -> int:
+    """Transitions whose graph fits `budget` bytes, at least one, from what autograd saves for a few of `batch`.
+
+    `average` is whether their averages given x are in it too: where there is a denoising term.
+    """
+
+    def saved(rows: int) -> int:
+        storages: dict[int, int] = {}
+
+        def pack(value: Tensor) -> Tensor:
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+            return value
+
+        row, step = next(stacked_transitions(len(batch), batch.num_steps, rows))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+            graph = _log_ratios(posterior, batch, row, step, average)
+        del graph
+        return sum(storages.values())
+
+    few = max(min(PROBED, len(batch) * batch.num_steps // 2), 1)
+    # The difference leaves out what does not grow with the rows: weights, and tensors of the whole batch.
+    each = (saved(2 * few) - saved(few)) / few
+    return max(int(budget / max(each, 1.0)), 1)
 
 
 def _log_ratios(

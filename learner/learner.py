@@ -14,15 +14,17 @@ from torch import Tensor, nn
 
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
-from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from diffusion.trajectory import OWN_MEASUREMENT, Origin, Trajectory
 from envs.problem import InverseProblem
 from learner.annealing import Annealing
 from learner.average import WeightAverage
 from learner.batch import PathBatch
 from learner.config import LearnerConfig
+from learner.gradient import GradientPlan, rows_within
 from learner.guard import Guard, Verdict
 from learner.objectives import OBJECTIVES
 from learner.pretraining import accumulate_denoising_gradient
+from learner.subset import StepSubset
 
 __all__ = ["Learner", "Update"]
 
@@ -83,11 +85,13 @@ class Learner:
         self._first = self.average.vector.clone()
         self._warm_from = 0  # update at which the warm-up began
         self._snapshots = [self._weights_and_moments()]  # at most two, the older first
+        self._max_rows: int | None = None  # known with the first batch
 
     def update(self, trajectory: Trajectory, progress: float) -> Update:
         """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
         config, batch = self.config, self._batch(trajectory)
-        if sum(progress >= at for at in config.reinitialise_at) > self.reinitialised:
+        unchanged = sum(progress >= at for at in config.reinitialise_at) == self.reinitialised
+        if not unchanged:
             self._reinitialise()
         self.optimizer.zero_grad(set_to_none=True)
         residual = joint_log_weight = None
@@ -97,14 +101,7 @@ class Learner:
                 self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
             )
         else:
-            output = self.objective.accumulate(
-                self.posterior,
-                batch,
-                beta,
-                max_rows=config.max_rows,
-                forward_kl=config.forward_kl,
-                seed=self.updates,
-            )
+            output = self.objective.accumulate(self.posterior, batch, beta, self._plan(trajectory, batch, unchanged))
             loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
             residual = None if output.residual is None else output.residual.float().cpu().numpy()
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
@@ -128,6 +125,23 @@ class Learner:
             verdict=verdict,
             beta=beta,
             joint_log_weight=joint_log_weight,
+        )
+
+    def _plan(self, trajectory: Trajectory, batch: PathBatch, unchanged: bool) -> GradientPlan:
+        """How the gradient is made; `unchanged` weights are those that went out with the number of updates."""
+        config = self.config
+        if self._max_rows is None:
+            self._max_rows = rows_within(self.posterior, batch, config.graph_bytes, config.forward_kl > 0)
+        subset = None
+        if config.steps_per_path is not None:
+            subset = StepSubset(config.steps_per_path, config.steps_by, seed=self.updates)
+        fresh = (trajectory.origin == Origin.ON_POLICY) & (trajectory.policy_version == self.updates)
+        return GradientPlan(
+            max_rows=self._max_rows,
+            forward_kl=config.forward_kl,
+            subset=subset,
+            fresh=torch.from_numpy(fresh).to(batch.states.device) if unchanged and fresh.any() else None,
+            seed=self.updates,
         )
 
     def _roll_back(self) -> None:

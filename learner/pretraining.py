@@ -19,6 +19,7 @@ from torch import Tensor
 from diffusion.posterior import Posterior
 from learner.batch import PathBatch
 from learner.gradient import denoising_log_ratio
+from learner.subset import equally_spaced
 
 __all__ = ["PretrainingConfig", "accumulate_denoising_gradient"]
 
@@ -49,9 +50,7 @@ def accumulate_denoising_gradient(posterior: Posterior, batch: PathBatch, steps_
     count, steps = batch.states.shape[0], batch.states.shape[1] - 1
     chosen = min(steps_per_path, steps)
     generator = torch.Generator().manual_seed(seed)
-    # Systematic draws: every step has the probability K / T, and no path has one twice.
-    start = torch.rand(count, 1, generator=generator, dtype=torch.float64)
-    step = ((torch.arange(chosen) + start) * (steps / chosen)).long().clamp_max(steps - 1)
+    step = equally_spaced(count, steps, chosen, generator)
     row = torch.arange(count).repeat_interleave(chosen)
     loss = -(steps / chosen / count) * denoising_log_ratio(posterior, batch, row, step.flatten()).double().sum()
     loss.backward()

@@ -23,7 +23,7 @@ from diffusion.posterior import Posterior, log_ratio
 from diffusion.prior import Prior
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
-from learner.gradient import LossOutput
+from learner.gradient import GradientPlan, LossOutput
 from learner.objectives.base import Objective
 from learner.objectives.vargrad import group_mean
 
@@ -59,22 +59,13 @@ class AdjointMatching(Objective):
         """Not for this objective, which does not see q through log-ratios."""
         raise NotImplementedError("adjoint_matching has no loss of log-ratios")
 
-    def accumulate(
-        self,
-        posterior: Posterior,
-        batch: PathBatch,
-        beta: float,
-        *,
-        max_rows: int,
-        forward_kl: float = 0.0,
-        seed: int = 0,
-    ) -> LossOutput:
+    def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """See `Objective.accumulate`; the residual is that of VarGrad."""
         problem, count, steps = self._problem[0], len(batch), batch.num_steps
         prior = problem.prior
         adjoint = beta * lean_adjoint(problem, batch.states, batch.measurement)
         total, ratios = torch.zeros((), dtype=torch.float64), []
-        for row, step in stacked_transitions(count, steps, max_rows):
+        for row, step in stacked_transitions(count, steps, plan.max_rows):
             state, denoised = batch.states[row, step], batch.denoised[row, step]
             guidance = None if batch.guidance is None else batch.guidance[row, step]
             control = posterior.control(state, step, denoised, batch.measurement[row], guidance)

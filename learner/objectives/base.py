@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.posterior import Posterior
 from diffusion.trajectory import OWN_MEASUREMENT
 from learner.batch import PathBatch
-from learner.gradient import LossOutput, accumulate_gradient
+from learner.gradient import GradientPlan, LossOutput, accumulate_gradient
 from learner.loss import Loss
 
 __all__ = ["Balance", "Objective"]
@@ -21,6 +21,9 @@ class Objective(nn.Module, ABC):
     Most see q through the log-ratios of transitions alone: they implement `evaluate`, and `accumulate` gives them the
     gradient in constant memory. One that does not implements `accumulate`.
     """
+
+    of_sums = True
+    """Whether the loss sees of the log-ratios of a trajectory their sum alone."""
 
     @abstractmethod
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
@@ -54,22 +57,16 @@ class Objective(nn.Module, ABC):
         value, residual = self.evaluate(log_ratio[known], batch.take(known), beta)
         return value, stand_in.index_put((known,), residual.detach())
 
-    def accumulate(
-        self,
-        posterior: Posterior,
-        batch: PathBatch,
-        beta: float,
-        *,
-        max_rows: int,
-        forward_kl: float = 0.0,
-        seed: int = 0,
-    ) -> LossOutput:
-        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters.
-
-        For `max_rows` and `forward_kl` see `learner.gradient`; `seed` is for objectives that draw.
-        """
+    def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
+        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters."""
         return accumulate_gradient(
-            posterior, batch, lambda log_ratio: self.loss(log_ratio, batch, beta), max_rows, forward_kl
+            posterior,
+            batch,
+            lambda log_ratio: self.loss(log_ratio, batch, beta),
+            plan.max_rows,
+            plan.forward_kl,
+            subset=plan.subset,
+            fresh=plan.fresh if self.of_sums else None,
         )
 
 

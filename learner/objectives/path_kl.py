@@ -16,7 +16,7 @@ from torch import Tensor
 from diffusion.posterior import Posterior
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
-from learner.gradient import LossOutput
+from learner.gradient import GradientPlan, LossOutput
 from learner.objectives.base import Objective
 
 __all__ = ["PathKL"]
@@ -49,18 +49,9 @@ class PathKL(Objective):
         """Not for this objective, which does not see q through log-ratios."""
         raise NotImplementedError("path_kl has no loss of given trajectories")
 
-    def accumulate(
-        self,
-        posterior: Posterior,
-        batch: PathBatch,
-        beta: float,
-        *,
-        max_rows: int,
-        forward_kl: float = 0.0,
-        seed: int = 0,
-    ) -> LossOutput:
+    def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """See `Objective.accumulate`; there are no residuals, as the trajectories are not those given."""
-        generator = torch.Generator(batch.states.device).manual_seed(seed)
+        generator = torch.Generator(batch.states.device).manual_seed(plan.seed)
         start = self._problem[0].prior.sample_base(len(batch), generator).to(batch.states)
         noise = torch.randn(batch.states[:, 1:].shape, generator=generator, dtype=start.dtype, device=start.device)
         loss = self.cost(posterior, start, noise, batch.measurement, beta).mean()

@@ -27,6 +27,8 @@ __all__ = ["SubTrajectoryBalance"]
 class SubTrajectoryBalance(Objective):
     """Balance of all parts, with a network for the flow."""
 
+    of_sums = False
+
     def __init__(
         self,
         shape: Loss,

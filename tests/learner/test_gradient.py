@@ -1,14 +1,18 @@
 """The two-pass gradient against plain autograd over a loop of steps."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from actors.rollout import rollout
+from diffusion.path import path_log_ratio
 from diffusion.posterior import ControlPosterior, FinetunePosterior
-from learner.gradient import _log_ratios, accumulate_gradient
+from learner.gradient import _log_ratios, accumulate_gradient, rows_within
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
 from learner.objectives.vargrad import VarGrad
+from learner.subset import StepSubset
 
 COUNT, STEPS = 12, 10
 CHUNKS = [1, 7, 10, 40, 119]  # 120 transitions: some divide, some do not, some cut through a trajectory
@@ -185,6 +189,97 @@ def test_residual_and_log_ratio_are_vectors_without_a_graph(gaussian_problem, ma
     for value in (output.residual, output.log_ratio):
         assert value.shape == (COUNT,) and value.dtype == torch.float64 and not value.requires_grad
     assert output.loss.shape == () and not output.loss.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("by", "chosen", "max_rows"), [("uniform", 1, 1000), ("uniform", 4, 13), ("uniform", 7, 1000), ("share", 4, 1000)]
+)
+def test_a_subset_of_the_transitions_has_the_gradient_of_all_on_average(
+    gaussian_problem, by, chosen, max_rows, path_batch
+):
+    posterior, batch, _, losses = _case(gaussian_problem, torch.float64, path_batch)
+    loss = losses("vargrad", None)
+
+    def gradient(subset):
+        posterior.zero_grad()
+        output = accumulate_gradient(posterior, batch, loss, max_rows, 2.0, subset=subset)
+        return _flat(parameter.grad for parameter in posterior.parameters()), output
+
+    expected, whole = gradient(None)
+    draws = []
+    for seed in range(150):
+        found, output = gradient(StepSubset(chosen, by, seed))
+        assert output.residual.numpy() == pytest.approx(whole.residual.numpy(), abs=1e-9)
+        draws.append(found)
+    draws = torch.stack(draws)
+    error = draws.std(0) / len(draws) ** 0.5
+    assert ((draws.mean(0) - expected).abs() < 5 * error + 1e-9).all()
+    assert (draws.mean(0) - expected).norm() < 0.35 * expected.norm()
+    assert (draws.mean(0) - chosen / STEPS * expected).norm() > 0.1 * expected.norm()  # unweighted it would be this
+
+
+def test_a_subset_as_long_as_the_path_is_the_whole_gradient(gaussian_problem, path_batch):
+    posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64, path_batch)
+    _, whole = _accumulated(posterior, batch, log_partition, losses("rtb", 2.0), 50)
+    for chosen in (STEPS, STEPS + 5):
+        posterior.zero_grad()
+        accumulate_gradient(posterior, batch, losses("rtb", 2.0), 50, subset=StepSubset(chosen, "share", 0))
+        found = _flat(parameter.grad for parameter in posterior.parameters())
+        assert (found - _flat(whole[:-1])).norm() <= 1e-12 * found.norm()
+
+
+def test_draws_by_share_take_a_transition_as_often_as_they_say_and_none_too_seldom():
+    log_ratio = torch.tensor([[0.0, -6.0, 1.0, 3.0, 0.0], [0.0] * 5])
+    probability = torch.tensor([[0.1, 0.4, 0.15, 0.25, 0.1], [0.2] * 5])
+    counts = torch.zeros(2, 5)
+    for seed in range(500):
+        step, factor = StepSubset(4, "share", seed).draw(log_ratio)
+        assert torch.allclose(factor, 1 / (4 * probability.gather(1, step).double()))
+        counts += torch.stack([row.bincount(minlength=5) for row in step])
+    assert torch.allclose(counts / 2000, probability, atol=0.04)
+
+
+@pytest.mark.parametrize("subset", [None, StepSubset(3, "uniform", 0), StepSubset(3, "share", 0)])
+@pytest.mark.parametrize("rows", [[], [0, 5, 6], list(range(COUNT))])
+def test_fresh_trajectories_need_no_first_pass(gaussian_problem, monkeypatch, subset, rows, path_batch):
+    posterior, batch, _, losses = _case(gaussian_problem, torch.float64, path_batch)
+    with torch.no_grad():
+        total = path_log_ratio(posterior, batch.states, batch.denoised, batch.measurement).sum(1)
+    batch = dataclasses.replace(batch, log_behaviour_ratio=total)
+    fresh = torch.zeros(COUNT, dtype=torch.bool)
+    fresh[rows] = True
+    subset_of_all = None if subset is None else dataclasses.replace(subset, by="uniform")
+    posterior.zero_grad()
+    reference = accumulate_gradient(posterior, batch, losses("vargrad", 1.0), 40, subset=subset_of_all)
+    expected = _flat(parameter.grad for parameter in posterior.parameters())
+    scored, original = [], posterior.control
+    monkeypatch.setattr(posterior, "control", lambda state, *rest: scored.append(len(state)) or original(state, *rest))
+    posterior.zero_grad()
+    output = accumulate_gradient(posterior, batch, losses("vargrad", 1.0), 40, subset=subset, fresh=fresh)
+    assert output.residual.numpy() == pytest.approx(reference.residual.numpy(), abs=1e-10)
+    assert sum(scored) == (COUNT - len(rows)) * STEPS + COUNT * (STEPS if subset is None else 3)
+    found = _flat(parameter.grad for parameter in posterior.parameters())
+    if subset is None or subset.by == "uniform" or len(rows) == COUNT:  # else other transitions were drawn
+        assert (found - expected).norm() <= 1e-9 * expected.norm()
+
+
+@pytest.mark.parametrize("budget", [1, 20_000, 300_000])
+def test_the_graph_of_as_many_transitions_as_fit_the_budget_fits_it(gaussian_problem, budget, path_batch):
+    posterior, batch, *_ = _case(gaussian_problem, torch.float32, path_batch)
+    rows, each = (rows_within(posterior, batch, size, True) for size in (budget, 10**9))
+    assert rows == max(int(budget * each / 10**9), 1)
+    saved = {}
+
+    def pack(value):
+        saved[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
+        row, step = torch.arange(rows) % COUNT, torch.arange(rows) % STEPS
+        graph = _log_ratios(posterior, batch, row, step, True)
+    weights = sum(parameter.numel() * 4 for parameter in posterior.parameters())
+    whole = sum(value.untyped_storage().nbytes() for value in (batch.states, batch.denoised, batch.measurement))
+    assert graph and (rows == 1 or 0.5 * budget < sum(saved.values()) < budget + weights + whole)
 
 
 @pytest.mark.parametrize("max_rows", [7, 1000])

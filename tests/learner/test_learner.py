@@ -27,8 +27,10 @@ def _posterior(problem, *, hidden=8, depth=1, seed=0, guided=True):
     return ControlPosterior(problem.prior, shape, gradient, hidden=hidden, depth=depth)
 
 
-def _learner(problem, seed=0, **options):
-    return Learner(problem, _posterior(problem, seed=seed), LearnerConfig(**options))
+def _learner(problem, seed=0, max_rows=None, **options):
+    learner = Learner(problem, _posterior(problem, seed=seed), LearnerConfig(**options))
+    learner._max_rows = max_rows
+    return learner
 
 
 def _batch(problem, seed=0, count=16, **options):
@@ -200,6 +202,44 @@ def test_weights_are_a_copy_that_later_updates_leave_alone(gaussian_problem):
     assert before.dtype == np.float32 and before.ndim == 1
 
 
+def test_trajectories_of_the_present_weights_are_not_scored_twice(gaussian_problem, monkeypatch):
+    """On-policy ones of the newest version, until the weights change under that version."""
+    on_policy = {"mixture": {"on-policy": 1.0}, "final_mixture": {"on-policy": 1.0}}
+    posterior = _posterior(gaussian_problem)
+    torch.nn.init.normal_(posterior.network.head.weight, std=0.3)
+    actor = Actor(gaussian_problem, posterior, ActorConfig(batch_size=8, **on_policy), seed=0)
+    learner = Learner(gaussian_problem, posterior, LearnerConfig(steps_per_path=3, reinitialise_at=(0.5,)))
+    posterior.requires_grad_(True)
+    actor.posterior = _posterior(gaussian_problem).requires_grad_(False)
+    rows, original = [], learner.posterior.control
+    monkeypatch.setattr(
+        learner.posterior, "control", lambda state, *rest: rows.append(len(state)) or original(state, *rest)
+    )
+    learner._max_rows = 1000
+
+    def scored(trajectory, progress=0.0):
+        rows.clear()
+        residual = learner.update(trajectory, progress).residual
+        return list(rows), residual
+
+    def make(version):
+        actor.load_weights(learner.weights(), version, 0.0)
+        return actor.act()
+
+    fresh = make(0)
+    found, residual = scored(fresh)
+    assert found == [24]  # three of ten transitions of eight trajectories
+    delta = fresh.log_behaviour_ratio - fresh.log_likelihood
+    assert np.ptp(residual - delta) < 1e-4 and np.ptp(delta) > 0.5
+    assert scored(fresh)[0] == [80, 24]  # a version behind
+    inflated = dataclasses.replace(make(2), origin=np.full(8, Origin.NOISE_INFLATED, np.uint8))
+    assert scored(inflated)[0] == [80, 24]
+    newest = make(3)
+    mixed = concatenate([newest.take(slice(0, 5)), dataclasses.replace(fresh, uid=fresh.uid + np.uint64(99))])
+    assert scored(mixed)[0] == [80, 39]
+    assert scored(make(4), progress=0.6)[0] == [80, 24]  # the network was re-initialised just now
+
+
 # --- paths with measurements of their own ---
 
 
@@ -365,8 +405,9 @@ def test_loading_the_state_of_another_network_names_the_first_array_that_does_no
         ({"forward_kl": -1.0}, r"learner.forward_kl must be >= 0, got -1.0"),
         ({"beta_start": 0.0}, r"learner.beta_start must be within \(0, 1\] and beta_until within \[0, 1\], got 0.0"),
         ({"beta_until": 1.5}, r"beta_until within \[0, 1\], got 1.0 and 1.5"),
-        ({"warmup_updates": -1}, "learner.warmup_updates must be >= 0 and max_rows >= 1, got -1 and 16384"),
-        ({"max_rows": 0}, "max_rows >= 1, got 100 and 0"),
+        ({"warmup_updates": -1}, "learner.warmup_updates must be >= 0 and graph_bytes >= 1, got -1 and 536870912"),
+        ({"graph_bytes": 0}, "graph_bytes >= 1, got 100 and 0"),
+        ({"steps_per_path": 0}, "learner.steps_per_path must be at least 1 or null, got 0"),
         ({"final_learning_rate": -0.1}, r"learner.final_learning_rate must be within \[0, 1\], got -0.1"),
     ],
 )
