@@ -166,6 +166,7 @@ def _train(benchmark: Benchmark, run: Planned) -> None:
         train(load_config(run.config, list(run.overrides)), directory, quiet=True)
     except DivergedError as error:
         ended = str(error)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # with their replay a hundred runs would fill a disk
     _mark(benchmark, run.name).write_text(json.dumps({"cpu_seconds": time.process_time() - before, "ended": ended}))
 
 
