@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,15 @@ class Denoiser(Protocol):
 
     def __call__(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, *D] estimate of x for `state` [N, *D] at levels `alpha` [N], `sigma` [N]."""
+        ...
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A denoiser whose data distribution has a known density."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """[N] log p(x) in nats for x = `value` [N, *D]."""
         ...
 
 

@@ -8,10 +8,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from diffusion.denoiser import Density
+from diffusion.kernel import normal_log_prob
 from diffusion.posterior.base import LikelihoodGradient
 from diffusion.prior import Prior
 
-__all__ = ["PathScorer", "denoise_path", "guide_path", "path_log_prior", "path_log_ratio", "stacked_transitions"]
+__all__ = [
+    "PathScorer",
+    "denoise_path",
+    "density_over_chain",
+    "guide_path",
+    "path_log_prior",
+    "path_log_ratio",
+    "stacked_transitions",
+]
 
 MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
 
@@ -76,3 +86,22 @@ def path_log_ratio(
         for row, step in stacked_transitions(batch, steps, max_rows)
     ]
     return torch.cat(parts).reshape(batch, steps)
+
+
+@torch.no_grad()
+def density_over_chain(prior: Prior, states: Tensor, denoised: Tensor) -> Tensor:
+    """[B] float64 log p(x) + log n(tau | x) - log p(tau) of paths [B, T+1, *D] with the prior's estimates [B, T, *D].
+
+    n is the noising process. Zero where the chain is its reverse, and small for many steps.
+
+    Raises:
+        ValueError: the prior's denoiser does not know the density p(x).
+    """
+    density = prior.denoiser
+    if not isinstance(density, Density):
+        raise ValueError(f"{type(density).__name__} does not know the density of x")
+    log_chain = path_log_prior(prior, states, denoised).double().sum(1)
+    states = states.double()
+    start = states[:, 0]
+    log_base = normal_log_prob(start, torch.zeros_like(start), prior.sigma[:1].expand(len(start)))
+    return density.log_prob(states[:, -1]) + prior.noising.path_log_prob(states).sum(1) - log_base - log_chain

@@ -20,12 +20,11 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from diffusion.kernel import normal_log_prob
-from diffusion.path import PathScorer, denoise_path, path_log_prior, path_log_ratio
+from diffusion.denoiser import Density
+from diffusion.path import PathScorer, denoise_path, density_over_chain, path_log_ratio
 from envs.problem import InverseProblem
 
 __all__ = [
-    "Density",
     "ExactPathSampler",
     "bound_standard_error",
     "bridge_log_partition",
@@ -46,15 +45,6 @@ class ExactPathSampler(Protocol):
 
     def sample_path(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, T+1, *D] exact draws of the chain given y."""
-        ...
-
-
-@runtime_checkable
-class Density(Protocol):
-    """A denoiser whose data distribution has a known density."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """[N] log p(x) in nats for x = `value` [N, *D]."""
         ...
 
 
@@ -169,12 +159,7 @@ def path_discretisation(problem: InverseProblem, states: Tensor, denoised: Tenso
     prior = problem.prior
     if not isinstance(prior.denoiser, Density):
         return None
-    denoised = denoise_path(prior, states) if denoised is None else denoised
-    log_chain = path_log_prior(prior, states, denoised).double().sum(1)
-    states = states.double()
-    sigma = prior.sigma[:1].expand(len(states))
-    log_base = normal_log_prob(states[:, 0], torch.zeros_like(states[:, 0]), sigma)
-    return prior.denoiser.log_prob(states[:, -1]) + prior.noising.path_log_prob(states).sum(1) - log_base - log_chain
+    return density_over_chain(prior, states, denoise_path(prior, states) if denoised is None else denoised)
 
 
 def _checked(log_weight: Tensor) -> Tensor:

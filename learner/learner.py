@@ -127,6 +127,10 @@ class Learner:
             joint_log_weight=joint_log_weight,
         )
 
+    def limit_rows(self, max_rows: int) -> None:
+        """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""
+        self._max_rows = max_rows
+
     def _plan(self, trajectory: Trajectory, batch: PathBatch, unchanged: bool) -> GradientPlan:
         """How the gradient is made; `unchanged` weights are those that went out with the number of updates."""
         config = self.config

@@ -4,37 +4,25 @@ diffusion samplers Sendera et al. 2024, 2402.05098, eq. 9).
     delta(tau) = log Z + log b(s_0) + sum_k log q(s_k+1 | s_k) - sum_k log n(s_k | s_k+1) - log p(x) - beta log p(y | x)
 
 where the prior has a density p(x): an energy's base process, a Gaussian, a mixture. It asks for the posterior of p(x)
-itself. Relative trajectory balance asks for that of the prior's chain, and the two differ by
+itself. Relative trajectory balance asks for that of the prior's chain, and delta is its residual less
 
-    e(tau) = log b(s_0) + sum_k log p(s_k+1 | s_k) - sum_k log n(s_k | s_k+1) - log p(x),
+    log p(x) + sum_k log n(s_k | s_k+1) - log b(s_0) - sum_k log p(s_k+1 | s_k),
 
 which has no parameters: zero if the chain is the reverse of the noising, and small for many steps.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
-import torch
 from torch import Tensor
 
-from diffusion.kernel import normal_log_prob
-from diffusion.path import path_log_prior
+from diffusion.denoiser import Density
+from diffusion.path import density_over_chain
 from diffusion.prior import Prior
 from learner.batch import PathBatch
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
 
-__all__ = ["Density", "TrajectoryBalance", "chain_defect"]
-
-
-@runtime_checkable
-class Density(Protocol):
-    """A denoiser that knows the density of x."""
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """[N] log p(x) at x = `value` [N, *D], nats."""
-        ...
+__all__ = ["TrajectoryBalance"]
 
 
 class TrajectoryBalance(RelativeTrajectoryBalance):
@@ -57,15 +45,4 @@ class TrajectoryBalance(RelativeTrajectoryBalance):
     def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
         """See `Balance.residual`."""
         relative = super().residual(log_ratio, batch, beta)
-        return relative + chain_defect(self._prior[0], batch.states, batch.denoised)
-
-
-@torch.no_grad()
-def chain_defect(prior: Prior, states: Tensor, denoised: Tensor) -> Tensor:
-    """[B] e(tau) in float64 of the paths `states` [B, T+1, *D] with the estimates `denoised` [B, T, *D]."""
-    states, density = states.double(), prior.denoiser
-    assert isinstance(density, Density)
-    start, clean = states[:, 0], states[:, -1]
-    base = normal_log_prob(start, torch.zeros_like(start), prior.sigma[:1].expand(len(start)))
-    denoising = path_log_prior(prior, states, denoised.double()).sum(1)
-    return base + denoising - prior.noising.path_log_prob(states).sum(1) - density.log_prob(clean).double()
+        return relative - density_over_chain(self._prior[0], batch.states.double(), batch.denoised.double())

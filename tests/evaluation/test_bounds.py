@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -128,9 +129,10 @@ def test_paths_of_a_mixture_posterior_end_in_exact_samples():
     assert float(error.max()) < 4.5
 
 
-def test_the_density_of_a_prior_without_one_is_reported_as_unknown():
+def test_the_density_of_a_prior_without_one_is_reported_as_unknown(network_prior):
     problem = make_problem("gaussian-linear", {"dim": 4, "measurement_dim": 2, "num_steps": 5})
-    assert bounds.path_discretisation(problem, torch.zeros(2, 6, 4)) is None
+    problem = dataclasses.replace(problem, prior=network_prior, exact=())
+    assert bounds.path_discretisation(problem, torch.zeros(2, 7, 3)) is None
 
 
 def test_bad_weights_and_groups_are_refused():

@@ -29,7 +29,8 @@ def _posterior(problem, *, hidden=8, depth=1, seed=0, guided=True):
 
 def _learner(problem, seed=0, max_rows=None, **options):
     learner = Learner(problem, _posterior(problem, seed=seed), LearnerConfig(**options))
-    learner._max_rows = max_rows
+    if max_rows is not None:
+        learner.limit_rows(max_rows)
     return learner
 
 
@@ -215,7 +216,7 @@ def test_trajectories_of_the_present_weights_are_not_scored_twice(gaussian_probl
     monkeypatch.setattr(
         learner.posterior, "control", lambda state, *rest: rows.append(len(state)) or original(state, *rest)
     )
-    learner._max_rows = 1000
+    learner.limit_rows(1000)
 
     def scored(trajectory, progress=0.0):
         rows.clear()

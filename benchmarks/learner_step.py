@@ -1,0 +1,237 @@
+"""Time and memory of one learner step against a plain reference, in the same run, one thread.
+
+The reference does what published code does: it rolls out in the learner in a Python loop over the steps with the graph
+of all of them kept, scores the prior in a second loop, and back-propagates through everything. Ours gets trajectories
+that actors made, with the prior's estimates; networks, batch and number of steps are the same. What is counted is a
+whole step, from the message to the new weights.
+
+    all        every transition, replayed trajectories
+    chunked    the same with the graph of at most a fifth of the transitions in memory
+    subset     K of T transitions, replayed trajectories
+    fresh      K of T transitions, trajectories of the present weights
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from actors import Actor, ActorConfig
+from diffusion.denoiser import NetworkDenoiser
+from diffusion.kernel import normal_log_prob
+from diffusion.network import MLP, UNet
+from diffusion.posterior import FinetunePosterior
+from diffusion.prior import Prior
+from diffusion.schedule import make_schedule
+from diffusion.trajectory import Trajectory
+from envs import InverseProblem
+from envs.forward_operator import LinearOperator
+from envs.likelihood import GaussianLikelihood
+from learner import Learner, LearnerConfig
+
+VARIANTS = ("reference", "all", "chunked", "subset", "fresh")
+PUBLISHED_CLIP = 0.1  # of the squared residual, in the reference's loss
+
+
+@dataclass(frozen=True)
+class Case:
+    """Network, batch and chain."""
+
+    shape: tuple[int, ...]
+    batch: int
+    steps: int
+    subset: int
+    rounds: int
+
+
+CASES = {
+    "mlp": Case(shape=(2,), batch=500, steps=100, subset=25, rounds=15),
+    "unet": Case(shape=(1, 32, 32), batch=8, steps=20, subset=5, rounds=5),
+}
+
+
+def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> InverseProblem:
+    """A network with random weights as the prior, the first number of x measured."""
+    torch.manual_seed(0)
+    dim = math.prod(case.shape)
+    network: nn.Module = MLP(dim, dim, 256, 3) if len(case.shape) == 1 else UNet(1, 1, (32, 64, 64))
+    for parameter in network.head.parameters():  # type: ignore[union-attr]
+        nn.init.normal_(parameter, std=0.05)
+    denoiser = NetworkDenoiser(network).requires_grad_(False).to(dtype)
+    prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", case.steps), case.shape)
+    likelihood = GaussianLikelihood(LinearOperator(torch.eye(1, dim, dtype=torch.float64)), 1.0)
+    return InverseProblem(name="learner-step", prior=prior, likelihood=likelihood, measurements=torch.ones(1, 1))
+
+
+def make_trajectory(problem: InverseProblem, case: Case) -> Trajectory:
+    """What an actor sends."""
+    alone = {"on-policy": 1.0}
+    config = ActorConfig(batch_size=case.batch, mixture=alone, final_mixture=alone)
+    return Actor(problem, FinetunePosterior(problem.prior), config, seed=0).act()
+
+
+class PlainReference:
+    """A step as published code makes it."""
+
+    def __init__(self, problem: InverseProblem) -> None:
+        self.problem = problem
+        self.posterior = FinetunePosterior(problem.prior)
+        self.log_partition = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.optimizer = torch.optim.Adam([*self.posterior.parameters(), self.log_partition], lr=1e-3)
+
+    def step(self, batch: int) -> None:
+        """Rolls out, scores, and updates."""
+        prior = self.problem.prior
+        states, log_posterior = [prior.sample_base(batch)], torch.zeros(batch, dtype=torch.float64)
+        for index in range(prior.num_steps):
+            step = torch.full((batch,), index)
+            mean = self._mean(states[-1], step)
+            following = (mean + prior.std[index] * torch.randn_like(mean)).to(mean).detach()
+            log_posterior = log_posterior + normal_log_prob(following, mean, prior.std[step]).double()
+            states.append(following)
+        self.optimizer.zero_grad()
+        self._loss(torch.stack(states, 1), log_posterior).backward()
+        self.optimizer.step()
+
+    def gradient(self, states: Tensor) -> Tensor:
+        """Of the loss on given `states` [B, T+1, *D], flat; with the residual's square."""
+        log_posterior = torch.zeros(len(states), dtype=torch.float64)
+        for index in range(self.problem.prior.num_steps):
+            step = torch.full((len(states),), index)
+            mean = self._mean(states[:, index], step)
+            log_posterior = log_posterior + normal_log_prob(states[:, index + 1], mean, self.problem.prior.std[step])
+        self._loss(states, log_posterior, clip=0.0).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in self.posterior.parameters()])  # type: ignore[union-attr]
+
+    def _mean(self, state: Tensor, step: Tensor) -> Tensor:
+        prior = self.problem.prior
+        return prior.mean(state, step, self.posterior.denoiser(state, prior.alpha[step], prior.sigma[step]))
+
+    def _loss(self, states: Tensor, log_posterior: Tensor, clip: float = PUBLISHED_CLIP) -> Tensor:
+        prior, log_prior = self.problem.prior, torch.zeros(len(states), dtype=torch.float64)
+        for index in range(prior.num_steps):
+            step = torch.full((len(states),), index)
+            log_prior += prior.log_prob(states[:, index + 1], states[:, index], step).double()
+        likelihood = self.problem.log_likelihood(states[:, -1], torch.zeros(len(states), dtype=torch.long))
+        residual = self.log_partition + log_posterior - log_prior - likelihood.double()
+        return 0.5 * (residual.square() - clip).clamp_min(0).mean()
+
+
+def stepper(case: Case, variant: str) -> Callable[[], None]:
+    """Makes one learner step when called."""
+    problem = make_problem(case)
+    if variant == "reference":
+        reference = PlainReference(problem)
+        return lambda: reference.step(case.batch)
+    steps_per_path = case.subset if variant in ("subset", "fresh") else None
+    config = LearnerConfig(steps_per_path=steps_per_path, objective="rtb", graph_bytes=2**40)
+    learner = Learner(problem, FinetunePosterior(problem.prior), config)
+    if variant == "chunked":
+        learner.limit_rows(case.batch * case.steps // 5)
+    trajectory = make_trajectory(problem, case)
+
+    def step() -> None:
+        version = learner.updates if variant == "fresh" else -1
+        learner.update(
+            dataclasses.replace(trajectory, policy_version=np.full(case.batch, version, dtype=np.int64)), 0.5
+        )
+
+    return step
+
+
+def peak_bytes(name: str, variant: str) -> int:
+    """Memory that steps take beyond what the process had before them; in a process of its own."""
+    torch.set_num_threads(1)
+    step = stepper(CASES[name], variant)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        step()
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def gradient_error(case: Case) -> float:
+    """|ours - reference| / |reference| of the gradient of all transitions on the same paths, in float64."""
+    problem = make_problem(case, torch.float64)
+    trajectory = make_trajectory(make_problem(case), case)
+    reference = PlainReference(problem)
+    for parameter in reference.posterior.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    expected = reference.gradient(torch.from_numpy(np.array(trajectory.states)).double())
+    learner = Learner(
+        problem, FinetunePosterior(problem.prior), LearnerConfig(objective="rtb", loss="square", gradient_clip=1e12)
+    )
+    learner.posterior.load_state_dict(reference.posterior.state_dict())
+    learner.limit_rows(case.batch * case.steps // 3)
+    wide = dataclasses.replace(trajectory, states=trajectory.states.astype(np.float64), denoised=None)
+    learner.update(wide, 0.5)
+    found = torch.cat([parameter.grad.flatten() for parameter in learner.posterior.parameters()])  # type: ignore[union-attr]
+    return float((found - expected).norm() / expected.norm())
+
+
+def measure(name: str, rounds: int) -> dict[str, float]:
+    """Figures of one case; its table is printed."""
+    case = CASES[name]
+    steps = {variant: stepper(case, variant) for variant in VARIANTS}
+    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    for index in range(rounds + 1):
+        for variant, step in steps.items():
+            began = time.process_time()
+            step()
+            if index:  # the first is for warming up
+                seconds[variant].append(time.process_time() - began)
+    typical = {variant: statistics.median(values) for variant, values in seconds.items()}
+    memory: dict[str, int] = {}
+    for variant in VARIANTS:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            memory[variant] = pool.submit(peak_bytes, name, variant).result()
+    parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case).prior).parameters())
+    print(f"\n| {name}, {parameters:,} parameters, B = {case.batch}, T = {case.steps} | ms | speed-up | MiB |")
+    print("|---|---:|---:|---:|")
+    for variant in VARIANTS:
+        label = f"{variant}, K = {case.subset}" if variant in ("subset", "fresh") else variant
+        ratio = typical["reference"] / typical[variant]
+        print(f"| {label} | {1e3 * typical[variant]:.0f} | {ratio:.2f} | {memory[variant] / 2**20:.0f} |")
+    figures = {f"{name}_speedup": typical["reference"] / typical["all"]}
+    figures |= {
+        f"{name}_{variant}_speedup": typical["reference"] / typical[variant]
+        for variant in ("chunked", "subset", "fresh")
+    }
+    figures[f"{name}_memory_ratio"] = memory["subset"] / max(memory["reference"], 1)
+    figures[f"{name}_chunked_memory_ratio"] = memory["chunked"] / max(memory["reference"], 1)
+    figures[f"{name}_gradient_error"] = gradient_error(case)
+    return figures
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learner_step", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="three rounds")
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    known = parser.parse_args()
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    for name, case in CASES.items():
+        figures |= measure(name, 3 if known.short else case.rounds)
+    print()
+    for key, value in figures.items():
+        print(f"{key:32} {value:.3g}")
+    if known.json is not None:
+        known.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
