@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import math
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -68,7 +67,7 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> InverseProbl
     """A network with random weights as the prior, the first number of x measured."""
     torch.manual_seed(0)
     dim = math.prod(case.shape)
-    network: nn.Module = MLP(dim, dim, 256, 3) if len(case.shape) == 1 else UNet(1, 1, (32, 64, 64))
+    network: nn.Module = MLP(dim, dim, 96, 4) if len(case.shape) == 1 else UNet(1, 1, (32, 64, 64))
     for parameter in network.head.parameters():  # type: ignore[union-attr]
         nn.init.normal_(parameter, std=0.05)
     denoiser = NetworkDenoiser(network).requires_grad_(False).to(dtype)
@@ -147,7 +146,9 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
     def step() -> None:
         version = learner.updates if variant == "fresh" else -1
         learner.update(
-            dataclasses.replace(trajectory, policy_version=np.full(case.batch, version, dtype=np.int64)), 0.5
+            dataclasses.replace(trajectory, policy_version=np.full(case.batch, version, dtype=np.int64)),
+            0.5,
+            versions_hold=True,
         )
 
     return step
@@ -157,10 +158,16 @@ def peak_bytes(name: str, variant: str) -> int:
     """Memory that steps take beyond what the process had before them; in a process of its own."""
     torch.set_num_threads(1)
     step = stepper(CASES[name], variant)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     for _ in range(2):
         step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return _peak() - before
+
+
+def _peak() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had before this one began
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def gradient_error(case: Case) -> float:

@@ -87,8 +87,12 @@ class Learner:
         self._snapshots = [self._weights_and_moments()]  # at most two, the older first
         self._max_rows: int | None = None  # known with the first batch
 
-    def update(self, trajectory: Trajectory, progress: float) -> Update:
-        """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done."""
+    def update(self, trajectory: Trajectory, progress: float, *, versions_hold: bool = False) -> Update:
+        """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done.
+
+        `versions_hold` says that a trajectory of as many updates as there are was drawn with these very weights. It is
+        so where actors, replay and learner are restored together; else there may be two weights of one number.
+        """
         config, batch = self.config, self._batch(trajectory)
         unchanged = sum(progress >= at for at in config.reinitialise_at) == self.reinitialised
         if not unchanged:
@@ -101,7 +105,9 @@ class Learner:
                 self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
             )
         else:
-            output = self.objective.accumulate(self.posterior, batch, beta, self._plan(trajectory, batch, unchanged))
+            output = self.objective.accumulate(
+                self.posterior, batch, beta, self._plan(trajectory, batch, versions_hold and unchanged)
+            )
             loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
             residual = None if output.residual is None else output.residual.float().cpu().numpy()
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
@@ -131,8 +137,8 @@ class Learner:
         """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""
         self._max_rows = max_rows
 
-    def _plan(self, trajectory: Trajectory, batch: PathBatch, unchanged: bool) -> GradientPlan:
-        """How the gradient is made; `unchanged` weights are those that went out with the number of updates."""
+    def _plan(self, trajectory: Trajectory, batch: PathBatch, versions_hold: bool) -> GradientPlan:
+        """How the gradient is made."""
         config = self.config
         if self._max_rows is None:
             self._max_rows = rows_within(self.posterior, batch, config.graph_bytes, config.forward_kl > 0)
@@ -144,7 +150,7 @@ class Learner:
             max_rows=self._max_rows,
             forward_kl=config.forward_kl,
             subset=subset,
-            fresh=torch.from_numpy(fresh).to(batch.states.device) if unchanged and fresh.any() else None,
+            fresh=torch.from_numpy(fresh).to(batch.states.device) if versions_hold and fresh.any() else None,
             seed=self.updates,
         )
 

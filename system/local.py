@@ -98,7 +98,7 @@ class LocalRunner:
             generator = noising_generator(self.config, self.updates)
             trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
-                update = self.learner.update(trajectory, self.progress)
+                update = self.learner.update(trajectory, self.progress, versions_hold=True)
             except Diverged as error:
                 raise DivergedError(f"training diverged: {error}") from error
             if update.residual is not None:

@@ -218,9 +218,9 @@ def test_trajectories_of_the_present_weights_are_not_scored_twice(gaussian_probl
     )
     learner.limit_rows(1000)
 
-    def scored(trajectory, progress=0.0):
+    def scored(trajectory, progress=0.0, known=True):
         rows.clear()
-        residual = learner.update(trajectory, progress).residual
+        residual = learner.update(trajectory, progress, versions_hold=known).residual
         return list(rows), residual
 
     def make(version):
@@ -238,7 +238,8 @@ def test_trajectories_of_the_present_weights_are_not_scored_twice(gaussian_probl
     newest = make(3)
     mixed = concatenate([newest.take(slice(0, 5)), dataclasses.replace(fresh, uid=fresh.uid + np.uint64(99))])
     assert scored(mixed)[0] == [80, 39]
-    assert scored(make(4), progress=0.6)[0] == [80, 24]  # the network was re-initialised just now
+    assert scored(make(4), known=False)[0] == [80, 24]
+    assert scored(make(5), progress=0.6)[0] == [80, 24]  # the network was re-initialised just now
 
 
 # --- paths with measurements of their own ---
