@@ -6,9 +6,9 @@ that actors made, with the prior's estimates; networks, batch and number of step
 whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
-    chunked    the same with the graph of at most a fifth of the transitions in memory
-    subset     K of T transitions, replayed trajectories
-    fresh      K of T transitions, trajectories of the present weights
+    chunked    the same with at most a fifth of the transitions in memory
+    subset     K of T transitions, replayed trajectories, as few in memory
+    fresh      K of T transitions, trajectories of the present weights, as few in memory
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
     steps_per_path = case.subset if variant in ("subset", "fresh") else None
     config = LearnerConfig(steps_per_path=steps_per_path, objective="rtb", graph_bytes=2**40)
     learner = Learner(problem, FinetunePosterior(problem.prior), config)
-    if variant == "chunked":
+    if variant != "all":
         learner.limit_rows(case.batch * case.steps // 5)
     trajectory = make_trajectory(problem, case)
 
