@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Benchmark, Finished, Planned, finish, parse, run_all, seeds_of, shortened
-from benchmarks.stability import gap
+from benchmarks.harness import Benchmark, Finished, Planned, elbo_gap, finish, parse, run_all, seed_by_seed, shortened
 
 CONFIGS = Path("configs/experiments")
 SEEDS = range(3)
@@ -49,20 +48,15 @@ def configured(case: Case, kind: str, seconds: float) -> dict[str, Any]:
 
 
 def planned(benchmark: Benchmark) -> list[Planned]:
-    """All runs, seed by seed."""
+    """All runs."""
     seconds = SHORT_SECONDS if benchmark.short else SECONDS
-    return [
-        run
-        for seed in (SEEDS[:1] if benchmark.short else SEEDS)
-        for name, case in CASES.items()
-        for kind in case.kinds
-        for run in seeds_of(benchmark, f"{name}-{kind}", configured(case, kind, seconds), [seed])
-    ]
+    trees = {f"{name}-{kind}": configured(case, kind, seconds) for name, case in CASES.items() for kind in case.kinds}
+    return seed_by_seed(benchmark, trees, dict.fromkeys(trees, SEEDS))
 
 
 def row(kind: str, runs: Sequence[Finished]) -> dict[str, float]:
     """Figures of one line of a table, which is printed."""
-    gaps = [gap(run) for run in runs]
+    gaps = [elbo_gap(run) for run in runs]
     made = [run.last(f"actor/{kind}/trajectories") for run in runs]
     cost = [run.last(f"actor/{kind}/seconds") / max(count, 1) for run, count in zip(runs, made, strict=True)]
     figures = {
@@ -94,7 +88,7 @@ def main() -> None:
             part = [run for label, run in runs.items() if label.startswith(f"{name}-{kind}-seed")]
             label = f"{name}_{kind}".replace("-", "_")
             figures |= {f"{label}_{key}": value for key, value in row(kind, part).items()}
-    finish(benchmark, "exploration, all runs", {"gap": gap}, list(runs.values()), figures)
+    finish(benchmark, "exploration, all runs", {"gap": elbo_gap}, list(runs.values()), figures)
 
 
 if __name__ == "__main__":

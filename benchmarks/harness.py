@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shutil
@@ -37,13 +38,14 @@ __all__ = [
     "Finished",
     "Planned",
     "by_seed",
+    "elbo_gap",
     "finish",
     "finished",
     "limited",
     "median",
     "parse",
     "run_all",
-    "seeds_of",
+    "seed_by_seed",
     "shortened",
 ]
 
@@ -143,12 +145,30 @@ def shortened(config: Path, options: Mapping[str, Any], seconds: float) -> dict[
     return tree | limited(seconds)
 
 
-def seeds_of(benchmark: Benchmark, name: str, tree: Mapping[str, Any], seeds: Sequence[int]) -> list[Planned]:
-    """Runs of the configuration `tree`, which is written beside them, that differ by their seed."""
-    path = benchmark.out / "configs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(dict(tree)))
-    return [Planned(name=f"{name}-seed{seed}", config=path, overrides=("--seed", str(seed))) for seed in seeds]
+def seed_by_seed(
+    benchmark: Benchmark, trees: Mapping[str, Mapping[str, Any]], seeds: Mapping[str, Sequence[int]]
+) -> list[Planned]:
+    """Runs of the configurations `trees`, which are written beside them, for the `seeds` of each; one if short.
+
+    Seed by seed, so that a part of the runs is a part of every row of a table.
+    """
+    plan = {}
+    for name, tree in trees.items():
+        path = benchmark.out / "configs" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(dict(tree)))
+        for seed in seeds[name][:1] if benchmark.short else seeds[name]:
+            run = Planned(name=f"{name}-seed{seed}", config=path, overrides=("--seed", str(seed)))
+            plan.setdefault(seed, []).append(run)
+    return [run for seed in sorted(plan) for run in plan[seed]]
+
+
+def elbo_gap(run: Finished) -> float:
+    """Exact log Z - ELBO; where log Z is not known, IW - ELBO; nats. Infinite for a run that diverged."""
+    if run.diverged:
+        return math.inf
+    best = run.metrics["eval/exact_log_partition"]
+    return (run.metrics["eval/iw_log_partition"] if math.isnan(best) else best) - run.metrics["eval/elbo"]
 
 
 def _mark(benchmark: Benchmark, name: str) -> Path:

@@ -173,3 +173,11 @@ def test_runs_of_a_plan_are_made_once_and_come_in_its_order(tmp_path, monkeypatc
     assert harness.run_all(_benchmark(tmp_path), plan) == ["seed0", "seed1", "seed2"]
     assert harness.run_all(_benchmark(tmp_path), plan[::-1]) == ["seed2", "seed1", "seed0"]
     assert made == ["seed0", "seed1", "seed2"]
+
+
+@pytest.mark.parametrize(("exact", "expected"), [(-3.0, 2.0), (math.nan, 1.5)])
+def test_the_gap_is_to_the_best_log_z_known_and_infinite_for_a_run_that_diverged(exact, expected):
+    metrics = {"eval/exact_log_partition": exact, "eval/iw_log_partition": -3.5, "eval/elbo": -5.0}
+    for diverged in (False, True):
+        run = Finished(name="", metrics=metrics, history={}, cpu_seconds=0.0, diverged=diverged)
+        assert harness.elbo_gap(run) == (math.inf if diverged else expected)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from diffusion.posterior import Posterior
 from envs.problem import InverseProblem
 from learner.objectives.adjoint_matching import AdjointMatching
-from learner.objectives.base import Balance, Objective
+from learner.objectives.base import Balance, Objective, RatioObjective
 from learner.objectives.mle import MaximumLikelihood
 from learner.objectives.path_kl import PathKL
 from learner.objectives.ppo_kl import ProximalPolicyKL
@@ -22,7 +22,7 @@ from learner.objectives.vargrad import VarGrad
 if TYPE_CHECKING:
     from learner.config import LearnerConfig
 
-__all__ = ["OBJECTIVES", "Balance", "Factory", "Objective"]
+__all__ = ["OBJECTIVES", "Balance", "Factory", "Objective", "RatioObjective"]
 
 Factory = Callable[["LearnerConfig", InverseProblem, Posterior], Objective]
 """Makes an objective for a posterior on a problem; a ValueError says why there is none."""

@@ -55,10 +55,6 @@ class AdjointMatching(Objective):
             )
         self._problem = (problem,)
 
-    def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """Not for this objective, which does not see q through log-ratios."""
-        raise NotImplementedError("adjoint_matching has no loss of log-ratios")
-
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """See `Objective.accumulate`; the residual is that of VarGrad."""
         problem, count, steps = self._problem[0], len(batch), batch.num_steps

@@ -12,15 +12,19 @@ from learner.batch import PathBatch
 from learner.gradient import GradientPlan, LossOutput, accumulate_gradient
 from learner.loss import Loss
 
-__all__ = ["Balance", "Objective"]
+__all__ = ["Balance", "Objective", "RatioObjective"]
 
 
 class Objective(nn.Module, ABC):
-    """A loss whose minimum over q is the posterior.
+    """A loss whose minimum over q is the posterior."""
 
-    Most see q through the log-ratios of transitions alone: they implement `evaluate`, and `accumulate` gives them the
-    gradient in constant memory. One that does not implements `accumulate`.
-    """
+    @abstractmethod
+    def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
+        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters."""
+
+
+class RatioObjective(Objective):
+    """One that sees q through the log-ratios of transitions alone, and so has its gradient in constant memory."""
 
     of_sums = True
     """Whether the loss sees of the log-ratios of a trajectory their sum alone."""
@@ -58,7 +62,7 @@ class Objective(nn.Module, ABC):
         return value, stand_in.index_put((known,), residual.detach())
 
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
-        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters."""
+        """See `Objective.accumulate`."""
         return accumulate_gradient(
             posterior,
             batch,
@@ -70,7 +74,7 @@ class Objective(nn.Module, ABC):
         )
 
 
-class Balance(Objective):
+class Balance(RatioObjective):
     """An objective that asks of every trajectory that its residual be zero."""
 
     def __init__(self, shape: Loss) -> None:
@@ -82,6 +86,6 @@ class Balance(Objective):
         """[B] float64, for `log_ratio` [B] summed over the path."""
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.evaluate`."""
+        """See `RatioObjective.evaluate`."""
         residual = self.residual(log_ratio.double().sum(1), batch, beta)
         return self.shape(residual).mean(), residual

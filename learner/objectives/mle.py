@@ -11,13 +11,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from learner.batch import PathBatch
-from learner.objectives.base import Objective
+from learner.objectives.base import RatioObjective
 from learner.objectives.vargrad import group_mean
 
 __all__ = ["MaximumLikelihood"]
 
 
-class MaximumLikelihood(Objective):
+class MaximumLikelihood(RatioObjective):
     """Forward KL; all trajectories take part, those with measurements of their own too."""
 
     def __init__(self, measurements: int) -> None:
@@ -26,12 +26,12 @@ class MaximumLikelihood(Objective):
         self.measurements = measurements
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.evaluate`; `beta` has no part in it."""
+        """See `RatioObjective.evaluate`; `beta` has no part in it."""
         delta = log_ratio.detach().double().sum(1) - beta * batch.log_likelihood.double()
         centre = group_mean(delta, delta.new_ones(len(delta)), batch.group, self.measurements)
         return -log_ratio.double().sum(1).mean(), delta - centre[batch.group]
 
     def loss(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.loss`; the mean is over all trajectories."""
+        """See `RatioObjective.loss`; the mean is over all trajectories."""
         _, residual = super().loss(log_ratio, batch, beta)
         return -log_ratio.double().sum(1).mean(), residual

@@ -45,10 +45,6 @@ class PathKL(Objective):
             )
         self._problem = (problem,)
 
-    def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """Not for this objective, which does not see q through log-ratios."""
-        raise NotImplementedError("path_kl has no loss of given trajectories")
-
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """See `Objective.accumulate`; there are no residuals, as the trajectories are not those given."""
         generator = torch.Generator(batch.states.device).manual_seed(plan.seed)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from learner.batch import PathBatch
-from learner.objectives.base import Objective
+from learner.objectives.base import RatioObjective
 from learner.objectives.vargrad import group_mean
 
 __all__ = ["ProximalPolicyKL"]
 
 
-class ProximalPolicyKL(Objective):
+class ProximalPolicyKL(RatioObjective):
     """Clipped surrogate."""
 
     def __init__(self, measurements: int, clip_range: float) -> None:
@@ -31,7 +31,7 @@ class ProximalPolicyKL(Objective):
         self.measurements, self.clip_range = measurements, clip_range
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.evaluate`."""
+        """See `RatioObjective.evaluate`."""
         total, reward = log_ratio.double().sum(1), beta * batch.log_likelihood.double()
         behaviour = batch.log_behaviour_ratio.double()
         advantage = -self._centred(behaviour - reward, batch.group)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from learner.batch import PathBatch
-from learner.objectives.base import Objective
+from learner.objectives.base import RatioObjective
 
 __all__ = ["ReinforceKL"]
 
 
-class ReinforceKL(Objective):
+class ReinforceKL(RatioObjective):
     """Score-function gradient of KL(q || posterior)."""
 
     def __init__(self, measurements: int, cap: float) -> None:
@@ -30,7 +30,7 @@ class ReinforceKL(Objective):
         self.measurements, self.cap = measurements, cap
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.evaluate`; the loss is a surrogate, only its gradient means something."""
+        """See `RatioObjective.evaluate`; the loss is a surrogate, only its gradient means something."""
         total = log_ratio.double().sum(1)
         cost = total.detach() - beta * batch.log_likelihood.double()
         weight = (total.detach() - batch.log_behaviour_ratio.double()).exp().clamp_max(self.cap)

@@ -19,12 +19,12 @@ from diffusion.network import MLP
 from diffusion.prior import Prior
 from learner.batch import PathBatch
 from learner.loss import Loss
-from learner.objectives.base import Objective
+from learner.objectives.base import RatioObjective
 
 __all__ = ["SubTrajectoryBalance"]
 
 
-class SubTrajectoryBalance(Objective):
+class SubTrajectoryBalance(RatioObjective):
     """Balance of all parts, with a network for the flow."""
 
     of_sums = False
@@ -49,7 +49,7 @@ class SubTrajectoryBalance(Objective):
         self._prior = (prior,)  # out of the module tree, as it is not trained
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """See `Objective.evaluate`; the residual is that of the whole trajectory."""
+        """See `RatioObjective.evaluate`; the residual is that of the whole trajectory."""
         steps = batch.num_steps
         log_flow = torch.cat(
             [
