@@ -63,8 +63,9 @@ class DiffusionPosteriorSampling:
     def __init__(self, problem: InverseProblem, scale: float, *, noised: bool = False) -> None:
         """For a Gaussian likelihood with any differentiable operator; `scale` is zeta."""
         self._likelihood = _gaussian_likelihood(problem, "dps")
-        prior = problem.prior
-        self._prior = prior
+        prior, gradient = problem.prior, problem.gradient
+        assert gradient is not None  # a Gaussian likelihood has one
+        self._prior, self._gradient = prior, gradient
         # grad_s log p(y | x^(s)) = -(|r| / sigma_y^2) grad_s |r|: the guidance holds the gradient of the norm.
         self._factor = scale * self._likelihood.noise_std**2 * (prior.alpha if noised else 1.0) / prior.std
 
@@ -74,7 +75,7 @@ class DiffusionPosteriorSampling:
         """[N, *D] u; `guidance` is the gradient of log p(y | x^(s)) with respect to s, computed if not given."""
         likelihood = self._likelihood
         if guidance is None:
-            guidance = self._prior.pull_back(state, step, lambda value: likelihood.gradient(value, measurement))[1]
+            guidance = self._prior.pull_back(state, step, lambda value: self._gradient(value, measurement))[1]
         residual = (measurement.to(denoised) - likelihood.operator(denoised)).flatten(1).norm(dim=1)
         tiny = torch.finfo(residual.dtype).tiny  # without a residual the gradient is zero, and so is u
         return guidance * expand(self._factor[step].to(residual) / residual.clamp_min(tiny), guidance)

@@ -20,7 +20,6 @@ from actors.rollout import Rollout, rollout
 from diffusion.path import guide_path
 from diffusion.posterior import Posterior
 from diffusion.trajectory import OWN_MEASUREMENT, Origin
-from envs.likelihood import SimulableLikelihood
 from envs.problem import InverseProblem
 
 __all__ = ["JointSimulation"]
@@ -33,12 +32,11 @@ class JointSimulation:
 
     def __init__(self, problem: InverseProblem) -> None:
         """For a likelihood that can be simulated."""
-        if not isinstance(problem.likelihood, SimulableLikelihood):
+        if not problem.simulable:
             raise ValueError(
                 f"joint needs a likelihood that measurements can be drawn from (a method `sample`); that of problem "
                 f"{problem.name!r}, {type(problem.likelihood).__name__}, has none"
             )
-        self._likelihood = problem.likelihood
 
     def prepare(self, posterior: Posterior) -> None:
         """See `actors.exploration.SeesPosterior`."""
@@ -59,11 +57,11 @@ class JointSimulation:
         """See `actors.exploration.Exploration`; of `measurement_id` [B] only the number of entries counts."""
         made = rollout(problem, None, measurement_id, generator=generator)
         samples, gradient = made.states[:, -1], problem.gradient
-        measurement = self._likelihood.sample(samples, generator)
+        measurement = problem.simulate(samples, generator)
         guidance = None
         if posterior.uses_guidance and gradient is not None:
             guidance = guide_path(problem.prior, gradient, made.states, measurement)
-        log_likelihood = problem.likelihood.log_prob(samples, measurement)
+        log_likelihood = problem.log_likelihood_of(samples, measurement)
         return dataclasses.replace(
             made,
             guidance=guidance,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffusion.posterior import LikelihoodGradient
 from diffusion.prior import Prior
-from envs.likelihood import DifferentiableLikelihood, Likelihood
+from envs.likelihood import DifferentiableLikelihood, Likelihood, SimulableLikelihood
 from envs.time_limit import time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
@@ -75,7 +75,7 @@ class InverseProblem:
     measurement_image: Callable[[Tensor], Tensor] | None = None
     """[*Y] -> [H, W] picture of a measurement, NaN where nothing was seen."""
     time_limit: float | None = None
-    """Seconds that a call of the likelihood or its gradient may take; see `envs.time_limit`."""
+    """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
 
     def __post_init__(self) -> None:
         expected = self.likelihood.measurement_shape
@@ -123,8 +123,31 @@ class InverseProblem:
 
     def log_likelihood(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] log p(y | x) in nats, x = `value` [N, *D], y the rows `measurement_id` [N] of the measurements."""
+        return self.log_likelihood_of(value, self.measurements[measurement_id])
+
+    def log_likelihood_of(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N] log p(y | x) in nats for any y = `measurement` [N, *Y], and x = `value` [N, *D]."""
         with time_limit(self.time_limit, self._asked(value)):
-            return self.likelihood.log_prob(value, self.measurements[measurement_id].to(value))
+            return self.likelihood.log_prob(value, measurement.to(value))
+
+    @property
+    def simulable(self) -> bool:
+        """Whether measurements can be drawn."""
+        return isinstance(self.likelihood, SimulableLikelihood)
+
+    def simulate(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[N, *Y] a measurement of each x = `value` [N, *D].
+
+        Raises:
+            ValueError: the likelihood is a density only.
+        """
+        if not isinstance(self.likelihood, SimulableLikelihood):
+            raise ValueError(
+                f"the likelihood of problem {self.name!r}, {type(self.likelihood).__name__}, has no method `sample` "
+                "that measurements can be drawn with"
+            )
+        with time_limit(self.time_limit, f"a simulation of {self._asked(value)}"):
+            return self.likelihood.sample(value, generator)
 
     def _asked(self, value: Tensor) -> str:
         return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for {len(value)} x,"

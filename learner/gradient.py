@@ -47,7 +47,8 @@ class GradientPlan:
     subset: StepSubset | None = None
     """Transitions of each trajectory that it is taken at; None: all."""
     fresh: Tensor | None = None
-    """[B] bool, trajectories drawn from the present q; None: none is known to be."""
+    """[B] bool, trajectories drawn from the present q, whose log q is what they were drawn with; None: none is known to
+    be."""
     seed: int = 0
     """For objectives that draw."""
 
@@ -68,34 +69,28 @@ def accumulate_gradient(
     posterior: Posterior,
     batch: PathBatch,
     loss: Callable[[Tensor], tuple[Tensor, Tensor]],
-    max_rows: int,
-    forward_kl: float = 0.0,
-    *,
-    subset: StepSubset | None = None,
-    fresh: Tensor | None = None,
+    plan: GradientPlan,
 ) -> LossOutput:
     """Adds the gradient of the mean loss to the parameters' `.grad`; the output has residual and log-ratio.
 
     `loss` maps the log-ratios [B, T] (float64) to (mean loss [], residual [B]); it may have parameters of its own
-    (log Z), which get their gradient too. At most `max_rows` transitions are held in a graph at once. `forward_kl` is
-    the weight of the denoising term above; the loss that is returned is without it. `subset` takes the gradient at some
-    of the transitions. Of the trajectories in `fresh` [B] (bool) log q is what they were drawn with, so pass 1 leaves
-    them out; it is for a loss of the summed log-ratios, as their parts are not known.
+    (log Z), which get their gradient too. The loss that is returned is without the denoising term. With `plan.fresh`
+    it has to be a loss of the summed log-ratios, as their parts are not known.
     """
-    count, steps = len(batch), batch.num_steps
-    if subset is None and count * steps <= max_rows:
+    count, steps, max_rows, forward_kl = len(batch), batch.num_steps, plan.max_rows, plan.forward_kl
+    if plan.subset is None and count * steps <= max_rows:
         row, step = next(stacked_transitions(count, steps, count * steps))
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
         ratios = ratio.reshape(count, steps).double()
         value, residual = loss(ratios)
         (value - forward_kl / count * given_x.double().sum()).backward()
         return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
-    ratios = _score(posterior, batch, max_rows, fresh).requires_grad_(True)
+    ratios = _score(posterior, batch, max_rows, plan.fresh).requires_grad_(True)
     value, residual = loss(ratios)
     value.backward()
     assert ratios.grad is not None
     weight = ratios.grad
-    for row, step, factor in _chosen(ratios.detach(), subset, fresh, max_rows):
+    for row, step, factor in _chosen(ratios.detach(), plan.subset, plan.fresh, max_rows):
         ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
         denoising = forward_kl / count * (factor * given_x).sum()
         ((factor * weight[row, step] * ratio).sum() - denoising).backward()

@@ -199,6 +199,11 @@ class RunConfig:
             raise ValueError(
                 f"learner.forward_kl has no part in objective {name}: set it to 0, got {self.learner.forward_kl}"
             )
+        if name in ("path_kl", "adjoint_matching") and self.learner.steps_per_path is not None:
+            raise ValueError(
+                f"learner.steps_per_path has no part in objective {name}, which takes all transitions: set it to null, "
+                f"got {self.learner.steps_per_path}"
+            )
         if name == "adjoint_matching" and kinds != {"on-policy"}:
             raise ValueError(
                 "objective adjoint_matching is right on trajectories of the posterior itself: actor.mixture and "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -63,15 +64,9 @@ class RatioObjective(Objective):
 
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """See `Objective.accumulate`."""
-        return accumulate_gradient(
-            posterior,
-            batch,
-            lambda log_ratio: self.loss(log_ratio, batch, beta),
-            plan.max_rows,
-            plan.forward_kl,
-            subset=plan.subset,
-            fresh=plan.fresh if self.of_sums else None,
-        )
+        if not self.of_sums:
+            plan = dataclasses.replace(plan, fresh=None)
+        return accumulate_gradient(posterior, batch, lambda log_ratio: self.loss(log_ratio, batch, beta), plan)
 
 
 class Balance(RatioObjective):

@@ -69,6 +69,6 @@ class PathKL(Objective):
         assert gradient is not None
         pull = gradient(state.detach(), measurement)
         # The value of the log-likelihood with the gradient that the likelihood itself gives.
-        value = problem.likelihood.log_prob(state.detach(), measurement).double()
+        value = problem.log_likelihood_of(state.detach(), measurement).double()
         linear = (pull * (state - state.detach())).flatten(1).double().sum(1)
         return cost - beta * (value + linear)

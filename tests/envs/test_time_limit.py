@@ -105,6 +105,11 @@ class Sleepy:
             time.sleep(60)
         return self.likelihood.gradient(value, measurement)
 
+    def sample(self, value, generator=None):
+        if bool((value[:, 0] > 0).any()):
+            time.sleep(60)
+        return self.likelihood.sample(value, generator)
+
 
 def test_a_problem_names_its_likelihood_and_how_many_it_was_asked_for(gaussian_problem):
     likelihood = Sleepy(gaussian_problem.likelihood)
@@ -115,6 +120,8 @@ def test_a_problem_names_its_likelihood_and_how_many_it_was_asked_for(gaussian_p
         problem.log_likelihood(value, rows)
     with pytest.raises(LikelihoodTimeout, match=f"^the gradient of {asked}"):
         problem.gradient(value, problem.measurements[rows])
+    with pytest.raises(LikelihoodTimeout, match=f"^a simulation of {asked}"):
+        problem.simulate(value)
     expected = gaussian_problem.log_likelihood(-value, rows)
     assert problem.log_likelihood(-value, rows).tolist() == expected.tolist()
     measurement = problem.measurements[rows]

@@ -8,7 +8,7 @@ import torch
 from actors.rollout import rollout
 from diffusion.path import path_log_ratio
 from diffusion.posterior import ControlPosterior, FinetunePosterior
-from learner.gradient import _log_ratios, accumulate_gradient, rows_within
+from learner.gradient import GradientPlan, _log_ratios, accumulate_gradient, rows_within
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
 from learner.objectives.vargrad import VarGrad
@@ -60,7 +60,7 @@ def _reference(posterior, batch, log_partition, loss):
 def _accumulated(posterior, batch, log_partition, loss, max_rows):
     posterior.zero_grad()
     log_partition.grad = None
-    output = accumulate_gradient(posterior, batch, loss, max_rows)
+    output = accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows))
     parameters = [*posterior.parameters(), log_partition]
     return output, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
@@ -84,7 +84,7 @@ def test_the_forward_kl_adds_a_denoising_loss_by_hand_to_1e_10(gaussian_problem,
     gradients = torch.autograd.grad(3.0 * distance, parameters, allow_unused=True)
     added = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     posterior.zero_grad()
-    output = accumulate_gradient(posterior, batch, loss, max_rows, forward_kl=3.0)
+    output = accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows, forward_kl=3.0))
     found = _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
     assert float(output.loss) == pytest.approx(value, rel=1e-12)
     assert _flat(added).norm() > 0.1 * _flat(without).norm()
@@ -202,7 +202,9 @@ def test_a_subset_of_the_transitions_has_the_gradient_of_all_on_average(
 
     def gradient(subset):
         posterior.zero_grad()
-        output = accumulate_gradient(posterior, batch, loss, max_rows, 2.0, subset=subset)
+        output = accumulate_gradient(
+            posterior, batch, loss, GradientPlan(max_rows=max_rows, forward_kl=2.0, subset=subset)
+        )
         return _flat(parameter.grad for parameter in posterior.parameters()), output
 
     expected, whole = gradient(None)
@@ -223,7 +225,9 @@ def test_a_subset_as_long_as_the_path_is_the_whole_gradient(gaussian_problem, pa
     _, whole = _accumulated(posterior, batch, log_partition, losses("rtb", 2.0), 50)
     for chosen in (STEPS, STEPS + 5):
         posterior.zero_grad()
-        accumulate_gradient(posterior, batch, losses("rtb", 2.0), 50, subset=StepSubset(chosen, "share", 0))
+        accumulate_gradient(
+            posterior, batch, losses("rtb", 2.0), GradientPlan(max_rows=50, subset=StepSubset(chosen, "share", 0))
+        )
         found = _flat(parameter.grad for parameter in posterior.parameters())
         assert (found - _flat(whole[:-1])).norm() <= 1e-12 * found.norm()
 
@@ -250,12 +254,16 @@ def test_fresh_trajectories_need_no_first_pass(gaussian_problem, monkeypatch, su
     fresh[rows] = True
     subset_of_all = None if subset is None else dataclasses.replace(subset, by="uniform")
     posterior.zero_grad()
-    reference = accumulate_gradient(posterior, batch, losses("vargrad", 1.0), 40, subset=subset_of_all)
+    reference = accumulate_gradient(
+        posterior, batch, losses("vargrad", 1.0), GradientPlan(max_rows=40, subset=subset_of_all)
+    )
     expected = _flat(parameter.grad for parameter in posterior.parameters())
     scored, original = [], posterior.control
     monkeypatch.setattr(posterior, "control", lambda state, *rest: scored.append(len(state)) or original(state, *rest))
     posterior.zero_grad()
-    output = accumulate_gradient(posterior, batch, losses("vargrad", 1.0), 40, subset=subset, fresh=fresh)
+    output = accumulate_gradient(
+        posterior, batch, losses("vargrad", 1.0), GradientPlan(max_rows=40, subset=subset, fresh=fresh)
+    )
     assert output.residual.numpy() == pytest.approx(reference.residual.numpy(), abs=1e-10)
     assert sum(scored) == (COUNT - len(rows)) * STEPS + COUNT * (STEPS if subset is None else 3)
     found = _flat(parameter.grad for parameter in posterior.parameters())
@@ -286,7 +294,7 @@ def test_the_graph_of_as_many_transitions_as_fit_the_budget_fits_it(gaussian_pro
 def test_gradients_add_to_those_that_are_there(gaussian_problem, max_rows, path_batch):
     posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64, path_batch)
     _, once = _accumulated(posterior, batch, log_partition, losses("rtb", None), max_rows)
-    accumulate_gradient(posterior, batch, losses("rtb", None), max_rows)
+    accumulate_gradient(posterior, batch, losses("rtb", None), GradientPlan(max_rows=max_rows))
     twice = [*(parameter.grad for parameter in posterior.parameters()), log_partition.grad]
     assert _flat(twice).numpy() == pytest.approx(2 * _flat(once).numpy(), rel=1e-10, abs=1e-14)
 
@@ -316,6 +324,6 @@ def test_the_finetune_form_has_the_same_gradient_in_two_passes(network_prior, pa
     gradients = []
     for max_rows in (4, 30):
         posterior.zero_grad()
-        accumulate_gradient(posterior, batch, loss, max_rows)
+        accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows))
         gradients.append(_flat([parameter.grad for parameter in posterior.parameters()]))
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm() and gradients[1].norm() > 0

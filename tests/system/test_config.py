@@ -141,6 +141,10 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
             "learner.forward_kl has no part in objective path_kl: set it to 0, got 1.0",
         ),
         (
+            "learner: {objective: path_kl, steps_per_path: 5}",
+            "learner.steps_per_path has no part in objective path_kl, which takes all transitions: set it to null, ",
+        ),
+        (
             "actor: {mixture: {joint: 1}}",
             "joint have no residual and are learned from by learner.forward_kl alone, which",
         ),
