@@ -25,14 +25,16 @@ from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
+from actors.simulated import joined, of_measurements, with_stored_measurements
 from actors.teacher import Teacher, TeacherConfig
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Trajectory
+from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 
 __all__ = ["EXPLORATIONS", "Actor", "ActorConfig"]
 
-COUNTER_BITS, RESTART_BITS = 36, 12  # the rest of a 64-bit uid is the actor's index
+COUNTER_BITS, RESTART_BITS = 36, 12  # the rest of a 63-bit uid is the actor's index
+MAX_ACTORS = 2 ** (63 - COUNTER_BITS - RESTART_BITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,9 @@ class ActorConfig:
 
     batch_size: int = 64
     """Trajectories a rollout."""
+    simulated_measurements: int = 0
+    """Measurements drawn by simulation for every rollout, with batch_size / this many trajectories of each, one of them
+    exact; 0: trajectories are of the problem's own measurements."""
     mixture: dict[str, float] = field(default_factory=lambda: {"on-policy": 0.8, "noise-inflated": 0.1, "prior": 0.1})
     """Share of every kind of exploration at the start of the run."""
     final_mixture: dict[str, float] = field(
@@ -76,6 +81,7 @@ class ActorConfig:
                 f"actor.path_search.population must be a multiple of actor.batch_size = {self.batch_size}, "
                 f"got {population}"
             )
+        self._check_simulated_measurements()
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")
         if self.likelihood_timeout_seconds is not None and not self.likelihood_timeout_seconds > 0:
@@ -89,6 +95,22 @@ class ActorConfig:
                 raise ValueError(f"actor.{name} may hold {', '.join(EXPLORATIONS)}, got {', '.join(sorted(unknown))}")
             if any(not share >= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
                 raise ValueError(f"the shares of actor.{name} must be non-negative and sum to 1, got {shares}")
+
+    def _check_simulated_measurements(self) -> None:
+        number, size = self.simulated_measurements, self.batch_size
+        if number < 0 or (number and (size % number or size < 2 * number)):
+            raise ValueError(
+                "actor.simulated_measurements must be 0, or divide actor.batch_size into two or more trajectories of "
+                f"each, got {number} and {size}"
+            )
+        starts = {"path-search": self.path_search.start_by, "teacher": None}
+        starts |= {"backtracking": self.backtracking.start_by, "langevin": self.langevin.start_by}
+        unfit = [name for name in self.kinds if starts.get(name, "age") != "age"]
+        if number and unfit:
+            raise ValueError(
+                f"{unfit[0]} goes by many trajectories of one measurement, of which simulated ones have a few: set "
+                f"actor.simulated_measurements to 0, or the start_by of {unfit[0]} to age if it has one, got {number}"
+            )
 
     def shares(self, progress: float) -> dict[str, float]:
         """Share of every kind at `progress` (0 to 1) of the run."""
@@ -149,6 +171,8 @@ class Actor:
         self.config = config
         self.version = 0
         self.progress = 0.0
+        if not 0 <= index < MAX_ACTORS:
+            raise ValueError(f"an actor's index must be within 0..{MAX_ACTORS - 1}, got {index}")
         self._uid_base = ((index << RESTART_BITS) + restarts) << COUNTER_BITS
         self._made = 0
         self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
@@ -159,7 +183,12 @@ class Actor:
             if isinstance(exploration, SeesPosterior):
                 exploration.prepare(self.posterior)
         # Items of one replay have the same fields, so if one kind brings measurements the others send theirs along.
-        self._send_measurement = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
+        self._simulation: JointSimulation | None = None
+        if config.simulated_measurements:
+            self._simulation = JointSimulation(problem)
+            self._simulation.prepare(posterior)
+        joint = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
+        self._send_measurement = joint or self._simulation is not None
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
         self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
 
@@ -189,18 +218,48 @@ class Actor:
             stored = starts(count, exploration.start_by) if starts is not None else None
             if stored is None:
                 name, exploration = "on-policy", OnPolicy()
+        origin: NDArray[np.uint8] = np.full(count, exploration.origin, dtype=np.uint8)
         if isinstance(exploration, FromStored):
             assert stored is not None
-            rollout = exploration.explore_from(self.problem, self.posterior, stored, self.progress, self.generator)
+            rollout = self._go_on(exploration, stored)
+        elif self._simulation is not None and not isinstance(exploration, JointSimulation):
+            rollout = self._renumbered(self._of_simulated(exploration, self._simulation))
+            origin[: self.config.simulated_measurements] = Origin.JOINT
         else:
             measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
             rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
+            if isinstance(exploration, JointSimulation):
+                rollout = self._renumbered(rollout)
         if self._send_measurement and rollout.measurement is None:
             rollout = dataclasses.replace(rollout, measurement=self.problem.measurements[rollout.measurement_id])
         self._count(name, rollout, time.perf_counter() - began)
         uid = np.arange(self._made, self._made + count, dtype=np.uint64) + np.uint64(self._uid_base)
         self._made += count
-        return rollout.trajectory(uid, self.version, exploration.origin, keep_denoised=self.config.store_denoised)
+        return rollout.trajectory(uid, self.version, origin, keep_denoised=self.config.store_denoised)
+
+    def _renumbered(self, rollout: Rollout) -> Rollout:
+        """Measurements -1, -2, ... that were simulated for `rollout` get numbers that no other rollout has."""
+        return dataclasses.replace(rollout, measurement_id=rollout.measurement_id - self._uid_base - self._made)
+
+    def _of_simulated(self, exploration: Exploration, simulation: JointSimulation) -> Rollout:
+        """Trajectories of new measurements: the exact paths that they were simulated with, then those explored."""
+        number, generator = self.config.simulated_measurements, self.generator
+        anywhere = torch.zeros(number, dtype=torch.int64)
+        exact = simulation.explore(self.problem, self.posterior, anywhere, self.progress, generator)
+        assert exact.measurement is not None
+        problem = of_measurements(self.problem, exact.measurement)
+        rows = torch.arange(number).repeat(self.config.batch_size // number - 1)
+        return joined(exact, exploration.explore(problem, self.posterior, rows, self.progress, generator))
+
+    def _go_on(self, exploration: FromStored, stored: Trajectory) -> Rollout:
+        """Trajectories that start from those `stored`, of the same measurements."""
+        problem, numbered = with_stored_measurements(self.problem, stored)
+        rollout = exploration.explore_from(problem, self.posterior, numbered, self.progress, self.generator)
+        if stored.measurement is None:
+            return rollout
+        rows = rollout.measurement_id
+        ids = torch.from_numpy(np.array(stored.measurement_id))[rows]
+        return dataclasses.replace(rollout, measurement_id=ids, measurement=problem.measurements[rows])
 
     def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
         finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]

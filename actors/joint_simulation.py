@@ -4,9 +4,10 @@ The pair is a draw of p(tau) p(y' | x) = p(y') p(tau | y'), so tau is an exact d
 whatever the posterior knows by now. A posterior that sees y is so trained on every measurement there could be:
 amortised inference by simulation (Papamakarios and Murray 2016, arXiv 1605.06376; Cranmer et al. 2020, 1911.01429).
 
-log Z(y') is not known, so such paths have no residual; they count in `learner.forward_kl` alone, which at exact paths
-is the gradient of E_y' KL(p(tau | y') || q(tau | y')). log b - log p = log p(y' | x) - log p(y') is given without the
-unknown last term, so that all such paths have the importance weight 1 among each other.
+log Z(y') is not known, so that one such path has no residual unless log Z is learned as a network of y; it counts in
+`learner.forward_kl`, pretraining and `mle`, which at exact paths follow the gradient of
+E_y' KL(p(tau | y') || q(tau | y')). log b - log p = log p(y' | x) - log p(y') is given without the unknown last term,
+so that all such paths have the importance weight 1 among each other.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from actors.rollout import Rollout, rollout
 from diffusion.path import guide_path
 from diffusion.posterior import Posterior
-from diffusion.trajectory import OWN_MEASUREMENT, Origin
+from diffusion.trajectory import Origin
 from envs.problem import InverseProblem
 
 __all__ = ["JointSimulation"]
@@ -67,6 +68,6 @@ class JointSimulation:
             guidance=guidance,
             log_behaviour_ratio=log_likelihood.double(),
             log_likelihood=log_likelihood,
-            measurement_id=torch.full_like(measurement_id, OWN_MEASUREMENT),
+            measurement_id=-1 - torch.arange(len(measurement_id), device=samples.device),
             measurement=measurement,
         )

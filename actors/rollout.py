@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diffusion.kernel import LOG_2PI
@@ -50,9 +51,9 @@ class Rollout:
     log_likelihood: Tensor
     """[B] log p(y | x)."""
     measurement_id: Tensor
-    """[B] int64, a row of the problem's measurements or -1, see `Trajectory`."""
+    """[B] int64, a row of the problem's measurements or a negative number, see `Trajectory`."""
     measurement: Tensor | None = None
-    """[B, *Y] y, where it is sent along; needed where `measurement_id` is -1."""
+    """[B, *Y] y, where it is sent along; needed where `measurement_id` is negative."""
     acceptance: float | None = None
     """Share of proposals that were accepted, for kinds of exploration that propose."""
 
@@ -68,9 +69,14 @@ class Rollout:
         return Rollout(**values)
 
     def trajectory(
-        self, uid: np.ndarray, policy_version: int, origin: Origin, *, keep_denoised: bool = True
+        self,
+        uid: NDArray[np.uint64],
+        policy_version: int,
+        origin: Origin | NDArray[np.uint8],
+        *,
+        keep_denoised: bool = True,
     ) -> Trajectory:
-        """The message for replay."""
+        """The message for replay; `origin` is that of all trajectories, or [B]."""
         count = len(self.states)
         return Trajectory(
             uid=uid,

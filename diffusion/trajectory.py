@@ -14,9 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["OWN_MEASUREMENT", "Origin", "Trajectory", "concatenate"]
-
-OWN_MEASUREMENT = -1  # in the place of a row of the problem's measurements
+__all__ = ["Origin", "Trajectory", "concatenate"]
 
 
 class Origin(IntEnum):
@@ -50,7 +48,8 @@ class Trajectory:
     log_likelihood: NDArray[np.float32]
     """[B] log p(y | x), untempered, nats."""
     measurement_id: NDArray[np.int64]
-    """[B] row of the problem's measurements, or -1 (`OWN_MEASUREMENT`) where the path brings its own."""
+    """[B] row of the problem's measurements, or a negative number where y was simulated and the path brings it along:
+    the same one for all paths of one y, unique over the whole run."""
     policy_version: NDArray[np.int64]
     """[B] version of the weights that made it, for measuring staleness."""
     origin: NDArray[np.uint8]
@@ -79,10 +78,8 @@ class Trajectory:
             if shape != (batch,):
                 raise ValueError(f"{name} must be [{batch}] to match log_prior, got {shape}")
         lowest = int(self.measurement_id.min(initial=0))
-        if lowest < (0 if self.measurement is None else OWN_MEASUREMENT):
-            allowed = "a row" if self.measurement is None else f"a row, or {OWN_MEASUREMENT}"
-            given = "not given" if self.measurement is None else "given"
-            raise ValueError(f"measurement_id must be {allowed} where measurement is {given}, got {lowest}")
+        if lowest < 0 and self.measurement is None:
+            raise ValueError(f"measurement_id must be a row where measurement is not given, got {lowest}")
 
     def __len__(self) -> int:
         return len(self.uid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from learner.guard import GuardConfig
+from learner.log_partition import LogPartitionForm
 from learner.loss import Loss, LossShape
 from learner.objectives import OBJECTIVES
 from learner.pretraining import PretrainingConfig
@@ -31,6 +32,9 @@ class LearnerConfig:
     objective: str = "vargrad"
     """vargrad (residual centred per measurement), rtb (learned log Z), tb, subtb, trust_pcl, reinforce_kl, ppo_kl,
     path_kl, adjoint_matching or mle."""
+    log_partition: LogPartitionForm = "table"
+    """The learned log Z (rtb, tb, subtb, trust_pcl): table (a number for each of the problem's measurements) or network
+    (of y, for measurements drawn by simulation too)."""
     loss: LossShape = "huber"
     """Of a residual, for vargrad, rtb, tb, subtb and trust_pcl: square, huber, clipped or shifted-cosh."""
     loss_scale: float = 30.0
@@ -58,10 +62,10 @@ class LearnerConfig:
     """Largest norm of the gradient; a longer one is scaled down."""
     forward_kl: float = 0.0
     """Weight of a denoising term beside the loss: u is drawn towards the x that each path ended in. On paths drawn by
-    importance it follows the gradient of KL(posterior || q), which keeps modes that are not yet fitted well; let the
-    actors' mixture end on-policy, as other newest paths bias it. All that paths of joint simulation take part in."""
+    importance, and on exact paths of simulated measurements, it follows the gradient of KL(posterior || q), which keeps
+    modes that are not yet fitted well; let the actors' mixture end on-policy, as other newest paths bias it."""
     pretraining: PretrainingConfig = field(default_factory=PretrainingConfig)
-    """Maximum likelihood on paths drawn by importance, before relative trajectory balance."""
+    """Maximum likelihood on paths drawn by importance, or exact, before relative trajectory balance."""
     beta_start: float = 1.0
     """Reward temperature at the start; it rises linearly to 1."""
     beta_until: float = 0.0

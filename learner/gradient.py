@@ -12,9 +12,10 @@ Pass 2 may take K of the T transitions of each trajectory (`learner.subset`), we
 average, and pass 1 leaves out trajectories that were drawn from the present q: an update then costs K / T of a whole
 one.
 
-With `forward_kl` = c > 0 the term  -(c / B) sum_ik log q(s_ik+1 | s_ik)  is added, with log q averaged over s_k+1 given
-s_k and x = s_T under the noising process. That takes the transition's own noise out of it: with
-z~_k = b_k (x - x^_k) / std_k it is, but for a constant, (c / B) sum_ik |u_ik - z~_ik|^2 / 2, a denoising loss.
+With `forward_kl` = c > 0 the term  -(c / N) sum_ik log q(s_ik+1 | s_ik)  is added, over the N trajectories i that stand
+for the posterior (`PathBatch.stands_for_posterior`), with log q averaged over s_k+1 given s_k and x = s_T under the
+noising process. That takes the transition's own noise out of it: with z~_k = b_k (x - x^_k) / std_k it is, but for a
+constant, (c / N) sum_ik |u_ik - z~_ik|^2 / 2, a denoising loss.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from diffusion.posterior import Posterior, log_ratio
 from learner.batch import PathBatch
 from learner.subset import StepSubset
 
-__all__ = ["GradientPlan", "LossOutput", "accumulate_gradient", "denoising_log_ratio", "rows_within"]
+__all__ = [
+    "GradientPlan",
+    "LossOutput",
+    "accumulate_gradient",
+    "denoising_log_ratio",
+    "denoising_share",
+    "rows_within",
+]
 
 PROBED = 8  # transitions that are scored to see what one takes
 
@@ -77,13 +85,15 @@ def accumulate_gradient(
     (log Z), which get their gradient too. The loss that is returned is without the denoising term. With `plan.fresh`
     it has to be a loss of the summed log-ratios, as their parts are not known.
     """
-    count, steps, max_rows, forward_kl = len(batch), batch.num_steps, plan.max_rows, plan.forward_kl
+    count, steps, max_rows = len(batch), batch.num_steps, plan.max_rows
+    denoises = plan.forward_kl > 0
+    share = plan.forward_kl * denoising_share(batch) if denoises else torch.zeros(())
     if plan.subset is None and count * steps <= max_rows:
         row, step = next(stacked_transitions(count, steps, count * steps))
-        ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
+        ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
         ratios = ratio.reshape(count, steps).double()
         value, residual = loss(ratios)
-        (value - forward_kl / count * given_x.double().sum()).backward()
+        (value - (share[row] * given_x.double()).sum() if denoises else value).backward()
         return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
     ratios = _score(posterior, batch, max_rows, plan.fresh).requires_grad_(True)
     value, residual = loss(ratios)
@@ -91,9 +101,9 @@ def accumulate_gradient(
     assert ratios.grad is not None
     weight = ratios.grad
     for row, step, factor in _chosen(ratios.detach(), plan.subset, plan.fresh, max_rows):
-        ratio, given_x = _log_ratios(posterior, batch, row, step, forward_kl > 0)
-        denoising = forward_kl / count * (factor * given_x).sum()
-        ((factor * weight[row, step] * ratio).sum() - denoising).backward()
+        ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
+        scaled = weight[row, step] * ratio
+        (factor * (scaled - share[row] * given_x if denoises else scaled)).sum().backward()
     return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
 
 
@@ -126,6 +136,12 @@ def _chosen(
     row = torch.arange(count).repeat_interleave(drawn.shape[1])
     for part in torch.arange(len(row)).split(max_rows):
         yield row[part], drawn.flatten()[part], factor.flatten()[part]
+
+
+def denoising_share(batch: PathBatch) -> Tensor:
+    """[B] float64 what each trajectory counts in the mean over those that stand for the posterior."""
+    counted = batch.stands_for_posterior.double()
+    return counted / counted.sum().clamp_min(1)
 
 
 def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
-from diffusion.trajectory import OWN_MEASUREMENT, Origin, Trajectory
+from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 from learner.annealing import Annealing
 from learner.average import WeightAverage
@@ -46,8 +46,10 @@ class Update:
     beta: float
     """Reward temperature that the residual has."""
     joint_log_weight: float | None = None
-    """Mean of log p(tau) + log p(y' | x) - log q(tau | y') over exact paths with measurements y' of their own, nats: an
+    """Mean of log p(tau) + log p(y' | x) - log q(tau | y') over exact paths of simulated measurements y', nats: an
     upper bound of the mean of log p(y'), by as much as q is off (EUBO). None where the batch has no such path."""
+    residual_std: float | None = None
+    """Standard deviation of the residuals of those trajectories that have one, nats; None where there are none."""
 
 
 class Learner:
@@ -98,7 +100,7 @@ class Learner:
         if not unchanged:
             self._reinitialise()
         self.optimizer.zero_grad(set_to_none=True)
-        residual = joint_log_weight = None
+        residual = joint_log_weight = residual_std = None
         beta = self.annealing.beta(progress)
         if config.pretrains(progress):
             loss = accumulate_denoising_gradient(
@@ -109,7 +111,10 @@ class Learner:
                 self.posterior, batch, beta, self._plan(trajectory, batch, versions_hold and unchanged)
             )
             loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
-            residual = None if output.residual is None else output.residual.float().cpu().numpy()
+            if output.residual is not None:
+                residual = output.residual.float().cpu().numpy()
+                known = output.residual[self.objective.known(batch)]
+                residual_std = float(known.std(correction=0)) if len(known) else None
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
         verdict = self.guard.examine(float(loss), norm, residual)
         self.annealing.learn(progress, residual)
@@ -131,6 +136,7 @@ class Learner:
             verdict=verdict,
             beta=beta,
             joint_log_weight=joint_log_weight,
+            residual_std=residual_std,
         )
 
     def limit_rows(self, max_rows: int) -> None:
@@ -208,9 +214,10 @@ class Learner:
             states=states,
             denoised=denoised,
             measurement=measurement,
-            group=torch.from_numpy(np.array(trajectory.measurement_id)).to(device),
+            measurement_id=torch.from_numpy(np.array(trajectory.measurement_id)).to(device),
             log_likelihood=torch.from_numpy(np.array(trajectory.log_likelihood)).to(device),
             log_behaviour_ratio=torch.from_numpy(np.array(trajectory.log_behaviour_ratio)).to(device),
+            exact=torch.from_numpy(np.isin(trajectory.origin, (Origin.JOINT, Origin.EXACT))).to(device),
             guidance=guidance,
         )
 
@@ -272,8 +279,8 @@ class Learner:
 
 
 def _joint_log_weight(batch: PathBatch, log_ratio: Tensor | None) -> float | None:
-    """Mean log-weight of the paths with measurements of their own, None where there are none."""
-    own = batch.group == OWN_MEASUREMENT
+    """Mean log-weight of the exact paths of simulated measurements, None where there are none."""
+    own = batch.exact & (batch.measurement_id < 0)
     if log_ratio is None or not bool(own.any()):
         return None
     return float((batch.log_likelihood.double() - log_ratio)[own].mean())

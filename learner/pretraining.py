@@ -1,12 +1,12 @@
 r"""Pretraining: maximum likelihood on paths that stand for the posterior, a few transitions of each.
 
-    L = -(1 / B) sum_i (T / K) sum_{k in S_i} log q(s_ik+1 | s_ik, y),
+    L = -(1 / N) sum_i (T / K) sum_{k in S_i} log q(s_ik+1 | s_ik, y),
 
-over paths drawn by importance, S_i being K of the T steps at equal distances. In expectation this is
-KL(posterior || q) over whole paths, but for a constant, with log q averaged over the transition's own noise as in
-`learner.gradient`. It needs no residual, so an update costs K / T of one that does, and it cannot lose a mode that
-replay has: where the prior's rollouts or path search find all modes, this is the fast way to a posterior that relative
-trajectory balance then only has to correct.
+over the N paths that were drawn by importance or are exact, S_i being K of the T steps at equal distances. In
+expectation this is KL(posterior || q) over whole paths, but for a constant, with log q averaged over the transition's
+own noise as in `learner.gradient`. It needs no residual, so an update costs K / T of one that does, and it cannot lose
+a mode that replay has: where the prior's rollouts or path search find all modes, this is the fast way to a posterior
+that relative trajectory balance then only has to correct.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion.posterior import Posterior
 from learner.batch import PathBatch
-from learner.gradient import denoising_log_ratio
+from learner.gradient import denoising_log_ratio, denoising_share
 from learner.subset import equally_spaced
 
 __all__ = ["PretrainingConfig", "accumulate_denoising_gradient"]
@@ -26,7 +26,7 @@ __all__ = ["PretrainingConfig", "accumulate_denoising_gradient"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PretrainingConfig:
-    """Maximum likelihood on paths drawn by importance, before relative trajectory balance."""
+    """Maximum likelihood on paths drawn by importance, or exact, before relative trajectory balance."""
 
     until: float = 0.0
     """Fraction of the run that it takes; 0 is none."""
@@ -52,6 +52,7 @@ def accumulate_denoising_gradient(posterior: Posterior, batch: PathBatch, steps_
     generator = torch.Generator().manual_seed(seed)
     step = equally_spaced(count, steps, chosen, generator)
     row = torch.arange(count).repeat_interleave(chosen)
-    loss = -(steps / chosen / count) * denoising_log_ratio(posterior, batch, row, step.flatten()).double().sum()
+    share = denoising_share(batch)[row]
+    loss = -(steps / chosen) * (share * denoising_log_ratio(posterior, batch, row, step.flatten()).double()).sum()
     loss.backward()
     return loss.detach()

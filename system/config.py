@@ -172,8 +172,9 @@ class RunConfig:
                 f"learner.pretraining.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
                 f"got {self.learner.pretraining.batch_size}"
             )
+        exact = self.actor.simulated_measurements > 0 or set(self.actor.kinds) == {"joint"}
         for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", self.learner.pretraining.until)):
-            if value > 0 and set(self.replay.priorities) != {"importance"}:
+            if value > 0 and not exact and set(self.replay.priorities) != {"importance"}:
                 raise ValueError(
                     f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
                     f"got {self.replay.priority}"
@@ -184,13 +185,51 @@ class RunConfig:
                     "points are not exactly those of the prior's chain; set replay.store to paths"
                 )
         self._check_objective()
-        alone = self.learner.forward_kl == 0 and self.learner.pretraining.until < 1
-        if "joint" in self.actor.kinds and alone and self.learner.objective not in ("mle", "path_kl"):
+        self._check_simulated()
+        self.shard_config()
+
+    def _check_simulated(self) -> None:
+        """What measurements drawn by simulation allow."""
+        learner, replay = self.learner, self.replay
+        network = learner.log_partition == "network" and learner.objective in ("rtb", "tb", "subtb", "trust_pcl")
+        learns = learner.forward_kl > 0 or learner.pretraining.until == 1 or network
+        if "joint" in self.actor.kinds and not learns and learner.objective not in ("mle", "path_kl"):
             raise ValueError(
                 "paths of actor.mixture joint have no residual and are learned from by learner.forward_kl alone, "
                 "which is 0; raise it, or leave joint out of the mixture"
             )
-        self.shard_config()
+        if not self.actor.simulated_measurements and "joint" not in self.actor.kinds:
+            return
+        if replay.evict_by == "likelihood" or replay.store == "endpoints":
+            raise ValueError(
+                "simulated measurements need replay.evict_by age, as likelihoods of different measurements do not "
+                f"compare, and replay.store paths, as end points are of the problem's own, got {replay.evict_by} and "
+                f"{replay.store}"
+            )
+        if not self.actor.simulated_measurements:
+            return
+        compared = set(replay.priorities) & {"importance", "likelihood", "rank"}
+        if compared:
+            raise ValueError(
+                f"replay.priority {sorted(compared)[0]} compares many trajectories of one measurement, of which "
+                "actor.simulated_measurements make few: take uniform, residual or reshuffled"
+            )
+        group = self.actor.batch_size // self.actor.simulated_measurements
+        if learner.objective == "vargrad" and not 2 <= replay.group_size <= group:
+            raise ValueError(
+                f"objective vargrad compares trajectories of one measurement, and simulated ones have {group} each: "
+                f"replay.group_size must be within 2..{group}, got {replay.group_size}"
+            )
+        if learner.objective in ("reinforce_kl", "ppo_kl", "adjoint_matching"):
+            raise ValueError(
+                f"objective {learner.objective} needs the density that trajectories were drawn from, which that of the "
+                "exact ones of simulated measurements is not but for a constant; take vargrad, or rtb with a network"
+            )
+        if learner.objective in ("rtb", "tb", "subtb", "trust_pcl") and not network:
+            raise ValueError(
+                f"objective {learner.objective} needs log Z of simulated measurements: set learner.log_partition to "
+                "network, or take objective vargrad"
+            )
 
     def _check_objective(self) -> None:
         """Objectives that are right for trajectories of some sorts only."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion.end_points import EndPoints
 from diffusion.prior import Prior
-from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from diffusion.trajectory import Trajectory
 from learner import Update
 from system.part import Part
 
@@ -87,9 +87,8 @@ def update_metrics(update: Update, trajectory: Trajectory, version: int) -> dict
         "learner/lag_p90": float(np.quantile(lag, 0.9)),
         "learner/lag_max": float(lag.max()),
     }
-    known = trajectory.measurement_id != OWN_MEASUREMENT
-    if update.residual is not None and known.any():
-        metrics["learner/residual_std"] = float(np.std(update.residual[known]))
+    if update.residual_std is not None:
+        metrics["learner/residual_std"] = update.residual_std
     if update.joint_log_weight is not None:
         metrics["learner/joint_log_weight"] = update.joint_log_weight
     return metrics

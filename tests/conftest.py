@@ -52,7 +52,8 @@ def path_batch() -> Callable[..., PathBatch]:
 
     def make(prior: Prior, states: torch.Tensor, measurement: torch.Tensor, **fields: torch.Tensor) -> PathBatch:
         zeros = torch.zeros(len(states), dtype=torch.float64)
-        given = {"group": zeros.long(), "log_likelihood": zeros, "log_behaviour_ratio": zeros} | fields
+        given = {"log_likelihood": zeros, "log_behaviour_ratio": zeros}
+        given |= {"measurement_id": zeros.long(), "exact": zeros.bool()} | fields
         denoised = denoise_path(prior, states)
         return PathBatch(states=states, denoised=denoised, measurement=measurement.to(states), **given)
 

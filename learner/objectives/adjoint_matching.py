@@ -73,9 +73,9 @@ class AdjointMatching(Objective):
             ratios.append(log_ratio(noise, control.detach()))
         log_ratios = torch.cat(ratios).reshape(count, steps).double().sum(1)
         delta = log_ratios - beta * batch.log_likelihood.double()
-        measurements = len(problem.measurements)
-        centre = group_mean(delta, torch.ones_like(delta), batch.group, measurements)
-        return LossOutput(total, delta - centre[batch.group], log_ratios)
+        group = batch.group
+        centre = group_mean(delta, torch.ones_like(delta), group)
+        return LossOutput(total, delta - centre[group], log_ratios)
 
 
 def correlation_of_start(prior: Prior) -> float:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.posterior import Posterior
-from diffusion.trajectory import OWN_MEASUREMENT
 from learner.batch import PathBatch
 from learner.gradient import GradientPlan, LossOutput, accumulate_gradient
 from learner.loss import Loss
@@ -23,6 +23,10 @@ class Objective(nn.Module, ABC):
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
         """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters."""
 
+    def known(self, batch: PathBatch) -> Tensor:
+        """[B] bool, which trajectories have a residual: all of them, if any."""
+        return torch.ones_like(batch.exact)
+
 
 class RatioObjective(Objective):
     """One that sees q through the log-ratios of transitions alone, and so has its gradient in constant memory."""
@@ -32,27 +36,32 @@ class RatioObjective(Objective):
 
     @abstractmethod
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
-        """(mean loss [], residual [B] float64) of trajectories of the problem's own measurements.
+        """(mean loss [], residual [B] float64) of trajectories that are all `known`.
 
         `log_ratio` [B, T] float64 is log q - log p of every transition, with graph. The residual is that of relative
         trajectory balance, or as much like it as the objective knows: guard, priorities and annealing look at it.
         """
 
+    def known(self, batch: PathBatch) -> Tensor:
+        """[B] bool: those of the problem's measurements, and those of which there are several of one measurement."""
+        _, group, count = torch.unique(batch.measurement_id, return_inverse=True, return_counts=True)
+        return (batch.measurement_id >= 0) | (count[group] > 1)
+
     def loss(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """(mean loss [], residual [B] float64) of a batch.
 
-        The mean is over the trajectories that have a residual. One with a measurement y' of its own has none, as
-        log Z(y') is not known, and changes nothing of the others'. What stands for it, without a gradient, is minus
-        its log-weight less the mean over such trajectories: a scale that shows when q runs away, but not a measure of
-        fit, for log p(y') varies with y'.
+        The mean is over the trajectories that have a residual. One that is alone with a simulated measurement y' has
+        none where log Z(y') is not learned, and changes nothing of the others'. What stands for it, without a gradient,
+        is minus its log-weight less the mean over such trajectories: a scale that shows when q runs away, but not a
+        measure of fit, for log p(y') varies with y'.
 
         Raises:
             ValueError: `log_ratio` is not [B, T]; a [B, 1] among what is summed would make a matrix of the residuals.
         """
-        shapes = [tuple(value.shape) for value in (log_ratio, batch.log_likelihood, batch.group)]
+        shapes = [tuple(value.shape) for value in (log_ratio, batch.log_likelihood, batch.measurement_id)]
         if shapes != [(len(batch), batch.num_steps), (len(batch),), (len(batch),)]:
-            raise ValueError(f"log_ratio must be [B, T], log_likelihood and group [B], got {shapes}")
-        known = batch.group != OWN_MEASUREMENT
+            raise ValueError(f"log_ratio must be [B, T], log_likelihood and measurement_id [B], got {shapes}")
+        known = self.known(batch)
         if bool(known.all()):
             return self.evaluate(log_ratio, batch, beta)
         stand_in = log_ratio.detach().sum(1) - batch.log_likelihood.double()

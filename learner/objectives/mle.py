@@ -8,6 +8,7 @@ their own measurement; those that replay draws by importance stand for the poste
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from learner.batch import PathBatch
@@ -18,18 +19,14 @@ __all__ = ["MaximumLikelihood"]
 
 
 class MaximumLikelihood(RatioObjective):
-    """Forward KL; all trajectories take part, those with measurements of their own too."""
-
-    def __init__(self, measurements: int) -> None:
-        """`measurements` is their number M."""
-        super().__init__()
-        self.measurements = measurements
+    """Forward KL; all trajectories take part, those that are alone with a simulated measurement too."""
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.evaluate`; `beta` has no part in it."""
         delta = log_ratio.detach().double().sum(1) - beta * batch.log_likelihood.double()
-        centre = group_mean(delta, delta.new_ones(len(delta)), batch.group, self.measurements)
-        return -log_ratio.double().sum(1).mean(), delta - centre[batch.group]
+        group = batch.group
+        centre = group_mean(delta, torch.ones_like(delta), group)
+        return -log_ratio.double().sum(1).mean(), delta - centre[group]
 
     def loss(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.loss`; the mean is over all trajectories."""

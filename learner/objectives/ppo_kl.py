@@ -25,10 +25,10 @@ __all__ = ["ProximalPolicyKL"]
 class ProximalPolicyKL(RatioObjective):
     """Clipped surrogate."""
 
-    def __init__(self, measurements: int, clip_range: float) -> None:
-        """`measurements` is their number M, `clip_range` is eps."""
+    def __init__(self, clip_range: float) -> None:
+        """`clip_range` is eps."""
         super().__init__()
-        self.measurements, self.clip_range = measurements, clip_range
+        self.clip_range = clip_range
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.evaluate`."""
@@ -41,4 +41,4 @@ class ProximalPolicyKL(RatioObjective):
         return loss.mean(), self._centred(total.detach() - reward, batch.group)
 
     def _centred(self, value: Tensor, group: Tensor) -> Tensor:
-        return value - group_mean(value, torch.ones_like(value), group, self.measurements)[group]
+        return value - group_mean(value, torch.ones_like(value), group)[group]

@@ -24,10 +24,10 @@ __all__ = ["ReinforceKL"]
 class ReinforceKL(RatioObjective):
     """Score-function gradient of KL(q || posterior)."""
 
-    def __init__(self, measurements: int, cap: float) -> None:
-        """`measurements` is their number M, `cap` the largest importance weight."""
+    def __init__(self, cap: float) -> None:
+        """`cap` is the largest importance weight."""
         super().__init__()
-        self.measurements, self.cap = measurements, cap
+        self.cap = cap
 
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.evaluate`; the loss is a surrogate, only its gradient means something."""
@@ -41,7 +41,7 @@ class ReinforceKL(RatioObjective):
         """[B] weighted mean of `cost` over the other trajectories of the same measurement, 0 where there is none."""
 
         def of_others(value: Tensor) -> Tensor:
-            return value.new_zeros(self.measurements).index_add(0, group, value)[group] - value
+            return value.new_zeros(len(value)).index_add(0, group, value)[group] - value
 
         total = of_others(weight)
         # Rounding leaves a trace of the trajectory's own weight where the others have none.

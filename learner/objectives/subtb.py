@@ -18,6 +18,7 @@ from diffusion.kernel import expand
 from diffusion.network import MLP
 from diffusion.prior import Prior
 from learner.batch import PathBatch
+from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives.base import RatioObjective
 
@@ -32,7 +33,7 @@ class SubTrajectoryBalance(RatioObjective):
     def __init__(
         self,
         shape: Loss,
-        measurements: int,
+        log_partition: LogPartition,
         prior: Prior,
         measurement_shape: tuple[int, ...],
         decay: float,
@@ -41,20 +42,24 @@ class SubTrajectoryBalance(RatioObjective):
         """`decay` is lambda, `hidden` the width of the network of the flow."""
         super().__init__()
         self.shape, self.decay = shape, decay
-        self.log_partition = nn.Parameter(torch.zeros(measurements, dtype=torch.float64))
+        self.log_partition = log_partition
         dim, seen = torch.Size(prior.event_shape).numel(), torch.Size(measurement_shape).numel()
         self.flow = MLP(2 * dim + seen, 1, hidden, depth=2)
         nn.init.zeros_(self.flow.head.weight)
         nn.init.zeros_(self.flow.head.bias)
         self._prior = (prior,)  # out of the module tree, as it is not trained
 
+    def known(self, batch: PathBatch) -> Tensor:
+        """See `RatioObjective.known`."""
+        return self.log_partition.known(batch)
+
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.evaluate`; the residual is that of the whole trajectory."""
-        steps = batch.num_steps
+        steps, log_partition = batch.num_steps, self.log_partition(batch)[:, None]
         log_flow = torch.cat(
             [
-                self.log_partition[batch.group, None],
-                self.log_flow(batch),
+                log_partition,
+                self.log_flow(batch, log_partition),
                 beta * batch.log_likelihood.double()[:, None],
             ],
             dim=1,
@@ -69,8 +74,8 @@ class SubTrajectoryBalance(RatioObjective):
         value = (weight * self.shape(delta)).sum((1, 2)) / weight.sum()
         return value.mean(), delta[:, 0, -1]
 
-    def log_flow(self, batch: PathBatch) -> Tensor:
-        """[B, T-1] float64, log f_k at the states s_1 ... s_T-1; log Z at the start of training."""
+    def log_flow(self, batch: PathBatch, log_partition: Tensor) -> Tensor:
+        """[B, T-1] float64, log f_k at the states s_1 ... s_T-1; `log_partition` [B, 1] at the start of training."""
         prior, count, inner = self._prior[0], len(batch), batch.num_steps - 1
         step = torch.arange(1, batch.num_steps, device=batch.states.device).repeat(count)
         state, denoised = batch.states[:, 1:-1].flatten(0, 1), batch.denoised[:, 1:].flatten(0, 1)
@@ -79,4 +84,4 @@ class SubTrajectoryBalance(RatioObjective):
         inputs = [state / expand(spread, state), denoised / prior.data_std, measurement]
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # as in the control form
         flow = self.flow(torch.cat([value.flatten(1) for value in inputs], dim=1), level)
-        return self.log_partition[batch.group, None] + flow.double().reshape(count, inner)
+        return log_partition + flow.double().reshape(count, inner)

@@ -19,6 +19,7 @@ from diffusion.denoiser import Density
 from diffusion.path import density_over_chain
 from diffusion.prior import Prior
 from learner.batch import PathBatch
+from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
 
@@ -28,13 +29,13 @@ __all__ = ["TrajectoryBalance"]
 class TrajectoryBalance(RelativeTrajectoryBalance):
     """delta of the density, not of the chain."""
 
-    def __init__(self, shape: Loss, measurements: int, prior: Prior) -> None:
+    def __init__(self, shape: Loss, log_partition: LogPartition, prior: Prior) -> None:
         """Balances against the density of `prior`.
 
         Raises:
             ValueError: the prior's denoiser does not know its density.
         """
-        super().__init__(shape, measurements)
+        super().__init__(shape, log_partition)
         if not isinstance(prior.denoiser, Density):
             raise ValueError(
                 f"objective tb needs a prior with a density p(x), which {type(prior.denoiser).__name__} does not know; "

@@ -9,10 +9,10 @@ times the residual of relative trajectory balance, and the squared loss alpha^2 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learner.batch import PathBatch
+from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives.base import Balance
 
@@ -22,11 +22,16 @@ __all__ = ["TrustPCL"]
 class TrustPCL(Balance):
     """delta in units of reward."""
 
-    def __init__(self, shape: Loss, measurements: int) -> None:
-        """`measurements` is their number M."""
+    def __init__(self, shape: Loss, value: LogPartition) -> None:
+        """`value` is V(y) / beta, which at beta = 1 is log Z(y)."""
         super().__init__(shape)
-        self.value = nn.Parameter(torch.zeros(measurements, dtype=torch.float64))
+        self.value = value
+
+    def known(self, batch: PathBatch) -> Tensor:
+        """See `RatioObjective.known`."""
+        return self.value.known(batch)
 
     def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
         """See `Balance.residual`."""
-        return self.value[batch.group] + log_ratio / beta - batch.log_likelihood.double()
+        residual: Tensor = self.value(batch) + log_ratio / beta - batch.log_likelihood.double()
+        return residual

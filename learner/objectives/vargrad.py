@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from learner.batch import PathBatch
-from learner.loss import Loss
 from learner.objectives.base import Balance
 
 __all__ = ["VarGrad", "group_mean"]
@@ -26,40 +25,37 @@ ITERATIONS = 30  # of reweighted means; the location is then stationary to well 
 class VarGrad(Balance):
     """delta less the centre of its measurement."""
 
-    def __init__(self, shape: Loss, measurements: int) -> None:
-        """`measurements` is their number M."""
-        super().__init__(shape)
-        self.measurements = measurements
-
     def residual(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> Tensor:
         """See `Balance.residual`."""
         delta = log_ratio - beta * batch.log_likelihood.double()
-        return delta - self._centre(delta.detach(), batch.group)[batch.group]
+        group = batch.group
+        return delta - self._centre(delta.detach(), group)[group]
 
     def _centre(self, value: Tensor, group: Tensor) -> Tensor:
-        """[M] c of each measurement."""
+        """[G] c of each group."""
         if self.shape.shape != "huber":
-            return group_mean(value, torch.ones_like(value), group, self.measurements)
+            return group_mean(value, torch.ones_like(value), group)
         # From the median, as from the mean it would take many steps where half of the batch is far off.
-        centre = _group_median(value, group, self.measurements)
+        centre = _group_median(value, group)
         for _ in range(ITERATIONS):
             distance = (value - centre[group]).abs()
             weight = (self.shape.scale / distance.clamp_min(1e-12)).clamp_max(1.0)
-            centre = group_mean(value, weight, group, self.measurements)
+            centre = group_mean(value, weight, group)
         return centre
 
 
-def group_mean(value: Tensor, weight: Tensor, group: Tensor, groups: int) -> Tensor:
-    """[groups] weighted mean of the `value` [B] of each group, 0 for an empty one."""
+def group_mean(value: Tensor, weight: Tensor, group: Tensor) -> Tensor:
+    """[G] weighted mean of the `value` [B] of each `group` [B], numbered 0..G-1; 0 for an empty one."""
+    groups = int(group.max()) + 1
     total = value.new_zeros(groups).index_add(0, group, weight * value)
     return total / value.new_zeros(groups).index_add(0, group, weight).clamp_min(1e-300)
 
 
-def _group_median(value: Tensor, group: Tensor, groups: int) -> Tensor:
-    """[groups] lower median of the `value` [B] of each group, 0 for an empty one."""
+def _group_median(value: Tensor, group: Tensor) -> Tensor:
+    """[G] lower median of the `value` [B] of each group, 0 for an empty one."""
     order = value.argsort()
     order = order[group[order].argsort(stable=True)]  # by group, and by value within it
-    count = torch.bincount(group, minlength=groups)
+    count = torch.bincount(group)
     middle = count.cumsum(0) - count + (count - 1).clamp_min(0) // 2
     median = value[order][middle.clamp_max(len(value) - 1)]
     return torch.where(count > 0, median, torch.zeros_like(median))

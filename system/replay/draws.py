@@ -7,7 +7,8 @@ of rows from each part are s B rounded at random; that and the stratified draws 
 Where no item has mass under a priority, its share is drawn uniformly.
 
 Grouped draws give each group one measurement: first a group's measurement, with the probability of all its items
-together, then its members among them, so the marginal of every row is the same P(i) again.
+together, then its members among them, so the marginal of every row is the same P(i) again. The members are stratified
+too: a group as large as its measurement has items of equal probability is all of them.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ class Mixture:
         lower = np.concatenate([[0.0], upper[:-1]])
         group = _search(upper, stratified(num_groups, generator) * upper[-1], upper[-1])
         group = np.repeat(generator.permutation(group), group_size)
-        target = lower[group] + generator.random(len(group)) * (upper - lower)[group]
+        strata = generator.permuted(np.tile(np.arange(group_size), (num_groups, 1)), axis=1).ravel()
+        target = lower[group] + (strata + generator.random(len(group))) / group_size * (upper - lower)[group]
         place = _search(cumulative, target, upper[group])
         return order.slots[place], probability[place]
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from system.replay.measurement_priority import MeasurementPriority
-from system.replay.storage import TrajectoryStorage
+from system.replay.storage import TrajectoryStorage, problem_measurement
 
 __all__ = ["LogWeightPriority", "normalised_masses"]
 
@@ -38,7 +38,7 @@ class LogWeightPriority(MeasurementPriority):
     def renewed(self, storage: TrajectoryStorage) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
         """See `MeasurementPriority`."""
         log_weight = self._log_weight(storage, np.arange(len(storage)))
-        measurement_id = storage.column("measurement_id")
+        measurement_id = problem_measurement(storage.column("measurement_id"))
         masses, measurement, log_total, self._log_cap = normalised_masses(log_weight, measurement_id, self._truncation)
         return masses, measurement, log_total
 

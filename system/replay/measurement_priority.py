@@ -6,7 +6,7 @@ all the draws. So the masses of a measurement's items sum to one, or to the shar
     m_i = f v_i / V,   V = sum_j v_j,   f = V / V_all,
 
 once the shards have told each other their V (`log_totals`, `refer`): then m_i = v_i / V_all is the same whichever shard
-has the item. A single shard has f = 1. Paths with measurements of their own count as one more measurement.
+has the item. A single shard has f = 1. All simulated measurements together count as one more.
 
 A new item is placed with the stored V, n and cap of its measurement; all are computed anew when 1/16 of the items are
 new, when a measurement is new, or when an item is too far from what is stored. That is O(16) a new item on average, and
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from system.replay.messages import LogTotals
 from system.replay.priority import TreePriority
-from system.replay.storage import TrajectoryStorage
+from system.replay.storage import TrajectoryStorage, problem_measurement
 from system.replay.sum_tree import SumTree
 
 __all__ = ["MeasurementPriority"]
@@ -59,7 +59,7 @@ class MeasurementPriority(TreePriority):
         """See `TreePriority`."""
         self._new_items += len(slots)
         if self._new_items * _RENEWED_SHARE < len(storage):
-            measurement = storage.column("measurement_id")[slots]
+            measurement = problem_measurement(storage.column("measurement_id")[slots])
             row = np.searchsorted(self._measurement, measurement).clip(max=len(self._measurement) - 1)
             if np.array_equal(self._measurement[row], measurement):
                 masses = self.placed(storage, slots, row)
@@ -69,7 +69,7 @@ class MeasurementPriority(TreePriority):
         masses, self._measurement, self._log_total = self.renewed(storage)
         self._log_share = self._reference.log_share(self._measurement, self._log_total)
         if self._log_share.any():
-            row = np.searchsorted(self._measurement, storage.column("measurement_id"))
+            row = np.searchsorted(self._measurement, problem_measurement(storage.column("measurement_id")))
             masses = masses * np.exp(self._log_share)[row]
         tree.fill(masses)
         self._new_items = 0

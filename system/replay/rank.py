@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from system.replay.measurement_priority import MeasurementPriority
-from system.replay.storage import TrajectoryStorage
+from system.replay.storage import TrajectoryStorage, problem_measurement
 
 __all__ = ["RankPriority"]
 
@@ -34,7 +34,7 @@ class RankPriority(MeasurementPriority):
     def renewed(self, storage: TrajectoryStorage) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
         """See `MeasurementPriority`; log V is log n, as the shards hold random parts of what the actors make."""
         log_likelihood = storage.column("log_likelihood")
-        measurement, group = np.unique(storage.column("measurement_id"), return_inverse=True)
+        measurement, group = np.unique(problem_measurement(storage.column("measurement_id")), return_inverse=True)
         order = np.lexsort((log_likelihood, group))
         order = order[log_likelihood[order] > -np.inf]
         self._ordered = log_likelihood[order]

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from actors.exploration import StartBy
 from diffusion.end_points import EndPoints
-from diffusion.trajectory import OWN_MEASUREMENT, Trajectory
+from diffusion.trajectory import Trajectory
 from system.replay.config import ReplayConfig
 from system.replay.draws import MeasurementOrder, Mixture
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, ShardStats, Weighting
@@ -199,15 +199,16 @@ class ReplayShard:
 
         By age: any of the newest window. Otherwise the winners of tournaments, the likeliest or the one of largest
         residual among items of the same measurement, whose `log_behaviour_ratio` takes the choice in: with it the
-        importance weights of the starts are right, see `system.replay.tournament`. Items with a measurement of their
-        own have no rivals, and are passed over. The rate limiter does not count starts.
+        importance weights of the starts are right, see `system.replay.tournament`. Items of simulated measurements have
+        few rivals, and are passed over then. The rate limiter does not count starts.
         """
         size = len(self._storage)
         if size < 1:
             return None
         slots = self._storage.slots_of_age(np.arange(self._window)) if by == "age" else np.arange(size)
         slots = slots[self._storage.age(slots) < self._fresh]
-        slots = slots[self._storage.column("measurement_id")[slots] != OWN_MEASUREMENT]
+        if by != "age":
+            slots = slots[self._storage.column("measurement_id")[slots] >= 0]
         if not len(slots):
             return None
         if by == "age":

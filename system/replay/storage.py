@@ -22,10 +22,15 @@ from diffusion.trajectory import Trajectory
 from system.replay.eviction import LeastLikely
 from system.replay.spill import mapped_array
 
-__all__ = ["EvictBy", "Items", "TrajectoryStorage"]
+__all__ = ["EvictBy", "Items", "TrajectoryStorage", "problem_measurement"]
 
 EvictBy = Literal["age", "likelihood"]
 Items = Trajectory | EndPoints
+
+
+def problem_measurement(measurement_id: NDArray[Any]) -> NDArray[np.int64]:
+    """`measurement_id`, with -1 for all simulated measurements: they come and go, and are of a few items each."""
+    return np.maximum(measurement_id, -1)
 
 
 class TrajectoryStorage:
@@ -86,8 +91,8 @@ class TrajectoryStorage:
         overwritten = slots[slots < self._size]
         self._uids.difference_update(self._arrays["uid"][overwritten].tolist())
         self._uids.update(trajectory.uid[rows].tolist())
-        self._items_of.subtract(self._arrays["measurement_id"][overwritten].tolist())
-        self._items_of.update(trajectory.measurement_id[rows].tolist())
+        self._items_of.subtract(problem_measurement(self._arrays["measurement_id"][overwritten]).tolist())
+        self._items_of.update(problem_measurement(trajectory.measurement_id[rows]).tolist())
         for name, value in trajectory.arrays().items():
             self._arrays[name][slots] = value[rows]
         self._generation[slots] += 1
@@ -137,7 +142,7 @@ class TrajectoryStorage:
 
     @property
     def num_measurements(self) -> int:
-        """Measurements that any item is of."""
+        """Measurements that any item is of; all simulated ones count as one."""
         return sum(count > 0 for count in self._items_of.values())
 
     def generation(self, slots: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -223,7 +228,7 @@ class TrajectoryStorage:
             self._arrays[name][: self._size] = value
         self._generation[: self._size] = generation
         self._uids = set(saved.uid.tolist())
-        self._items_of.update(saved.measurement_id.tolist())
+        self._items_of.update(problem_measurement(saved.measurement_id).tolist())
         by_age = np.argsort(serial)
         self._count, self._serial[: self._size] = scalars["count"], serial
         recent = by_age[self.age(by_age) < self.capacity]

@@ -71,7 +71,7 @@ def test_guidance_and_estimates_are_those_at_the_path_s_own_measurement(gaussian
         (expected,) = torch.autograd.grad(value, state)
         assert made.guidance[:, index] == pytest.approx(expected.numpy(), abs=1e-4)
         assert made.denoised[:, index] == pytest.approx(estimate.detach().numpy(), abs=1e-5)
-    assert made.measurement_id.tolist() == [-1] * 6 and set(made.origin.tolist()) == {Origin.JOINT}
+    assert made.measurement_id.tolist() == [-1, -2, -3, -4, -5, -6] and set(made.origin.tolist()) == {Origin.JOINT}
 
 
 def test_the_importance_weight_of_a_joint_path_is_one(gaussian_problem):

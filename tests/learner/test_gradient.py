@@ -9,6 +9,7 @@ from actors.rollout import rollout
 from diffusion.path import path_log_ratio
 from diffusion.posterior import ControlPosterior, FinetunePosterior
 from learner.gradient import GradientPlan, _log_ratios, accumulate_gradient, rows_within
+from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
 from learner.objectives.vargrad import VarGrad
@@ -28,17 +29,18 @@ def _case(problem, dtype, path_batch):
     states = rollout(problem, None, rows, generator=torch.Generator().manual_seed(0)).states.to(dtype)
     likelihood = problem.log_likelihood(states[:, -1], rows)
     group = torch.arange(COUNT) % 3
-    batch = path_batch(problem.prior, states, problem.measurements[rows], group=group, log_likelihood=likelihood)
-    log_partition = torch.nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+    batch = path_batch(
+        problem.prior, states, problem.measurements[rows], measurement_id=group, log_likelihood=likelihood
+    )
+    table = LogPartition("table", 3, (2,))
+    table.level.data.copy_(torch.tensor([0.5, -1.0, 2.0]))
 
     def loss(name, huber):
         shape = Loss("square" if huber is None else "huber", huber or 1.0)
-        objective = {"rtb": RelativeTrajectoryBalance, "vargrad": VarGrad}[name](shape, 3)
-        if name == "rtb":
-            objective.log_partition = log_partition
+        objective = RelativeTrajectoryBalance(shape, table) if name == "rtb" else VarGrad(shape)
         return lambda log_ratio: objective.loss(log_ratio, batch, 0.8)
 
-    return posterior, batch, log_partition, loss
+    return posterior, batch, table.level, loss
 
 
 def _reference(posterior, batch, log_partition, loss):

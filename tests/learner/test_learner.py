@@ -162,7 +162,7 @@ def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem
         average = decay * average + (1 - decay) * vector
     assert learner.weights() == pytest.approx(vector.numpy(), abs=1e-5)
     assert learner.weights(averaged=True) == pytest.approx(average.numpy(), abs=1e-5)
-    assert learner.objective.log_partition.item() == pytest.approx(log_partition.item(), rel=1e-5)
+    assert learner.objective.log_partition.level.item() == pytest.approx(log_partition.item(), rel=1e-5)
     assert abs(log_partition.item()) > 0.05
 
 
@@ -242,7 +242,7 @@ def test_trajectories_of_the_present_weights_are_not_scored_twice(gaussian_probl
     assert scored(make(5), progress=0.6)[0] == [80, 24]  # the network was re-initialised just now
 
 
-# --- paths with measurements of their own ---
+# --- simulated measurements ---
 
 
 def _joint_and_others(problem):
@@ -508,7 +508,7 @@ def test_a_gaussian_posterior_is_learned_to_a_twentieth_of_a_nat(objective):
     assert abs(error) < 0.02
     assert before > 0.4 and 0 < gap < 0.05  # 0.02 would remain: q has the prior's variance in every step
     if objective == "rtb":
-        assert learner.objective.log_partition.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
+        assert learner.objective.log_partition.level.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
 
 
 def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone():
@@ -551,9 +551,9 @@ def test_a_reinitialised_learner_has_its_first_weights_and_optimiser_but_keeps_l
     batches = [_batch(gaussian_problem, seed=seed) for seed in range(8)]
     for update, batch in enumerate(batches[:6]):
         learner.update(batch, update / 13)
-    log_partition = learner.objective.log_partition
+    log_partition = learner.objective.log_partition.level
     assert learner.reinitialised == 0 and log_partition.abs().max() > 0
-    fresh.objective.log_partition.data.copy_(log_partition.detach())
+    fresh.objective.log_partition.level.data.copy_(log_partition.detach())
     fresh.updates = fresh._warm_from = learner.updates
     fresh.reinitialised = 1
     for progress, batch in ((0.5, batches[6]), (0.55, batches[7])):

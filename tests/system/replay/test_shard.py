@@ -182,6 +182,9 @@ def test_the_extreme_targets_of_a_grouped_draw_miss_items_without_mass(make_traj
         def permutation(self, values):
             return values
 
+        def permuted(self, values, axis):
+            return values
+
     mass = np.array([0.0, 0.1, 0.7, 0.0, 0.0, 0.3, 1e-9, 0.0, 0.0, 0.0])
     storage = TrajectoryStorage(10 * ITEM)
     storage.append(make_trajectory(10, measurement_id=np.repeat([0, 1, 2], [4, 4, 2])))
@@ -191,6 +194,18 @@ def test_the_extreme_targets_of_a_grouped_draw_miss_items_without_mass(make_traj
     mixture = Mixture([priority], np.array([0.0, 1.0]), storage, 1)
     slots, _ = mixture.draw_groups(3, 2, MeasurementOrder(storage), Extreme())
     assert np.all(mass[slots] > 0)
+
+
+def test_a_group_as_large_as_its_measurement_is_all_of_its_items(make_trajectory):
+    shard = ReplayShard(_config(group_size=4, max_items=1000, newest_share=0.0), 0, seed=3)
+    shard.insert(
+        make_trajectory(
+            40, uid=np.arange(40), measurement_id=-1 - np.arange(40) // 4, measurement=np.zeros((40, 1), np.float32)
+        )
+    )
+    drawn = shard.sample(40).trajectory.uid.reshape(10, 4).astype(np.int64)
+    assert (np.sort(drawn, 1) - drawn.min(1, keepdims=True) == np.arange(4)).all() and (drawn.min(1) % 4 == 0).all()
+    assert (np.diff(drawn, axis=1) != 1).any()  # in no particular order
 
 
 def test_one_measurement_makes_a_grouped_draw_a_plain_one(make_trajectory):
@@ -396,20 +411,23 @@ def test_starts_come_by_age_likelihood_or_residual_and_the_limiter_does_not_coun
 
 
 @pytest.mark.parametrize("by", ["age", "likelihood", "residual"])
-def test_items_with_measurements_of_their_own_are_stored_and_drawn_but_never_starts(make_trajectory, by):
+def test_items_of_simulated_measurements_are_stored_and_drawn_but_start_by_age_alone(make_trajectory, by):
     shard = ReplayShard(_config(newest_window=30, max_items=1000, priority="importance", newest_share=0.0), 0, seed=3)
     own = np.arange(10, dtype=np.float32)[:, None]
-    shard.insert(make_trajectory(10, measurement_id=-1, measurement=own))
-    assert shard.starts(5, by) is None
+    shard.insert(make_trajectory(10, measurement_id=-1 - np.arange(10), measurement=own))
+    assert (shard.starts(5, by) is None) == (by != "age")
     shard.insert(make_trajectory(30, measurement_id=2, measurement=np.full((30, 1), 7, np.float32)))
-    shard.insert(make_trajectory(10, measurement_id=-1, measurement=own))
+    shard.insert(make_trajectory(10, measurement_id=-11 - np.arange(10), measurement=own))
     starts = shard.starts(400, by)
-    assert set(starts.measurement_id.tolist()) == {2} and (starts.measurement == 7).all()
-    assert len(set(starts.uid.tolist())) == (20 if by == "age" else 30)
+    assert len(set(starts.uid.tolist())) == 30
+    if by == "age":
+        assert set(starts.measurement_id.tolist()) == {2, *range(-20, -10)}
+    else:
+        assert set(starts.measurement_id.tolist()) == {2} and (starts.measurement == 7).all()
     # Normalised like one more measurement: half of the draws.
     drawn = shard.sample(4000).trajectory
-    assert np.mean(drawn.measurement_id == -1) == pytest.approx(0.5, abs=0.03)
-    assert set(drawn.measurement[drawn.measurement_id == -1, 0].tolist()) == set(range(10))
+    assert np.mean(drawn.measurement_id < 0) == pytest.approx(0.5, abs=0.03)
+    assert set(drawn.measurement[drawn.measurement_id < 0, 0].tolist()) == set(range(10))
 
 
 def test_an_item_whose_residual_is_not_known_yet_starts_before_all_that_are_known(make_trajectory):
