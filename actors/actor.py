@@ -25,7 +25,7 @@ from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
-from actors.simulated import joined, of_measurements, with_stored_measurements
+from actors.simulated import joined, with_stored_measurements
 from actors.teacher import Teacher, TeacherConfig
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
@@ -247,7 +247,7 @@ class Actor:
         anywhere = torch.zeros(number, dtype=torch.int64)
         exact = simulation.explore(self.problem, self.posterior, anywhere, self.progress, generator)
         assert exact.measurement is not None
-        problem = of_measurements(self.problem, exact.measurement)
+        problem = self.problem.at(exact.measurement)
         rows = torch.arange(number).repeat(self.config.batch_size // number - 1)
         return joined(exact, exploration.explore(problem, self.posterior, rows, self.progress, generator))
 

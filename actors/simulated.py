@@ -20,13 +20,7 @@ from actors.rollout import Rollout
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["joined", "of_measurements", "with_stored_measurements"]
-
-
-def of_measurements(problem: InverseProblem, measurement: Tensor) -> InverseProblem:
-    """`problem` with other measurements [M, *Y], without what is known of its own."""
-    classes = problem.classes and dataclasses.replace(problem.classes, exact=None)
-    return dataclasses.replace(problem, measurements=measurement, exact=(), truth=None, classes=classes)
+__all__ = ["joined", "with_stored_measurements"]
 
 
 def with_stored_measurements(problem: InverseProblem, stored: Trajectory) -> tuple[InverseProblem, Trajectory]:
@@ -35,7 +29,7 @@ def with_stored_measurements(problem: InverseProblem, stored: Trajectory) -> tup
         return problem, stored
     rows: NDArray[np.int64] = np.arange(len(stored), dtype=np.int64)
     measurement = torch.from_numpy(np.array(stored.measurement))
-    return of_measurements(problem, measurement), dataclasses.replace(stored, measurement_id=rows)
+    return problem.at(measurement), dataclasses.replace(stored, measurement_id=rows)
 
 
 def joined(exact: Rollout, others: Rollout) -> Rollout:

@@ -66,13 +66,13 @@ def main() -> None:
             error = abs(result.log_partition - exact.log_partition)
             row = {"mixed": float(result.mixed), "log_partition_error": error}
             mean = covariance = modes = l1 = float("nan")
-            if problem.classes is None or problem.classes.exact is None:
+            if problem.classes is None or problem.class_probabilities(0) is None:
                 mean, covariance = moment_ratios(result.samples, exact.mean, exact.covariance, worth(result))
                 row |= {"mean_error_ratio": mean, "covariance_error_ratio": covariance}
             else:
                 shares = problem.classes.probabilities(result.samples).double().mean(0)
-                modes = mode_ratio(shares, problem.classes.exact[0], worth(result))
-                l1 = class_l1(shares, problem.classes.exact[0])
+                modes = mode_ratio(shares, problem.class_probabilities(0), worth(result))
+                l1 = class_l1(shares, problem.class_probabilities(0))
                 row |= {"mode_error_ratio": modes, "mode_l1": l1}
             for key, value in row.items():
                 figures.setdefault(f"{name.replace('-', '_')}_{key}", []).append(value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor
@@ -49,7 +50,39 @@ class Classes:
     probabilities: Callable[[Tensor], Tensor]
     """[N, *D] -> [N, classes], the probability of each class given x."""
     exact: Tensor | None = None
-    """[M, classes] exact posterior probability of each class for every measurement."""
+    """[M, classes] exact posterior probability of each class for every measurement, unless `InverseProblem.solve` gives
+    it."""
+
+
+Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
+
+
+class _Solutions(Sequence[ExactPosterior]):
+    """Exact posteriors in closed form: made when needed, as many are large and most processes need none."""
+
+    def __init__(self, solve: Solve, measurements: Tensor) -> None:
+        self._solve, self._measurements = solve, measurements
+        self.solution = lru_cache(maxsize=4)(self._solution)
+
+    def _solution(self, row: int) -> tuple[ExactPosterior, Tensor | None]:
+        return self._solve(self._measurements[row])
+
+    def __len__(self) -> int:
+        return len(self._measurements)
+
+    @overload
+    def __getitem__(self, row: int) -> ExactPosterior: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[ExactPosterior]: ...
+
+    def __getitem__(self, row: int | slice) -> ExactPosterior | Sequence[ExactPosterior]:
+        """The exact posterior of measurement `row`."""
+        if isinstance(row, slice):
+            return _Solutions(self._solve, self._measurements[row])
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"there are {len(self)} exact posteriors, asked for number {row}")
+        return self.solution(int(row))[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -64,7 +97,7 @@ class InverseProblem:
     """Normalised density of y given x."""
     measurements: Tensor
     """[M, *Y] float32; a trajectory names its measurement by row."""
-    exact: tuple[ExactPosterior, ...] = ()
+    exact: Sequence[ExactPosterior] = ()
     """Exact posterior of every measurement, or empty."""
     truth: Tensor | None = None
     """[M, *D] the x that was measured, where known."""
@@ -74,6 +107,8 @@ class InverseProblem:
     """Height and width if x is shown as a grey image."""
     measurement_image: Callable[[Tensor], Tensor] | None = None
     """[*Y] -> [H, W] picture of a measurement, NaN where nothing was seen."""
+    solve: Solve | None = None
+    """Exact posterior of any y [*Y] and its probability of each class, where there is a closed form."""
     time_limit: float | None = None
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
 
@@ -95,6 +130,21 @@ class InverseProblem:
             raise ValueError(
                 f"{len(self.measurements)} measurements need as many exact posteriors, got {len(self.exact)}"
             )
+
+    def at(self, measurements: Tensor) -> InverseProblem:
+        """The problem of other `measurements` [M, *Y], without what is known of its own: see `solved`."""
+        classes = self.classes and replace(self.classes, exact=None)
+        return replace(self, measurements=measurements, exact=(), truth=None, classes=classes)
+
+    def solved(self) -> InverseProblem:
+        """The problem with the exact posterior of every measurement, worked out when asked for, where `solve` is."""
+        return self if self.solve is None else replace(self, exact=_Solutions(self.solve, self.measurements))
+
+    def class_probabilities(self, row: int) -> Tensor | None:
+        """[classes] float64 exact posterior probability of each class for measurement `row`, where it is known."""
+        if isinstance(self.exact, _Solutions):
+            return self.exact.solution(row)[1]
+        return None if self.classes is None or self.classes.exact is None else self.classes.exact[row].double()
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -202,8 +202,8 @@ def _class_probabilities(
     if problem.classes is None:
         return None, None
     learned = problem.classes.probabilities(samples).double().mean(0).cpu()
-    exact = problem.classes.exact
-    return learned, None if exact is None else exact[measurement_id].double().cpu()
+    exact = problem.class_probabilities(measurement_id)
+    return learned, None if exact is None else exact.cpu()
 
 
 def _rms(difference: Tensor) -> float:

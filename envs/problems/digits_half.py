@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.exact.mixture import condition_mixture
+from envs.exact.mixture import MixturePosterior, condition_mixture
 from envs.forward_operator import Pixels
 from envs.likelihood import GaussianLikelihood
 from envs.problem import Classes, InverseProblem
@@ -30,21 +30,26 @@ SHAPE = (1, 8, 8)
 def digits_half(
     *,
     digit: int = 20,
+    count: int = 1,
     noise_std: float = 0.3,
     bandwidth: float = 0.25,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
-    """Complete held-out digit number `digit` (0..296) from its left half; the noise is drawn with `seed`."""
+    """Complete held-out digit number `digit` (0..296), or `count` from there on; the noise is drawn with `seed`."""
     if not 0 <= digit < HELD_OUT:
         raise ValueError(f"digit must be one of the {HELD_OUT} held-out digits, 0..{HELD_OUT - 1}, got {digit}")
+    if not 1 <= count <= HELD_OUT - digit:
+        raise ValueError(
+            f"count must be within 1..{HELD_OUT - digit}, as digit {digit} is one of {HELD_OUT}, got {count}"
+        )
     from sklearn.datasets import load_digits  # a second to import, and only this problem needs it
 
     data = load_digits()
     images = torch.from_numpy(data.data).double() / 8.0 - 1.0  # [1797, 64], from 0..16
     labels = torch.from_numpy(data.target[:TRAINING_DIGITS])
-    means, truth = images[:TRAINING_DIGITS], images[TRAINING_DIGITS + digit][None]
+    means, truth = images[:TRAINING_DIGITS], images[TRAINING_DIGITS + digit :][:count]
     denoiser = MixtureDenoiser(means, bandwidth**2, event_shape=SHAPE)
     data_std = float((means.var(0, correction=0).mean() + bandwidth**2).sqrt())
     levels = make_schedule(schedule, num_steps, scale=data_std)
@@ -53,11 +58,13 @@ def digits_half(
     mask[..., :4] = True
     operator = Pixels(mask)
     likelihood = GaussianLikelihood(operator, noise_std)
-    measurement = likelihood.sample(truth, torch.Generator().manual_seed(seed)).float()
-    exact = condition_mixture(
-        means, denoiser.covariance, denoiser.log_weights, operator.matrix, noise_std, measurement[0], SHAPE
-    )
+    measurements = likelihood.sample(truth, torch.Generator().manual_seed(seed)).float()
     one_hot = torch.nn.functional.one_hot(labels.long(), 10).double()
+
+    def solve(measurement: Tensor) -> tuple[MixturePosterior, Tensor]:
+        covariance, log_weights = denoiser.covariance, denoiser.log_weights
+        exact = condition_mixture(means, covariance, log_weights, operator.matrix, noise_std, measurement, SHAPE)
+        return exact, exact.log_weights.exp() @ one_hot
 
     def picture(values: Tensor) -> Tensor:
         image = torch.full((64,), torch.nan)
@@ -68,14 +75,13 @@ def digits_half(
         name="digits-half",
         prior=prior,
         likelihood=likelihood,
-        measurements=measurement,
-        exact=(exact,),
-        truth=truth.reshape(1, *SHAPE).float(),
+        measurements=measurements,
+        truth=truth.reshape(count, *SHAPE).float(),
         classes=Classes(
             tuple(str(label) for label in range(10)),
             lambda value: denoiser.classify(value) @ one_hot,
-            (exact.log_weights.exp() @ one_hot)[None],
         ),
         image_shape=(8, 8),
         measurement_image=picture,
-    )
+        solve=solve,
+    ).solved()

@@ -42,13 +42,11 @@ def gaussian_linear(
     matrix = torch.randn(measurement_dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
     likelihood = GaussianLikelihood(LinearOperator(matrix), noise_std)
     truth = denoiser.sample(1, generator)
-    measurement = likelihood.sample(truth, generator).float()
-    exact = ChainPosterior(prior, matrix, noise_std, measurement[0])
     return InverseProblem(
         name="gaussian-linear",
         prior=prior,
         likelihood=likelihood,
-        measurements=measurement,
-        exact=(exact,),
+        measurements=likelihood.sample(truth, generator).float(),
         truth=truth.float(),
-    )
+        solve=lambda measurement: (ChainPosterior(prior, matrix, noise_std, measurement), None),
+    ).solved()

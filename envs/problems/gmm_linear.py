@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.exact.mixture import condition_mixture
+from envs.exact.mixture import MixturePosterior, condition_mixture
 from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
 from envs.problem import Classes, InverseProblem
@@ -50,20 +51,18 @@ def gmm_linear(
     operator = LinearOperator(seen.T)
     likelihood = GaussianLikelihood(operator, noise_std)
     truth = denoiser.sample(1, generator)
-    measurement = likelihood.sample(truth, generator).float()
-    exact = condition_mixture(
-        means, denoiser.covariance, denoiser.log_weights, operator.matrix, noise_std, measurement[0], (dim,)
-    )
+
+    def solve(measurement: Tensor) -> tuple[MixturePosterior, Tensor]:
+        covariance, log_weights = denoiser.covariance, denoiser.log_weights
+        exact = condition_mixture(means, covariance, log_weights, operator.matrix, noise_std, measurement, (dim,))
+        return exact, exact.log_weights.exp()
+
     return InverseProblem(
         name="gmm-linear",
         prior=prior,
         likelihood=likelihood,
-        measurements=measurement,
-        exact=(exact,),
+        measurements=likelihood.sample(truth, generator).float(),
         truth=truth.float(),
-        classes=Classes(
-            tuple(f"mode {index}" for index in range(modes)),
-            denoiser.classify,
-            exact.log_weights.exp()[None],
-        ),
-    )
+        classes=Classes(tuple(f"mode {index}" for index in range(modes)), denoiser.classify),
+        solve=solve,
+    ).solved()

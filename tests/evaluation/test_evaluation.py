@@ -59,7 +59,7 @@ def test_class_probabilities_of_exact_samples_match_the_exact_ones(mixture):
     problem, samples, log_weight = mixture
     result = evaluate(problem, 0, samples, log_weight, quick=True)
     assert sum(result.class_probabilities) == pytest.approx(1.0, abs=1e-6)
-    assert result.exact_class_probabilities == pytest.approx(problem.classes.exact[0].tolist())
+    assert result.exact_class_probabilities == pytest.approx(problem.class_probabilities(0).tolist())
     assert result.class_l1 < 0.1
 
 
