@@ -284,11 +284,12 @@ class NetworkDenoiser(nn.Module):
         self.network = network
         self.data_std = data_std
 
-    def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """See `Denoiser`."""
+    def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor, measurement: Tensor | None = None) -> Tensor:
+        """See `Denoiser`; y = `measurement` [N, *Y] is for a network that was given eyes for it."""
         alpha, sigma = alpha.to(state), sigma.to(state)
         spread = (alpha.square() * self.data_std**2 + sigma.square()).sqrt()
-        estimate = self.network(state / expand(spread, state), log_snr(alpha * self.data_std, sigma))
+        seen = () if measurement is None else (measurement,)
+        estimate = self.network(state / expand(spread, state), log_snr(alpha * self.data_std, sigma), *seen)
         skip = expand(alpha * self.data_std**2 / spread.square(), state)
         return skip * state + expand(sigma * self.data_std / spread, state) * estimate
 

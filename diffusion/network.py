@@ -1,17 +1,27 @@
 """Networks for denoisers and controls: an MLP for vectors, diffusers' U-Net for images, one for single elements.
 
 They map (input [N, C, *D] or [N, D], level [N]) to an output of the event shape, the level being a log-SNR or a step
-index scaled to a similar range.
+index scaled to a similar range. The MLP and the U-Net can be given eyes for y later on: `SeesMeasurement`.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Elementwise", "LevelEmbedding", "UNet"]
+__all__ = ["MLP", "Elementwise", "LevelEmbedding", "SeesMeasurement", "UNet"]
+
+
+@runtime_checkable
+class SeesMeasurement(Protocol):
+    """A network that takes y as a third argument after `add_measurement`."""
+
+    def add_measurement(self, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+        """Adds inputs for y of `shape`, with weights of zero: the output stays what it was until they are trained."""
+        ...
 
 
 class LevelEmbedding(nn.Module):
@@ -44,11 +54,20 @@ class MLP(nn.Module):
             layers += [nn.Linear(hidden, hidden), nn.SiLU()]
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(hidden, outputs)
+        self.measurement: nn.Linear | None = None
 
-    def forward(self, value: Tensor, level: Tensor) -> Tensor:
-        """[N, inputs], [N] -> [N, outputs]."""
-        hidden = self.body(torch.cat([value, self.embedding(level).to(value)], dim=1))
-        output: Tensor = self.head(hidden)
+    def add_measurement(self, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+        """See `SeesMeasurement`: more inputs of the first layer."""
+        first = self.body[0]
+        assert isinstance(first, nn.Linear)
+        self.measurement = _zero(nn.Linear(torch.Size(shape).numel(), first.out_features, bias=False))
+
+    def forward(self, value: Tensor, level: Tensor, measurement: Tensor | None = None) -> Tensor:
+        """[N, inputs], [N] -> [N, outputs], with y [N, *Y] where it is seen."""
+        hidden = self.body[0](torch.cat([value, self.embedding(level).to(value)], dim=1))
+        if self.measurement is not None and measurement is not None:
+            hidden = hidden + self.measurement(measurement.to(value).flatten(1))
+        output: Tensor = self.head(self.body[1:](hidden))
         return output
 
 
@@ -105,7 +124,56 @@ class UNet(nn.Module):
         head: nn.Conv2d = self.network.conv_out
         return head
 
-    def forward(self, value: Tensor, level: Tensor) -> Tensor:
-        """[N, C, H, W], [N] -> [N, out, H, W]; the level is stretched to the range of published time steps."""
-        output: Tensor = self.network(value, 50.0 * (level + 10.0)).sample
+    def add_measurement(self, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
+        """See `SeesMeasurement`: channels for a y of the image's size, else an embedding added to that of the level."""
+        if len(shape) == 3 and tuple(shape[1:]) == tuple(event_shape[1:]):
+            self.network.conv_in = _WithChannels(self.network.conv_in, shape[0])
+        else:
+            width = self.network.time_embedding.linear_2.out_features
+            self.network.class_embedding = _zero(nn.Linear(torch.Size(shape).numel(), width, bias=False))
+
+    def forward(self, value: Tensor, level: Tensor, measurement: Tensor | None = None) -> Tensor:
+        """[N, C, H, W], [N] -> [N, out, H, W], with y [N, *Y] where it is seen.
+
+        The level is stretched to the range of published time steps.
+        """
+        embedded = None
+        if measurement is not None and isinstance(self.network.conv_in, _WithChannels):
+            value = torch.cat([value, measurement.to(value)], dim=1)
+        elif measurement is not None and self.network.class_embedding is not None:
+            embedded = measurement.to(value).flatten(1)
+        output: Tensor = self.network(value, 50.0 * (level + 10.0), class_labels=embedded).sample
         return output
+
+
+class _WithChannels(nn.Module):
+    """A convolution, and a second one without bias for channels that were added after those of the first."""
+
+    def __init__(self, first: nn.Conv2d, channels: int) -> None:
+        super().__init__()
+        self.first = first
+        self.channels = first.in_channels
+        self.measurement = _zero(
+            nn.Conv2d(
+                channels,
+                first.out_channels,
+                first.kernel_size,  # type: ignore[arg-type]
+                stride=first.stride,  # type: ignore[arg-type]
+                padding=first.padding,  # type: ignore[arg-type]
+                bias=False,
+            )
+        )
+
+    def forward(self, value: Tensor) -> Tensor:
+        output: Tensor = self.first(value[:, : self.channels]) + self.measurement(value[:, self.channels :])
+        return output
+
+
+T = TypeVar("T", nn.Linear, nn.Conv2d)
+
+
+def _zero(layer: T) -> T:
+    """`layer` with all weights zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer

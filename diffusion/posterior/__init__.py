@@ -29,8 +29,11 @@ __all__ = [
 class PosteriorConfig:
     """Form and size of the posterior network."""
 
-    form: str = "control"
-    """control (small network beside the prior) or finetune (trainable copy of the prior's network)."""
+    form: Literal["control", "finetune", "lora"] = "control"
+    """control (small network beside the prior), finetune (trainable copy of the prior's network) or lora (copy of the
+    prior's network with trainable low-rank additions)."""
+    rank: int = 8
+    """lora only: rank of the additions."""
     network: str = "mlp"
     """control only: mlp, or unet for images [C, H, W]."""
     hidden: int = 256
@@ -65,5 +68,9 @@ def make_posterior(
             guided=config.likelihood_gradient == "state",
         )
     if config.form == "finetune":
-        return FinetunePosterior(prior)
-    raise ValueError(f"unknown posterior form {config.form!r}; expected 'control' or 'finetune'")
+        return FinetunePosterior(prior, measurement_shape)
+    if config.form == "lora":
+        if config.rank < 1:
+            raise ValueError(f"posterior.rank must be at least 1, got {config.rank}")
+        return FinetunePosterior(prior, measurement_shape, config.rank)
+    raise ValueError(f"unknown posterior form {config.form!r}; expected 'control', 'finetune' or 'lora'")

@@ -9,7 +9,8 @@ from diffusion.posterior import ControlPosterior, FinetunePosterior, PosteriorCo
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 
-FORMS = ["mlp with gradient", "mlp without gradient", "unet with gradient", "unet without gradient", "finetune"]
+OF_PRIORS = ["finetune", "lora", "finetune unet", "lora unet", "finetune unet y-image", "lora unet y-image"]
+FORMS = ["mlp with gradient", "mlp without gradient", "unet with gradient", "unet without gradient", *OF_PRIORS]
 
 
 def _gradient(value, measurement):
@@ -26,12 +27,23 @@ def image_prior():
 
 
 @pytest.fixture
-def make_form(network_prior, image_prior):
+def unet_prior():
+    torch.manual_seed(0)
+    denoiser = NetworkDenoiser(UNet(1, 1, channels=(8, 8))).requires_grad_(False)
+    return Prior(denoiser, make_schedule("vp-linear", 5), (1, 4, 4), 0.2)
+
+
+@pytest.fixture
+def make_form(network_prior, image_prior, unet_prior):
     def make(name):
         torch.manual_seed(1)
         gradient = None if "without" in name else _gradient
-        if name == "finetune":
-            return make_posterior(PosteriorConfig(form="finetune"), network_prior, (1,), None)
+        if name in OF_PRIORS:
+            prior = unet_prior if "unet" in name else network_prior
+            shape = (1, 4, 4) if "y-image" in name else (1,)
+            posterior = make_posterior(PosteriorConfig(form=name.split()[0], rank=3), prior, shape, None)
+            posterior.y_image = "y-image" in name
+            return posterior
         if name.startswith("unet"):
             config = PosteriorConfig(network="unet", hidden=8)
             return make_posterior(config, image_prior, (1,), gradient)
@@ -46,7 +58,8 @@ def _transitions(posterior, generator, count=12, dtype=torch.float32):
     step = torch.arange(count) % prior.num_steps
     state, noise = torch.randn(2, count, *prior.event_shape, generator=generator).to(dtype)
     next_state = state + noise
-    return next_state, state, step, prior.denoised(state, step), torch.randn(count, 1, generator=generator)
+    shape = (1, 4, 4) if getattr(posterior, "y_image", False) else (1,)
+    return next_state, state, step, prior.denoised(state, step), torch.randn(count, *shape, generator=generator)
 
 
 def _perturb(posterior):
@@ -58,12 +71,14 @@ def _perturb(posterior):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_starts_as_the_prior_to_the_last_bit(make_form, form, generator):
+def test_every_form_starts_as_the_prior(make_form, form, generator):
     posterior = make_form(form)
     next_state, state, step, denoised, measurement = _transitions(posterior, generator)
-    assert torch.equal(posterior.control(state, step, denoised, measurement), torch.zeros_like(state))
+    # Convolutions add in another order with and without a graph: rounding of the estimate, in units of std.
+    limit = 1e-5 if form in OF_PRIORS and "unet" in form else 0.0
+    assert float(posterior.control(state, step, denoised, measurement).detach().abs().max()) <= limit
     ratio = posterior.log_ratio(next_state, state, step, denoised, measurement)
-    assert torch.equal(ratio, torch.zeros(12))
+    assert float(ratio.detach().abs().max()) <= 10 * limit
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -71,7 +86,7 @@ def test_a_form_that_says_it_sees_the_measurement_moves_with_it_and_no_other_doe
     posterior = _perturb(make_form(form))
     _, state, step, denoised, measurement = _transitions(posterior, generator)
     one, other = (posterior.control(state, step, denoised, value) for value in (measurement, measurement + 1))
-    assert posterior.sees_measurement == (form not in ("unet without gradient", "finetune"))
+    assert posterior.sees_measurement == (form != "unet without gradient")
     assert torch.equal(one, other) != posterior.sees_measurement
 
 
@@ -79,9 +94,10 @@ def test_a_form_that_says_it_sees_the_measurement_moves_with_it_and_no_other_doe
 def test_over_whole_paths_every_form_starts_with_a_log_ratio_of_nothing(make_form, form, generator):
     posterior = make_form(form)
     states = torch.randn(3, posterior.prior.num_steps + 1, *posterior.prior.event_shape, generator=generator)
-    ratio = path_log_ratio(posterior, states, denoise_path(posterior.prior, states), torch.zeros(3, 1))
+    measurement = torch.zeros(3, *((1, 4, 4) if "y-image" in form else (1,)))
+    ratio = path_log_ratio(posterior, states, denoise_path(posterior.prior, states), measurement)
     assert ratio.shape == (3, posterior.prior.num_steps)
-    assert float(ratio.abs().max()) == 0.0
+    assert float(ratio.abs().max()) <= (1e-4 if form in OF_PRIORS and "unet" in form else 0.0)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -274,7 +290,9 @@ def test_the_unet_tells_levels_apart():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (PosteriorConfig(form="lora"), "unknown posterior form 'lora'; expected 'control' or 'finetune'"),
+        (PosteriorConfig(form="guess"), "unknown posterior form 'guess'; expected 'control', 'finetune' or 'lora'"),
+        (PosteriorConfig(form="lora"), "MixtureDenoiser has no parameters; use the control form"),
+        (PosteriorConfig(form="lora", rank=0), "posterior.rank must be at least 1, got 0"),
         (PosteriorConfig(network="cnn"), "unknown network 'cnn'; expected 'mlp' or 'unet'"),
         (PosteriorConfig(network="unet"), r"a U-Net needs x of shape \[C, H, W\], got \(1,\)"),
         (PosteriorConfig(hidden=0), "depth and hidden of at least 1, got 3 and 0"),
@@ -311,7 +329,36 @@ def test_the_elementwise_part_begins_at_zero_and_treats_all_elements_alike(netwo
     control = posterior.control(state, step, denoised, measurement)
     order = [2, 0, 1]
     permuted = posterior.control(state[:, order], step, denoised[:, order], measurement)
-    assert float(control[1:].abs().min()) > 0
+    assert float(control[1:].detach().abs().min()) > 0
     torch.testing.assert_close(permuted, control[:, order])
     without = ControlPosterior(network_prior, (1,), gradient, hidden=8, depth=1, guided=False)
     assert without.elementwise is None
+
+
+@pytest.mark.parametrize("form", ["lora", "lora unet", "lora unet y-image"])
+def test_low_rank_additions_are_few_thin_and_beside_weights_that_stay(make_form, form, generator):
+    whole, posterior = make_form(form.replace("lora", "finetune")), make_form(form)
+    names = [name for name, _ in posterior.named_parameters()]
+    assert all("lora_" in name or "measurement" in name or "class_embedding" in name for name in names)
+    assert any("lora_" in name for name in names) and not all("lora_" in name for name in names)
+    assert all(min(value.shape[:2]) <= 3 for name, value in posterior.named_parameters() if "lora_" in name)
+    assert set(posterior.state_dict()) == set(names)
+    _, state, step, denoised, measurement = _transitions(posterior, generator)
+    before = {name: value.clone() for name, value in posterior.named_buffers()}
+    optimizer = torch.optim.SGD(posterior.parameters(), lr=1.0)
+    for _ in range(2):  # of B first, which lets A through
+        optimizer.zero_grad()
+        (posterior.control(state, step, denoised, measurement) - 1).square().mean().backward()
+        optimizer.step()
+    assert all(bool(value.grad.abs().max() > 0) for value in posterior.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in posterior.named_buffers())
+    assert sum(value.numel() for value in whole.parameters()) > sum(value.numel() for value in posterior.parameters())
+
+
+def test_channels_for_an_image_of_y_are_those_of_one_wider_convolution(unet_prior, generator):
+    posterior = _perturb(FinetunePosterior(unet_prior, (2, 4, 4)))
+    joined = posterior.denoiser.network.network.conv_in
+    value = torch.randn(3, 3, 4, 4, generator=generator)
+    weight = torch.cat([joined.first.weight, joined.measurement.weight], 1)
+    expected = torch.nn.functional.conv2d(value, weight, joined.first.bias, padding=1)
+    assert torch.allclose(joined(value), expected, atol=1e-6)

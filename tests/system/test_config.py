@@ -6,8 +6,11 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from diffusion.denoiser import NetworkDenoiser
+from diffusion.prior import Prior
 from system.assembly import build_posterior, build_problem, stream_seed
 from system.config import EvaluationConfig, RayConfig, RunConfig, import_plugins, load_config
 from system.errors import ConfigError
@@ -318,7 +321,7 @@ def test_a_problem_that_cannot_be_is_refused_with_its_name(load, options, messag
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("form: lor", "posterior: unknown posterior form 'lor'; expected 'control' or 'finetune'"),
+        ("form: lora, rank: 0", "posterior: posterior.rank must be at least 1, got 0"),
         ("form: finetune", "posterior: the finetune form trains a copy of the prior's network, but GaussianDenoiser"),
         ("network: unet", r"posterior: a U-Net needs x of shape \[C, H, W\], got \(16,\)"),
         ("network: rnn", "posterior: unknown network 'rnn'"),
@@ -331,10 +334,21 @@ def test_a_posterior_that_cannot_be_is_refused(load, options, message):
         build_posterior(config, build_problem(config))
 
 
+class _Blind(torch.nn.Linear):
+    """A network without `add_measurement`."""
+
+    def __init__(self):
+        super().__init__(3, 3)
+
+    def forward(self, value, level):
+        return super().forward(value)
+
+
 def test_a_posterior_that_does_not_see_the_measurement_is_refused_for_two(load, network_prior):
     config = load("posterior: {form: finetune}")
     problem = build_problem(load("problem: {name: gaussian-linear, dim: 3, measurement_dim: 2}"))
-    problem = dataclasses.replace(problem, prior=network_prior, exact=())
+    blind = NetworkDenoiser(_Blind()).requires_grad_(False)
+    problem = dataclasses.replace(problem, prior=Prior(blind, network_prior.schedule, (3,)), exact=())
     assert not build_posterior(config, problem).sees_measurement
     two = dataclasses.replace(problem, measurements=problem.measurements.repeat(2, 1))
     with pytest.raises(ConfigError, match=r"does not see y, but the problem has 2 measurements; use form control"):
