@@ -7,20 +7,25 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: processes share the cores
 
 import argparse
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from system.errors import UserError
 
 __all__ = ["main"]
 
+NO_CONFIG = "-"  # in the place of the configuration: that of the run to start from
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; 0 on success, 2 when the user can mend it (one line on stderr), 130 when interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["train"] and given[1:2] and given[1].startswith("--") and "--init" in given:
+        given.insert(1, NO_CONFIG)  # or argparse would take the value of some option for the configuration
     try:
         known, rest = _parser().parse_known_args(given)
         if rest and not (known.command == "train" or (known.command == "sample" and known.exact)):
@@ -43,6 +48,11 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see `{self.prog} --help`")
 
 
+def _row_or_file(text: str) -> int | Path:
+    """A number is a row of the problem's measurements, all else a file."""
+    return int(text) if re.fullmatch(r"-?\d+", text) else Path(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     shared = _Parser(add_help=False)
     shared.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -55,10 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
+    measurement: dict[str, Any] = {"type": _row_or_file, "default": 0, "metavar": "ROW|FILE"}
+    measurement["help"] = "row of the problem's measurements (default 0), or a .npy or .npz file with another one"
     train = add("train", "train a posterior from a configuration", _train, help_flag=False)
     train.add_argument("config", type=Path, nargs="?", help="YAML file; then any --section.key value")
     train.add_argument("--run", type=Path, dest="directory", help="run directory (default: runs/NAME-N)")
     train.add_argument("--cluster", metavar="ADDRESS", help="run on this Ray cluster ('auto': the one at hand)")
+    train.add_argument("--init", type=Path, metavar="RUN", help="run whose weights training starts from")
+    train.add_argument("--measurement", type=Path, metavar="FILE", help="measurement to train at (.npy or .npz)")
     train.add_argument("-h", "--help", action="store_true", dest="help", help="show all configuration keys")
     resume = add("resume", "go on with an interrupted run", _resume)
     resume.add_argument("directory", type=Path, metavar="RUN")
@@ -67,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("directory", type=Path, metavar="RUN", help="run directory; with --exact also a YAML file")
     sample.add_argument("--num", type=int, default=1_000, help="number of samples (default 1000)")
     sample.add_argument("--seed", type=int, default=0, help="seed of the draw (default 0)")
-    sample.add_argument("--measurement", type=int, default=0, help="row of the problem's measurements (default 0)")
+    sample.add_argument("--measurement", **measurement)
     sample.add_argument(
         "--output", type=Path, help="npz file (default: RUN/samples.npz or RUN/exact.npz, which is replaced)"
     )
@@ -82,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
-    evaluate.add_argument("--measurement", type=int, default=0, help="row of the problem's measurements (default 0)")
+    evaluate.add_argument("--measurement", **measurement)
     problems = add("problems", "list the problems, or the options of one", _problems)
     problems.add_argument("name", nargs="?", help="a problem")
     problems.add_argument("--plugins", nargs="+", default=[], help="modules that register problems of yours")
@@ -91,12 +105,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from system.config import load_config
-    from system.run import train
+    from system.config import changed, load_config
+    from system.run import train, tuning_config
 
     if arguments.help:
         _train_help(arguments.config)
         return
+    given = {"--init": arguments.init, "--measurement": arguments.measurement}
+    overrides = [*overrides, *(word for key, path in given.items() if path for word in (key, str(path)))]
     if arguments.config is None:
         raise UserError("rtb train needs a configuration file, e.g. configs/experiments/digits_half.yaml")
     later = [word for word in overrides if word.endswith((".yaml", ".yml"))]
@@ -104,14 +120,20 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"the configuration comes before all options: rtb train {later[0]} --option value")
     if arguments.cluster is not None:
         overrides = [*overrides, "--runner", "ray", "--ray.address", arguments.cluster]
-    config = load_config(arguments.config, overrides)
+    if arguments.config == Path(NO_CONFIG):
+        config = changed(tuning_config(arguments.init), overrides)
+    else:
+        config = load_config(arguments.config, overrides)
     _closing(train(config, arguments.directory, quiet=arguments.quiet), arguments.quiet)
 
 
 def _train_help(path: Path | None) -> None:
     from system.flags import help_text
 
-    sys.stdout.write("rtb train CONFIG [--run DIR] [--cluster ADDRESS] [--quiet] [--debug] and any of these:\n\n")
+    sys.stdout.write(
+        "rtb train CONFIG [--run DIR] [--cluster ADDRESS] [--quiet] [--debug] and any of these:\n"
+        "rtb train --init RUN [--measurement FILE] ... goes on from RUN, as it was configured, at one measurement\n\n"
+    )
     sys.stdout.write(help_text(path))
 
 

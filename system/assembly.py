@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ from envs import InverseProblem, make_problem
 from learner import Learner
 from system.config import RunConfig, import_plugins
 from system.errors import ConfigError
+from system.init import start_from
+from system.measurement import read_measurement
 from system.replay.shard import ReplayShard
 
 __all__ = [
@@ -39,7 +42,12 @@ def build_problem(config: RunConfig) -> InverseProblem:
     name = config.problem.name
     try:
         problem = make_problem(name, config.problem.options)
-        return dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
+        problem = dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
+        if config.measurement is None:
+            return problem
+        return problem.at(read_measurement(Path(config.measurement), problem)[None]).solved()
+    except ConfigError:
+        raise
     except ValueError as error:
         text = str(error).removeprefix(f"problem {name!r}: ")
         raise ConfigError(f"problem {name!r}: {text}") from None
@@ -48,7 +56,7 @@ def build_problem(config: RunConfig) -> InverseProblem:
 
 
 def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
-    """The posterior at its initial weights, which depend on the run's seed alone."""
+    """The posterior at its initial weights, which depend on the run's seed alone, or are those of `config.init`."""
     shape = tuple(problem.measurements.shape[1:])
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(stream_seed(config, "posterior"))
@@ -56,6 +64,8 @@ def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
             posterior = make_posterior(config.posterior, problem.prior, shape, problem.gradient)
         except ValueError as error:
             raise ConfigError(f"posterior: {error}") from None
+    if config.init is not None:
+        start_from(posterior, Path(config.init))
     if len(problem.measurements) > 1 and not posterior.sees_measurement:
         raise ConfigError(
             f"posterior: the {config.posterior.form} form as configured does not see y, but the problem has "

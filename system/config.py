@@ -34,6 +34,7 @@ __all__ = [
     "ProblemConfig",
     "RayConfig",
     "RunConfig",
+    "changed",
     "config_from_tree",
     "import_plugins",
     "load_config",
@@ -138,8 +139,13 @@ class RunConfig:
     """Modules to import first, which register problems of yours."""
     problem: ProblemConfig = field(default_factory=ProblemConfig)
     """The inverse problem."""
+    measurement: str | None = None
+    """File (.npy, or .npz with one array) of the measurement to train at, in the place of the problem's own."""
     posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
     """The posterior network."""
+    init: str | None = None
+    """Run of the same problem and posterior, whose averaged weights training starts from; `rtb train --init RUN`
+    without a configuration takes that run's, for training at the problem's measurement (see `fine_tuning`)."""
     actor: ActorConfig = field(default_factory=ActorConfig)
     """Exploration."""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
@@ -256,6 +262,29 @@ class RunConfig:
                 f"{', '.join(sorted(kinds))}"
             )
 
+    def fine_tuning(self, run: str) -> RunConfig:
+        """The configuration for going on from `run`, which has this one, at the problem's own measurement.
+
+        On-policy vargrad with a tenth of the run's budget and of its step size; nothing is simulated any more.
+        """
+        alone = {"on-policy": 1.0}
+        return dataclasses.replace(
+            self,
+            init=run,
+            name=f"{self.name}-tuned",
+            updates=max(self.updates // 10, 1),
+            max_seconds=self.max_seconds and self.max_seconds / 10,
+            actor=dataclasses.replace(self.actor, simulated_measurements=0, mixture=alone, final_mixture=alone),
+            replay=dataclasses.replace(self.replay, group_size=1),
+            learner=dataclasses.replace(
+                self.learner,
+                objective="vargrad",
+                learning_rate=self.learner.learning_rate / 10,
+                forward_kl=0.0,
+                pretraining=dataclasses.replace(self.learner.pretraining, until=0.0),
+            ),
+        )
+
     def shard_config(self) -> ReplayConfig:
         """The replay settings of one shard, with the batch sizes that actors and learner use."""
         return dataclasses.replace(
@@ -315,15 +344,22 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
-    # --key=value as two words, as the search for plug-ins and the problem's name expects; null as tyro spells it
-    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    words = ["None" if word == "null" else word for word in words]
-    config = config_from_tree(tree, str(path), words)
-    if not words:
+    return changed(config_from_tree(tree, str(path), _words(overrides)), overrides, program=program)
+
+
+def changed(config: RunConfig, overrides: Sequence[str], *, program: str = "rtb train CONFIG") -> RunConfig:
+    """`config` with `overrides` (`--section.key value ...`)."""
+    if not overrides:
         return config
     from system.flags import override
 
-    return override(config, words, program)
+    return override(config, _words(overrides), program)
+
+
+def _words(overrides: Sequence[str]) -> list[str]:
+    """--key=value as two words, as the search for plug-ins and the problem's name expects; null as tyro spells it."""
+    words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return ["None" if word == "null" else word for word in words]
 
 
 def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,13 +23,25 @@ from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig, config_from_tree, load_config
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig, ExactSamples, sample_exactly
+from system.init import write_init
 from system.judge import draw, final_report, judge, load_posterior
+from system.measurement import read_measurement, unlike_simulated
 from system.metrics import MetricsWriter
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
 from system.runner import Runner
 
-__all__ = ["closing_lines", "evaluate_run", "make_runner", "open_run", "resume", "sample", "sample_exact", "train"]
+__all__ = [
+    "closing_lines",
+    "evaluate_run",
+    "make_runner",
+    "open_run",
+    "resume",
+    "sample",
+    "sample_exact",
+    "train",
+    "tuning_config",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +61,28 @@ def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = Fal
     run = RunDirectory.create(directory, config.name)
     write_text(run.config, config.to_yaml())
     try:
-        _train(config, problem, run, None, quiet)
+        _train(_with_own_files(config, problem, run), problem, run, None, quiet)
     except UserError:
         run.discard_unless_begun()
         raise
     return run
+
+
+def _with_own_files(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> RunConfig:
+    """Copies what `config` takes from elsewhere into `run`, which all processes see; the configuration that says so."""
+    if config.measurement is not None:
+        np.save(run.measurement, problem.measurements[0].numpy())
+    if config.init is not None:
+        _, source, its_problem, weights = _trained(Path(config.init))
+        write_init(run.init, load_posterior(source, its_problem, weights))
+    return _its_own_files(config, run)
+
+
+def _its_own_files(config: RunConfig, run: RunDirectory) -> RunConfig:
+    """`config` with the copies in `run` for the files it was given."""
+    measurement = str(run.measurement.resolve()) if run.measurement.is_file() else config.measurement
+    init = str(run.init.resolve()) if run.init.is_file() else config.init
+    return replace(config, measurement=measurement, init=init)
 
 
 def resume(directory: Path, *, cluster: str | None = None, quiet: bool = False) -> RunDirectory:
@@ -75,7 +105,16 @@ def open_run(directory: Path, *, cluster: str | None = None) -> tuple[RunDirecto
     config = load_config(run.config, [] if cluster is None else ["--ray.address", cluster])
     if cluster is not None and config.runner != "ray":
         raise ConfigError(f"--cluster needs a run of the ray runner, but {directory} is one of the local runner")
-    return run, config
+    return run, _its_own_files(config, run)
+
+
+def tuning_config(directory: Path) -> RunConfig:
+    """The configuration for going on from the run in `directory` at one measurement: `RunConfig.fine_tuning`."""
+    _, config = open_run(directory)
+    try:
+        return config.fine_tuning(str(directory))
+    except ValueError as error:
+        raise ConfigError(f"the configuration of {directory} cannot be taken for one measurement: {error}") from None
 
 
 def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> Runner:
@@ -177,7 +216,7 @@ def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[n
     np.savez_compressed(path, samples=samples, log_weight=log_weight)
 
 
-_MAY_DIFFER = ("ray.address", "ray.num_actors", "ray.num_shards")
+_MAY_DIFFER = ("ray.address", "ray.num_actors", "ray.num_shards", "measurement", "init")  # the last two are copied
 
 
 def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -203,13 +242,17 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 @_likelihood_may_hang()
-def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int = 0) -> Path:
-    """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file."""
+def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int | Path = 0) -> Path:
+    """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file.
+
+    `measurement` is a row of the problem's, or a file with another one.
+    """
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")
     _check_output(output)
     run, config, problem, weights = _trained(directory)
-    posterior, row = load_posterior(config, problem, weights), _row(problem, measurement)
+    posterior = load_posterior(config, problem, weights)
+    problem, row = _measured(problem, measurement, config)
     samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
     path = run.samples if output is None else output
     save_samples(path, samples.float().numpy(), log_weight.numpy())
@@ -222,7 +265,7 @@ def sample_exact(
     overrides: Sequence[str],
     config: ExactConfig,
     output: Path | None = None,
-    measurement: int = 0,
+    measurement: int | Path = 0,
     *,
     quiet: bool = False,
 ) -> tuple[Path, ExactSamples]:
@@ -243,7 +286,7 @@ def sample_exact(
         problem, path = build_problem(settings), Path(f"{settings.name}-exact.npz")
     path = path if output is None else output
     with Progress(f"{problem.name} - exact sampler", quiet=quiet) as progress:
-        row = _row(problem, measurement)
+        problem, row = _measured(problem, measurement)
         result = sample_exactly(problem, row, config, control=control, progress=progress.update)
     np.savez_compressed(path, allow_pickle=False, **result.arrays())
     write_text(path.with_suffix(".json"), json.dumps(result.figures(), indent=1) + "\n")
@@ -251,14 +294,14 @@ def sample_exact(
 
 
 @_likelihood_may_hang()
-def evaluate_run(directory: Path, count: int | None = None, measurement: int = 0) -> RunDirectory:
-    """Evaluates the newest checkpoint of a run on one measurement and rewrites its report."""
+def evaluate_run(directory: Path, count: int | None = None, measurement: int | Path = 0) -> RunDirectory:
+    """Evaluates the newest checkpoint of a run on one measurement, a row or a file, and rewrites its report."""
     if count is not None and count < 2:
         raise ConfigError(f"--num must be at least 2, got {count}")
     run, config, problem, weights = _trained(directory)
     if count is not None:
         config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
-    row = _row(problem, measurement)
+    problem, row = _measured(problem, measurement, config)
     evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
     final_report(config, problem, run, evaluation, samples, measurement_id=row)
     return run
@@ -269,14 +312,24 @@ def _check_output(output: Path | None) -> None:
         raise ConfigError(f"--output must be an .npz file in a directory that exists, got {output}")
 
 
-def _row(problem: InverseProblem, measurement: int) -> int:
-    """`measurement` if the problem has it."""
+def _measured(
+    problem: InverseProblem, measurement: int | Path, config: RunConfig | None = None
+) -> tuple[InverseProblem, int]:
+    """(problem, row) of `measurement`: the problem's own rows, or a file; `config` is what the posterior learned by."""
+    if isinstance(measurement, Path):
+        value = read_measurement(measurement, problem)
+        doubts = [unlike_simulated(problem, value)]
+        if config is not None and not (config.actor.simulated_measurements or "joint" in config.actor.kinds):
+            doubts.append("this run was trained at its own measurements alone, and need not be right at another")
+        for doubt in filter(None, doubts):
+            sys.stderr.write(f"rtb: warning: {doubt}\n")
+        return problem.at(value[None]).solved(), 0
     if not 0 <= measurement < len(problem.measurements):
         raise ConfigError(
             f"--measurement must be within 0..{len(problem.measurements) - 1}, the rows of problem {problem.name!r}, "
             f"got {measurement}"
         )
-    return measurement
+    return problem, measurement
 
 
 def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, NDArray[np.float32]]:

@@ -4,6 +4,8 @@ config.yaml      the resolved configuration; its presence makes a directory a ru
 metrics.jsonl    one JSON object a line
 tensorboard/     the same numbers as TensorBoard events
 checkpoints/     step-000000123/ ...
+measurement.npy  the measurement trained at, where a file gave it
+init.safetensors the weights training started from, where they are another run's
 samples.npz      posterior samples
 report.html      the report, with its figures inside
 results.json     the numbers of the last evaluation
@@ -51,6 +53,16 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def measurement(self) -> Path:
+        """Copy of the measurement that a file gave."""
+        return self.path / "measurement.npy"
+
+    @property
+    def init(self) -> Path:
+        """Copy of the weights that training started from."""
+        return self.path / "init.safetensors"
+
+    @property
     def samples(self) -> Path:
         """Posterior samples."""
         return self.path / "samples.npz"
@@ -91,7 +103,8 @@ class RunDirectory:
 
     def discard_unless_begun(self) -> None:
         """Deletes the directory if only its configuration and empty files are in it: a run refused as it began."""
-        files = [entry for entry in self.path.rglob("*") if entry.is_file() and entry != self.config]
+        own = (self.config, self.measurement, self.init)
+        files = [entry for entry in self.path.rglob("*") if entry.is_file() and entry not in own]
         if not any(entry.stat().st_size for entry in files):
             shutil.rmtree(self.path)
 
