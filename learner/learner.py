@@ -23,7 +23,7 @@ from learner.config import LearnerConfig
 from learner.gradient import GradientPlan, rows_within
 from learner.guard import Guard, Verdict
 from learner.objectives import OBJECTIVES
-from learner.pretraining import accumulate_denoising_gradient
+from learner.pretraining import accumulate_denoising_gradient, accumulate_simulated_gradient
 from learner.subset import StepSubset
 
 __all__ = ["Learner", "Update"]
@@ -61,6 +61,9 @@ class Learner:
     """
 
     def __init__(self, problem: InverseProblem, posterior: Posterior, config: LearnerConfig) -> None:
+        if config.pretraining.fresh_measurements and not (problem.simulable and posterior.sees_measurement):
+            lacks = "posterior does not see y" if problem.simulable else "likelihood has no method `sample`"
+            raise ValueError(f"pretraining.fresh_measurements draws y for a posterior that sees it, but the {lacks}")
         self.problem = problem
         self.posterior = posterior
         self.config = config
@@ -95,7 +98,7 @@ class Learner:
         `versions_hold` says that a trajectory of as many updates as there are was drawn with these very weights. It is
         so where actors, replay and learner are restored together; else there may be two weights of one number.
         """
-        config, batch = self.config, self._batch(trajectory)
+        config = self.config
         unchanged = sum(progress >= at for at in config.reinitialise_at) == self.reinitialised
         if not unchanged:
             self._reinitialise()
@@ -103,10 +106,9 @@ class Learner:
         residual = joint_log_weight = residual_std = None
         beta = self.annealing.beta(progress)
         if config.pretrains(progress):
-            loss = accumulate_denoising_gradient(
-                self.posterior, batch, config.pretraining.steps_per_path, seed=self.updates
-            )
+            loss = self._pretrain(trajectory)
         else:
+            batch = self._batch(trajectory)
             output = self.objective.accumulate(
                 self.posterior, batch, beta, self._plan(trajectory, batch, versions_hold and unchanged)
             )
@@ -138,6 +140,17 @@ class Learner:
             joint_log_weight=joint_log_weight,
             residual_std=residual_std,
         )
+
+    def _pretrain(self, trajectory: Trajectory) -> Tensor:
+        """Adds the gradient of maximum likelihood; the loss."""
+        steps, seed = self.config.pretraining.steps_per_path, self.updates
+        if not self.config.pretraining.fresh_measurements:
+            return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed)
+        of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
+        if not of_prior.any():
+            return torch.zeros(())
+        samples = torch.from_numpy(trajectory.samples[of_prior]).to(self.problem.measurements.device)
+        return accumulate_simulated_gradient(self.problem, self.posterior, samples, steps, seed)
 
     def limit_rows(self, max_rows: int) -> None:
         """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""

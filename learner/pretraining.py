@@ -7,6 +7,10 @@ expectation this is KL(posterior || q) over whole paths, but for a constant, wit
 own noise as in `learner.gradient`. It needs no residual, so an update costs K / T of one that does, and it cannot lose
 a mode that replay has: where the prior's rollouts or path search find all modes, this is the fast way to a posterior
 that relative trajectory balance then only has to correct.
+
+With `fresh_measurements` a stored x of the prior is used under another y' ~ p(y' | x) and at other noise levels,
+s_k = alpha_k x + sigma_k eps, each time. The pairs are exact whatever was stored with x, so a few thousand x stand for
+as many measurements as there are updates times paths. What it costs is the prior's estimate at every new state.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffusion.posterior import Posterior
+from diffusion.kernel import expand
+from diffusion.posterior import Posterior, log_ratio
+from envs.problem import InverseProblem
 from learner.batch import PathBatch
 from learner.gradient import denoising_log_ratio, denoising_share
 from learner.subset import equally_spaced
 
-__all__ = ["PretrainingConfig", "accumulate_denoising_gradient"]
+__all__ = ["PretrainingConfig", "accumulate_denoising_gradient", "accumulate_simulated_gradient"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +40,8 @@ class PretrainingConfig:
     """Paths an update."""
     steps_per_path: int = 4
     """Transitions of each path, or all of them where the chain has no more."""
+    fresh_measurements: bool = False
+    """Learn from the x of joint and prior paths, with a new measurement and new noise each time they are drawn."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.until <= 1:
@@ -54,5 +62,34 @@ def accumulate_denoising_gradient(posterior: Posterior, batch: PathBatch, steps_
     row = torch.arange(count).repeat_interleave(chosen)
     share = denoising_share(batch)[row]
     loss = -(steps / chosen) * (share * denoising_log_ratio(posterior, batch, row, step.flatten()).double()).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def accumulate_simulated_gradient(
+    problem: InverseProblem, posterior: Posterior, samples: Tensor, steps_per_path: int, seed: int
+) -> Tensor:
+    """Adds the gradient of L for x = `samples` [B, *D] of the prior and measurements drawn of them; L [] without graph.
+
+    `seed` draws measurements, steps and noise.
+    """
+    prior, count, steps = problem.prior, len(samples), problem.num_steps
+    generator = torch.Generator(samples.device).manual_seed(seed)
+    with torch.no_grad():
+        measurement = problem.simulate(samples, generator)
+    chosen = min(steps_per_path, steps)
+    step = equally_spaced(count, steps, chosen, torch.Generator().manual_seed(seed)).flatten().to(samples.device)
+    row = torch.arange(count, device=samples.device).repeat_interleave(chosen)
+    clean, seen = samples[row], measurement[row]
+    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
+    state = expand(prior.alpha[step], clean) * clean + expand(prior.sigma[step], clean) * noise
+    gradient, guidance = problem.gradient, None
+    if posterior.uses_guidance and gradient is not None:
+        denoised, guidance = prior.pull_back(state, step, lambda value: gradient(value, seen))
+    else:
+        denoised = prior.denoised(state, step)
+    towards = expand(prior.denoised_coefficient[step] / prior.std[step], clean) * (clean - denoised)
+    ratio = log_ratio(towards, posterior.control(state, step, denoised, seen, guidance))
+    loss = -(steps / chosen / count) * ratio.double().sum()
     loss.backward()
     return loss.detach()

@@ -179,7 +179,8 @@ class RunConfig:
                 f"got {self.learner.pretraining.batch_size}"
             )
         exact = self.actor.simulated_measurements > 0 or set(self.actor.kinds) == {"joint"}
-        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", self.learner.pretraining.until)):
+        pretraining = 0.0 if self.learner.pretraining.fresh_measurements else self.learner.pretraining.until
+        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", pretraining)):
             if value > 0 and not exact and set(self.replay.priorities) != {"importance"}:
                 raise ValueError(
                     f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
@@ -198,7 +199,15 @@ class RunConfig:
         """What measurements drawn by simulation allow."""
         learner, replay = self.learner, self.replay
         network = learner.log_partition == "network" and learner.objective in ("rtb", "tb", "subtb", "trust_pcl")
-        learns = learner.forward_kl > 0 or learner.pretraining.until == 1 or network
+        pretraining = learner.pretraining
+        learns = learner.forward_kl > 0 or pretraining.until == 1 or network
+        if pretraining.until > 0 and pretraining.fresh_measurements:
+            learns = True
+            if not self.actor.simulated_measurements and not {"joint", "prior"} & {*self.actor.kinds}:
+                raise ValueError(
+                    "learner.pretraining.fresh_measurements are of x of the prior: give actor.mixture a share of joint "
+                    f"or prior, got {', '.join(self.actor.kinds)}"
+                )
         if "joint" in self.actor.kinds and not learns and learner.objective not in ("mle", "path_kl"):
             raise ValueError(
                 "paths of actor.mixture joint have no residual and are learned from by learner.forward_kl alone, "

@@ -12,7 +12,7 @@ from envs import make_problem
 from evaluation.bounds import elbo
 from learner import Learner, LearnerConfig
 from learner.guard import SNAPSHOT_INTERVAL, Guard, GuardConfig, Verdict
-from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient
+from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient, accumulate_simulated_gradient
 
 COUNT, STEPS = 6, 10
 
@@ -146,3 +146,93 @@ def test_maximum_likelihood_on_exact_paths_learns_the_posterior():
 def test_a_setting_that_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PretrainingConfig(**options)
+
+
+# --- fresh measurements ---
+
+
+class _Recorded:
+    """What the control was asked at."""
+
+    def __init__(self, posterior):
+        self.posterior, self.asked = posterior, []
+        self._control = posterior.control
+        posterior.control = self
+
+    def __call__(self, *arguments):
+        self.asked.append([value.detach().clone() for value in arguments])
+        return self._control(*arguments)
+
+
+def test_fresh_measurements_are_of_the_stored_x_and_so_are_the_states_at_every_step(gaussian_problem):
+    count, problem = 4_000, gaussian_problem
+    prior, likelihood = problem.prior, problem.likelihood
+    torch.manual_seed(0)
+    posterior = ControlPosterior(prior, (2,), problem.gradient, hidden=8, depth=1)
+    recorded = _Recorded(posterior)
+    samples = prior.denoiser.sample(count, torch.Generator().manual_seed(0)).float()
+    accumulate_simulated_gradient(problem, posterior, samples, steps_per_path=5, seed=4)
+    state, step, denoised, measurement, guidance = recorded.asked[0]
+    row = torch.arange(count).repeat_interleave(5)
+    noise = (measurement - likelihood.operator(samples[row])) / likelihood.noise_std
+    assert torch.equal(noise[::5], noise[4::5])  # one measurement a path
+    assert noise[::5].std().item() == pytest.approx(1.0, abs=0.05) and abs(float(noise.mean())) < 0.05
+    for index in range(STEPS):
+        at = step == index
+        assert int(at.sum()) == pytest.approx(count / 2, rel=0.1)
+        eps = (state[at] - prior.alpha[index].float() * samples[row][at]) / prior.sigma[index].float()
+        assert eps.std().item() == pytest.approx(1.0, abs=0.05) and abs(float(eps.mean())) < 0.05
+    expected, pulled = prior.pull_back(state, step, lambda value: problem.gradient(value, measurement))
+    assert torch.equal(denoised, expected) and torch.equal(guidance, pulled)
+
+
+def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian_problem):
+    problem, prior = gaussian_problem, gaussian_problem.prior
+    torch.manual_seed(0)
+    posterior = ControlPosterior(prior, (2,), problem.gradient, hidden=8, depth=1)
+    torch.nn.init.normal_(posterior.network.head.weight, std=0.3)
+    posterior.double()
+    recorded = _Recorded(posterior)
+    samples = prior.denoiser.sample(COUNT, torch.Generator().manual_seed(0))
+    posterior.zero_grad()
+    value = accumulate_simulated_gradient(problem, posterior, samples, steps_per_path=3, seed=4)
+    found = torch.cat([p.grad.flatten() for p in posterior.parameters()])
+    state, step, denoised, *rest = recorded.asked[0]
+    scale = (prior.denoised_coefficient / prior.std)[step][:, None]
+    target = scale * (samples.repeat_interleave(3, 0) - denoised)
+    control = recorded._control(state, step, denoised, *rest)
+    loss = (STEPS / 3) * 0.5 * ((control - target).square() - target.square()).sum() / COUNT
+    posterior.zero_grad()
+    loss.backward()
+    expected = torch.cat([p.grad.flatten() for p in posterior.parameters()])
+    assert (found - expected).norm() <= 1e-10 * expected.norm() and float(value) == pytest.approx(
+        float(loss.detach()), rel=1e-10
+    )
+
+
+def test_a_few_hundred_stored_x_teach_the_posterior_of_a_measurement_that_none_of_them_made(gaussian_problem):
+    torch.manual_seed(0)
+    posteriors = [ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=32) for _ in "12"]
+    config = PretrainingConfig(until=1.0, steps_per_path=5, fresh_measurements=True)
+    learner = Learner(gaussian_problem, posteriors[0], LearnerConfig(pretraining=config, learning_rate=3e-3))
+    actor = Actor(gaussian_problem, posteriors[1], ActorConfig(batch_size=1024, mixture={"joint": 1.0}), seed=0)
+    stored, random = actor.act(), np.random.default_rng(0)
+    for update in range(600):
+        batch = stored.take(random.integers(1024, size=128))
+        assert learner.update(batch, update / 600).residual is None
+    before = float(gaussian_problem.log_likelihood(torch.from_numpy(stored.samples), torch.zeros(1024).long()).mean())
+    rows = torch.zeros(4_000, dtype=torch.long)
+    made = rollout(gaussian_problem, learner.posterior.control, rows, generator=torch.Generator().manual_seed(1))
+    exact = gaussian_problem.exact[0].log_partition
+    assert exact - elbo(made.log_weight) < 0.05 * (exact - before)
+
+
+def test_only_x_of_the_prior_is_learned_from_with_fresh_measurements(gaussian_problem):
+    torch.manual_seed(0)
+    posterior = ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=8, depth=1)
+    actor = Actor(gaussian_problem, posterior, ActorConfig(mixture={"on-policy": 1.0}), seed=0)
+    config = PretrainingConfig(until=1.0, fresh_measurements=True)
+    learner = Learner(gaussian_problem, posterior.requires_grad_(True), LearnerConfig(pretraining=config))
+    before = learner.weights()
+    assert learner.update(actor.act(), 0.5).loss == 0.0
+    np.testing.assert_array_equal(learner.weights(), before)

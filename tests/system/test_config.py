@@ -152,6 +152,30 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
             "joint have no residual and are learned from by learner.forward_kl alone, which",
         ),
         ("actor: {final_mixture: {joint: 1}}", "which is 0; raise it, or leave joint out of the mixture"),
+        (
+            "{actor: {simulated_measurements: 8}, replay: {group_size: 4}, learner: {objective: rtb}}",
+            "objective rtb needs log Z of simulated measurements: set learner.log_partition to network",
+        ),
+        (
+            "{actor: {simulated_measurements: 8}}",
+            "simulated ones have 8 each: replay.group_size must be within 2..8, got 1",
+        ),
+        (
+            "{actor: {simulated_measurements: 8}, replay: {group_size: 4, priority: importance}}",
+            "replay.priority importance compares many trajectories of one measurement, of which",
+        ),
+        (
+            "{actor: {simulated_measurements: 8}, learner: {objective: ppo_kl}}",
+            "objective ppo_kl needs the density that trajectories were drawn from",
+        ),
+        (
+            "{actor: {simulated_measurements: 8}, replay: {evict_by: likelihood}}",
+            "simulated measurements need replay.evict_by age",
+        ),
+        (
+            "learner: {pretraining: {until: 0.5, fresh_measurements: true}}\nactor: {mixture: {on-policy: 1}}",
+            "fresh_measurements are of x of the prior: give actor.mixture a share of joint or prior, got on-policy",
+        ),
         ("evaluation: {trajectories: 0}", "evaluation.trajectories must be at least 2, got 0"),
         ("checkpoint: {keep: 0}", "checkpoint.keep must be at least 1, got 0"),
         ("checkpoint: {interval_seconds: -1}", "checkpoint.interval_seconds must be at least 0, got -1.0"),
