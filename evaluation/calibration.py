@@ -1,21 +1,25 @@
 r"""Whether posteriors of many measurements are calibrated: tests of accuracy with random points (TARP).
 
-For pairs (x_i, y_i) of prior and likelihood, posterior samples x_ij at y_i and reference points r_i that do not depend
-on x_i, the credibility of x_i is
+For pairs (x_i, y_i) of prior and likelihood, posterior samples x_ij at y_i and reference points r_i that depend on y_i
+at most, the credibility of x_i is
 
     f_i = (1 / S) #{j: |x_ij - r_i| < |x_i - r_i|},
 
 and the expected coverage ECP(a) = P(f < a) equals a at every a if and only if the posteriors are right, when that holds
-for every choice of r (Lemos et al. 2023, arXiv 2302.03026). A largest deviation of 1.36 / sqrt(N) is reached by chance
-in one test of twenty with N pairs (Kolmogorov and Smirnov).
+for every choice of r (Lemos et al. 2023, arXiv 2302.03026). Points that do not depend on y would let the prior pass for
+the posterior; here r_i is the x of the pair whose measurement is nearest to y_i. A largest deviation of 1.36 / sqrt(N)
+is reached by chance in one test of twenty with N pairs (Kolmogorov and Smirnov).
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["credibility", "expected_coverage", "tarp_deviation"]
+__all__ = ["Calibration", "calibrate", "credibility"]
 
 
 def credibility(samples: Tensor, truth: Tensor, reference: Tensor) -> Tensor:
@@ -35,22 +39,39 @@ def credibility(samples: Tensor, truth: Tensor, reference: Tensor) -> Tensor:
     return (of_samples < of_truth[:, None]).double().mean(1)
 
 
-def expected_coverage(value: Tensor, levels: Tensor) -> Tensor:
-    """[L] share of the credibilities `value` [N] below each of `levels` [L]; half of those equal to it count."""
-    below = (value[:, None] < levels).double() + 0.5 * (value[:, None] == levels).double()
-    return below.mean(0)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """Expected coverage of posteriors."""
+
+    pairs: int
+    """Number N of pairs (x, y)."""
+    level: Tensor
+    """[S] share of pairs that exact posteriors cover."""
+    coverage: Tensor
+    """[S] share that these cover."""
+
+    @property
+    def deviation(self) -> float:
+        """Largest |coverage - level|: 0 for exact posteriors of infinitely many pairs."""
+        return float((self.coverage - self.level).abs().max())
+
+    @property
+    def by_chance(self) -> float:
+        """Deviation that exact posteriors exceed in one test of twenty."""
+        return 1.36 / math.sqrt(self.pairs)
 
 
-def tarp_deviation(samples: Tensor, truth: Tensor, generator: torch.Generator | None = None) -> float:
-    """Largest |ECP(a) - a| over a = k / S: 0 for exact posteriors of infinitely many pairs.
-
-    `samples` [N, S, *D] are of the posteriors at measurements of `truth` [N, *D], which has to be of the prior. The
-    reference point of one pair is the truth of another.
-    """
+def calibrate(samples: Tensor, truth: Tensor, measurement: Tensor) -> Calibration:
+    """Coverage of `samples` [N, S, *D] of the posteriors at `measurement` [N, *Y] of `truth` [N, *D], of the prior."""
     count, draws = len(samples), samples.shape[1]
-    shift = int(torch.randint(1, count, (), generator=generator)) if count > 1 else 0
-    value = credibility(samples, truth, truth.roll(shift, 0))
-    # With S samples f is k / S, k = 0..S with equal probability: the middles between these values are levels exactly.
-    levels = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
-    expected = torch.arange(1, draws + 1, dtype=torch.float64) / (draws + 1)
-    return float((expected_coverage(value, levels) - expected).abs().max())
+    if len(measurement) != count or count < 2:
+        raise ValueError(
+            f"expected measurements [N, *Y] of two or more pairs, got {len(measurement)} and {count} pairs"
+        )
+    flat = measurement.double().flatten(1)
+    distance = torch.cdist(flat, flat).fill_diagonal_(math.inf)
+    value = credibility(samples, truth, truth[distance.argmin(1)])
+    # Exact posteriors give f = k / S, k = 0..S, equal probabilities: k + 1 of S + 1 lie below a middle between two.
+    between = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
+    level = torch.arange(1, draws + 1, dtype=torch.float64) / (draws + 1)
+    return Calibration(pairs=count, level=level, coverage=(value[:, None] < between).double().mean(0))

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.amortised import AmortisedEvaluation
+from evaluation.calibration import Calibration
 from evaluation.evaluation import Evaluation
 from evaluation.figures.picture import Picture, number
 
-__all__ = ["SummaryRow", "summary_rows", "write_report"]
+__all__ = ["SummaryRow", "amortised_rows", "summary_rows", "write_report"]
 
 NONE = "–"
 
@@ -84,6 +87,36 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
         for name, value, hint in errors
         if value is not None
     ]
+    return tuple(rows)
+
+
+def amortised_rows(each: AmortisedEvaluation | None, calibration: Calibration | None) -> tuple[SummaryRow, ...]:
+    """Rows over all measurements, and of the calibration, where they were judged."""
+    rows = []
+    if each is not None:
+        count, values = len(each.elbo), each.summary()
+        known = (
+            ("median |IW - log Z| (nats)", "log_partition_error", "0", f"over all {count} measurements"),
+            ("mean log Z - ELBO (nats)", "elbo_gap", "0", f"over all {count} measurements"),
+            ("mean effective sample size", "ess", "1", "a fraction"),
+        )
+        rows = [
+            SummaryRow(quantity=quantity, learned=number(values[key], 3), exact=exact, hint=hint)
+            for quantity, key, exact, hint in known
+            if math.isfinite(values[key])
+        ]
+        if math.isfinite(values["class_l1"]):
+            hint = "0 to 2; exact: as many exact samples"
+            rows.append(_pair("mean L1 of class probabilities", values["class_l1"], values["class_l1_floor"], hint))
+    if calibration is not None:
+        rows.append(
+            SummaryRow(
+                quantity="calibration, largest deviation",
+                learned=number(calibration.deviation, 3),
+                exact=f"< {number(calibration.by_chance, 3)}",
+                hint=f"TARP over {calibration.pairs} simulated pairs; exact: 95 % of tests",
+            )
+        )
     return tuple(rows)
 
 

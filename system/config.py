@@ -64,9 +64,16 @@ class EvaluationConfig:
     """Trajectories of an evaluation while training."""
     final_trajectories: int = 4096
     """Trajectories of the last evaluation."""
+    per_measurement: int = 64
+    """Trajectories of each measurement in the last evaluation, where there are several."""
+    calibration_pairs: int = 0
+    """Simulated pairs (x, y) that the last evaluation tests the calibration with, for a posterior of any y; 0: none."""
+    calibration_trajectories: int = 32
+    """Trajectories of each of these y."""
 
     def __post_init__(self) -> None:
-        _require(self, "evaluation", at_least={"interval_seconds": 0, "trajectories": 2, "final_trajectories": 2})
+        least = {"interval_seconds": 0, "trajectories": 2, "final_trajectories": 2, "per_measurement": 2}
+        _require(self, "evaluation", at_least=least | {"calibration_pairs": 0, "calibration_trajectories": 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,18 @@ from actors import rollout
 from diffusion.posterior import Posterior
 from envs import InverseProblem
 from evaluation import Evaluation, evaluate
-from evaluation.figures import bounds_picture, loss_picture, problem_pictures
+from evaluation.amortised import AmortisedEvaluation, evaluate_amortised
+from evaluation.calibration import Calibration, calibrate
+from evaluation.figures import amortised_picture, bounds_picture, loss_picture, problem_pictures
 from evaluation.figures.history import History
-from evaluation.report import summary_rows, write_report
+from evaluation.report import amortised_rows, summary_rows, write_report
 from system.assembly import build_posterior, stream_seed
 from system.config import RunConfig
+from system.errors import ConfigError
 from system.metrics import read_metrics
 from system.run_directory import RunDirectory, write_text
 
-__all__ = ["draw", "final_report", "has_diverged", "judge", "load_posterior"]
+__all__ = ["draw", "draw_each", "final_report", "has_diverged", "judge", "judge_each", "load_posterior"]
 
 BATCH = 512  # trajectories at once
 LOW_ESS = 0.01  # fraction below which the report warns
@@ -67,6 +70,51 @@ def judge(
     return evaluation, samples.float().numpy(), log_weight.numpy()
 
 
+def draw_each(
+    problem: InverseProblem, posterior: Posterior, count: int, *, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(samples [M, count, *D], log weights [M, count] float64) under `posterior` at each of the measurements."""
+    generator = torch.Generator().manual_seed(seed)
+    number = len(problem.measurements)
+    samples, log_weights = [], []
+    for rows in torch.arange(number).repeat_interleave(count).split(BATCH):
+        batch = rollout(problem, posterior.control, rows, generator=generator, guided=posterior.uses_guidance)
+        samples.append(batch.states[:, -1])
+        log_weights.append(batch.log_weight)
+    return torch.cat(samples).reshape(number, count, *problem.event_shape), torch.cat(log_weights).reshape(number, -1)
+
+
+def judge_each(
+    config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32]
+) -> tuple[AmortisedEvaluation | None, Calibration | None]:
+    """The posterior at each measurement, where there are several, and its calibration over simulated pairs, if asked.
+
+    Raises:
+        ConfigError: calibration is asked for, but the likelihood cannot be simulated, or the posterior does not see y.
+    """
+    settings, posterior = config.evaluation, load_posterior(config, problem, weights)
+    each = calibration = None
+    if len(problem.measurements) > 1:
+        seed = stream_seed(config, "evaluation of each")
+        drawn = draw_each(problem, posterior, settings.per_measurement, seed=seed)
+        each = evaluate_amortised(problem, *drawn, seed=seed)
+    if settings.calibration_pairs:
+        if not (problem.simulable and posterior.sees_measurement):
+            raise ConfigError(
+                "evaluation.calibration_pairs needs a likelihood that measurements can be drawn from, and a posterior "
+                "that sees them; set it to 0"
+            )
+        generator = torch.Generator().manual_seed(stream_seed(config, "calibration"))
+        rows = torch.zeros(settings.calibration_pairs, dtype=torch.int64)
+        parts = [rollout(problem, None, part, generator=generator).states[:, -1] for part in rows.split(BATCH)]
+        truth = torch.cat(parts)
+        measurement = problem.simulate(truth, generator)
+        seed = stream_seed(config, "calibration of each")
+        samples, _ = draw_each(problem.at(measurement), posterior, settings.calibration_trajectories, seed=seed)
+        calibration = calibrate(samples, truth, measurement)
+    return each, calibration
+
+
 def final_report(
     config: RunConfig,
     problem: InverseProblem,
@@ -76,8 +124,10 @@ def final_report(
     notes: Sequence[str] = (),
     *,
     measurement_id: int = 0,
+    each: AmortisedEvaluation | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
-    """Writes report.html, its figures, and the same numbers as results.json."""
+    """Writes report.html, its figures, and the same numbers as results.json; `each` and `calibration`: `judge_each`."""
     generator = torch.Generator().manual_seed(stream_seed(config, "prior samples"))
     rows_of_y = torch.full((BATCH,), measurement_id)
     started = rollout(problem, None, rows_of_y, generator=generator)
@@ -88,13 +138,18 @@ def final_report(
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
         *problem_pictures(problem, measurement_id, prior, torch.from_numpy(samples), evaluation),
+        amortised_picture(each, calibration),
         bounds_picture(history, evaluation.exact_log_partition),
         loss_picture(history),
     ]
     shown = [picture for picture in pictures if picture is not None]
     for picture in shown:
         (run.figures / f"{picture.name}.png").write_bytes(picture.png)
-    rows = summary_rows(evaluation)
+    rows = (*summary_rows(evaluation), *amortised_rows(each, calibration))
+    if each is not None:
+        metrics |= {f"eval/each/{name}": value for name, value in each.summary().items() if math.isfinite(value)}
+    if calibration is not None:
+        metrics["eval/calibration_deviation"] = calibration.deviation
     title = f"{config.problem.name}: learned posterior"
     write_report(run.report, title, rows, shown, config.to_yaml(), list(notes), run.path.name)
     summary = [dataclasses.asdict(row) for row in rows]

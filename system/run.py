@@ -24,7 +24,7 @@ from system.config import RunConfig, config_from_tree, load_config
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.init import write_init
-from system.judge import draw, final_report, judge, load_posterior
+from system.judge import draw, final_report, judge, judge_each, load_posterior
 from system.measurement import read_measurement, unlike_simulated
 from system.metrics import MetricsWriter
 from system.progress import Progress
@@ -153,12 +153,13 @@ def _train(
                     progress.warn(line)
             _loop(config, problem, runner, store, writer, progress)
         evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+        each, calibration = judge_each(config, problem, runner.weights())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_way_on(run, store)) from None
     finally:
         runner.close()
     save_samples(run.samples, samples, log_weight)
-    final_report(config, problem, run, evaluation, samples, notes)
+    final_report(config, problem, run, evaluation, samples, notes, each=each, calibration=calibration)
 
 
 def _way_on(run: RunDirectory, store: CheckpointStore) -> str:
@@ -303,7 +304,8 @@ def evaluate_run(directory: Path, count: int | None = None, measurement: int | P
         config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
     problem, row = _measured(problem, measurement, config)
     evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
-    final_report(config, problem, run, evaluation, samples, measurement_id=row)
+    each, calibration = judge_each(config, problem, weights)
+    final_report(config, problem, run, evaluation, samples, measurement_id=row, each=each, calibration=calibration)
     return run
 
 

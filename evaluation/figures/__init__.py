@@ -1,5 +1,6 @@
 """Figures: how a run went, and what the posterior looks like, each rendered as a `Picture`."""
 
+from evaluation.figures.amortised import amortised_picture
 from evaluation.figures.history import History, bounds_picture, loss_picture
 from evaluation.figures.images import image_picture
 from evaluation.figures.marginals import class_picture, plane_picture, vector_picture
@@ -9,6 +10,7 @@ from evaluation.figures.problem import problem_pictures
 __all__ = [
     "History",
     "Picture",
+    "amortised_picture",
     "bounds_picture",
     "class_picture",
     "image_picture",

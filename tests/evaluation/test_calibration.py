@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from evaluation.calibration import credibility, expected_coverage, tarp_deviation
+from evaluation.calibration import calibrate, credibility
 
 PAIRS, DRAWS = 4_000, 50
 LIMIT = 1.63 / math.sqrt(PAIRS)  # Kolmogorov's 99 % point
@@ -17,11 +17,11 @@ def _pairs(width=1.0, shift=0.0, seed=0):
     truth = torch.randn(PAIRS, 3, generator=generator)
     measurement = truth + torch.randn(PAIRS, 3, generator=generator)
     noise = torch.randn(PAIRS, DRAWS, 3, generator=generator)
-    return measurement[:, None] / 2 + shift + width * noise / math.sqrt(2), truth
+    return measurement[:, None] / 2 + shift + width * noise / math.sqrt(2), truth, measurement
 
 
 def test_credibility_is_the_share_of_samples_nearer_to_the_reference_than_the_truth_by_loops():
-    samples, truth = _pairs()
+    samples, truth, _ = _pairs()
     reference = truth.roll(7, 0)
     value = credibility(samples, truth, reference)
     for row in range(20):
@@ -33,19 +33,25 @@ def test_credibility_is_the_share_of_samples_nearer_to_the_reference_than_the_tr
 
 @pytest.mark.parametrize("seed", range(3))
 def test_exact_posteriors_deviate_by_chance_alone(seed):
-    assert tarp_deviation(*_pairs(seed=seed), torch.Generator().manual_seed(seed)) < LIMIT
+    assert calibrate(*_pairs(seed=seed)).deviation < LIMIT
 
 
 @pytest.mark.parametrize(("width", "shift"), [(0.6, 0.0), (1.6, 0.0), (1.0, 0.7)])
 def test_posteriors_too_narrow_too_wide_or_off_deviate(width, shift):
-    assert tarp_deviation(*_pairs(width, shift), torch.Generator().manual_seed(0)) > 2 * LIMIT
+    assert calibrate(*_pairs(width, shift)).deviation > 2 * LIMIT
+
+
+def test_the_prior_does_not_pass_for_the_posterior():
+    _, truth, measurement = _pairs()
+    samples = torch.randn(PAIRS, DRAWS, 3, generator=torch.Generator().manual_seed(5))
+    assert calibrate(samples, truth, measurement).deviation > 5 * LIMIT
 
 
 def test_with_few_samples_the_levels_are_those_that_exact_posteriors_reach():
     """With one sample f is 0 or 1 with probability one half each."""
-    samples, truth = _pairs()
-    assert tarp_deviation(samples[:, :1], truth) < LIMIT
-    assert expected_coverage(torch.tensor([0.0, 0.5, 1.0]).double(), torch.tensor([0.5]).double()).item() == 0.5
+    samples, truth, measurement = _pairs()
+    found = calibrate(samples[:, :1], truth, measurement)
+    assert found.level.tolist() == [0.5] and found.deviation < LIMIT and found.by_chance == 1.36 / math.sqrt(PAIRS)
 
 
 def test_shapes_that_do_not_belong_together_are_refused():

@@ -50,7 +50,7 @@ def error(capfd):
 def no_report(monkeypatch):
     """Results without figures, which take seconds to draw."""
 
-    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0):
+    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0, **judged):
         summary = [{"quantity": "ELBO", "learned": "-1", "exact": "-1"}]
         run.results.write_text(json.dumps({"summary": summary, "notes": list(notes)}))
 

@@ -1,5 +1,6 @@
 """Amortised from the outside: train once, sample at the measurement of any file, and go on at one of them."""
 
+import dataclasses
 import shutil
 
 import numpy as np
@@ -10,8 +11,11 @@ import yaml
 import system.run
 from actors import rollout
 from envs import make_problem
+from system.assembly import build_posterior, build_problem
 from system.checkpoint import CheckpointStore
+from system.config import EvaluationConfig, config_from_tree
 from system.errors import ConfigError
+from system.judge import judge_each
 from system.measurement import read_measurement, unlike_simulated
 from system.run import open_run, resume, sample
 
@@ -201,3 +205,31 @@ def test_fine_tuning_is_a_tenth_of_the_run_on_policy_at_the_problem_s_own_measur
     assert (tuned.updates, tuned.learner.learning_rate, tuned.init) == (40, 5e-4, "there")
     assert tuned.actor.kinds == ("on-policy",) and tuned.replay.group_size == 1
     assert tuned.learner.pretraining.until == 0.0 and tuned.posterior == config.posterior
+
+
+# --- judging ---
+
+
+def test_a_run_of_several_measurements_is_judged_at_each_and_its_calibration_over_simulated_pairs(amortised, problem):
+    run, config = open_run(amortised)
+    checkpoint = CheckpointStore(run.checkpoints).load()
+    weights = checkpoint.parts["learner"].arrays["average"].astype(np.float32)
+    generator = torch.Generator().manual_seed(0)
+    many = problem.at(problem.simulate(problem.prior.denoiser.sample(20, generator), generator)).solved()
+    settings = dataclasses.replace(config.evaluation, per_measurement=200, calibration_pairs=400)
+    config = dataclasses.replace(config, evaluation=settings)
+    each, calibration = judge_each(config, many, weights)
+    assert each.elbo.shape == (20,) and each.log_partition_error < 0.1 and 0 < each.elbo_gap < 1
+    assert calibration.pairs == 400 and calibration.deviation < 1.5 * calibration.by_chance
+    # Untrained, the posterior is the prior.
+    untrained, off = judge_each(config, many, 0 * weights)
+    assert untrained.elbo_gap > 5 * each.elbo_gap and off.deviation > 3 * calibration.by_chance
+    assert judge_each(dataclasses.replace(config, evaluation=EvaluationConfig()), problem, weights) == (None, None)
+
+
+def test_calibration_where_nothing_can_be_simulated_is_refused():
+    config = config_from_tree({"problem": {"name": "funnel"}, "evaluation": {"calibration_pairs": 10}}, "test")
+    problem = build_problem(config)
+    weights = torch.nn.utils.parameters_to_vector(build_posterior(config, problem).parameters()).detach().numpy()
+    with pytest.raises(ConfigError, match="calibration_pairs needs a likelihood that measurements can be drawn from"):
+        judge_each(config, problem, weights)

@@ -76,7 +76,7 @@ def _short_slices_and_a_plain_report(monkeypatch):
     """A checkpoint every 0.05 s, and results without figures, which take seconds; one test draws them."""
     monkeypatch.setattr(system.local, "SLICE_SECONDS", 0.05)
 
-    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0):
+    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0, **judged):
         rows = [
             {"quantity": row.quantity, "learned": row.learned, "exact": row.exact} for row in summary_rows(evaluation)
         ]
