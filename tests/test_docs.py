@@ -112,6 +112,13 @@ def test_the_example_of_a_new_problem_bounds_the_exact_evidence():
     assert values["importance-weighted"] == pytest.approx(values["exact log Z"], abs=0.3)
 
 
+def test_the_worked_example_of_amortised_posteriors_learns_measurements_that_it_has_not_seen():
+    output = python("-c", snippets("docs/amortised.md")[0])
+
+    found = {name: float(value) for name, value in re.findall(r"'(\w+)': ([\d.]+)", output)}
+    assert 0 < found["elbo_gap"] < 0.5 and found["log_partition_error"] < 0.1 and found["ess"] > 0.5
+
+
 def test_plugins_bring_a_problem_an_objective_and_an_exploration_and_every_metric_is_documented(tmp_path):
     (tmp_path / "mine.py").write_text(snippets("CONTRIBUTING.md")[0], encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(
