@@ -141,7 +141,7 @@ EXPLORATIONS: dict[str, Factory] = {
         DiffusionPosteriorSampling(problem, config.guidance.scale, noised=True)
     ),
     "pigdm": lambda config, problem: GuidedProposal(PseudoinverseGuidance(problem)),
-    "joint": lambda config, problem: JointSimulation(problem),
+    "joint": lambda config, problem: JointSimulation(problem, guided=config.store_denoised),
     "annealed-measurement": lambda config, problem: AnnealedMeasurement(config.annealed_measurement, problem),
 }
 

@@ -31,13 +31,14 @@ class JointSimulation:
 
     origin = Origin.JOINT
 
-    def __init__(self, problem: InverseProblem) -> None:
-        """For a likelihood that can be simulated."""
+    def __init__(self, problem: InverseProblem, *, guided: bool = True) -> None:
+        """For a likelihood that can be simulated; without `guided` no guidance is computed along the paths."""
         if not problem.simulable:
             raise ValueError(
                 f"joint needs a likelihood that measurements can be drawn from (a method `sample`); that of problem "
                 f"{problem.name!r}, {type(problem.likelihood).__name__}, has none"
             )
+        self._guided = guided
 
     def prepare(self, posterior: Posterior) -> None:
         """See `actors.exploration.SeesPosterior`."""
@@ -60,7 +61,7 @@ class JointSimulation:
         samples, gradient = made.states[:, -1], problem.gradient
         measurement = problem.simulate(samples, generator)
         guidance = None
-        if posterior.uses_guidance and gradient is not None:
+        if self._guided and posterior.uses_guidance and gradient is not None:
             guidance = guide_path(problem.prior, gradient, made.states, measurement)
         log_likelihood = problem.log_likelihood_of(samples, measurement)
         return dataclasses.replace(

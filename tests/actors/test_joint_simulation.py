@@ -114,3 +114,12 @@ def test_a_posterior_that_does_not_see_the_measurement_is_refused_at_the_start(g
     config = ActorConfig(mixture=JOINT, final_mixture={"on-policy": 1.0})
     with pytest.raises(ValueError, match="teach nothing to a posterior that does not see y; use form control"):
         Actor(problem, FinetunePosterior(network_prior), config, seed=0)
+
+
+def test_no_guidance_is_computed_where_none_is_sent(gaussian_problem, monkeypatch):
+    asked = []
+    monkeypatch.setattr("actors.joint_simulation.guide_path", lambda *given: asked.append(given))
+    made = _act(gaussian_problem, 4, store_denoised=False).act()
+    assert made.guidance is None and not asked
+    _act(gaussian_problem, 4).act()
+    assert len(asked) == 1
