@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 
-__all__ = ["Denoiser", "GaussianDenoiser", "MixtureDenoiser", "NetworkDenoiser"]
+__all__ = ["DataSampler", "Denoiser", "Density", "GaussianDenoiser", "MixtureDenoiser", "NetworkDenoiser"]
 
 # A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on
 # which the matrix products after the softmax are several times slower.
@@ -44,6 +44,15 @@ class Density(Protocol):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[N] log p(x) in nats for x = `value` [N, *D]."""
+        ...
+
+
+@runtime_checkable
+class DataSampler(Protocol):
+    """A denoiser whose data distribution can be sampled exactly."""
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, *D] exact draws of x, float64."""
         ...
 
 

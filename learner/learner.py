@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from diffusion.denoiser import DataSampler
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
@@ -146,11 +147,17 @@ class Learner:
         steps, seed = self.config.pretraining.steps_per_path, self.updates
         if not self.config.pretraining.fresh_measurements:
             return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed)
-        of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
-        if not of_prior.any():
-            return torch.zeros(())
-        samples = torch.from_numpy(trajectory.samples[of_prior]).to(self.problem.measurements.device)
-        return accumulate_simulated_gradient(self.problem, self.posterior, samples, steps, seed)
+        problem = self.problem
+        if isinstance(problem.prior.denoiser, DataSampler):
+            generator = torch.Generator().manual_seed(seed)
+            samples = problem.prior.denoiser.sample(len(trajectory), generator).float()
+        else:
+            of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
+            if not of_prior.any():
+                return torch.zeros(())
+            samples = torch.from_numpy(trajectory.samples[of_prior])
+        samples = samples.to(problem.measurements.device)
+        return accumulate_simulated_gradient(problem, self.posterior, samples, steps, seed)
 
     def limit_rows(self, max_rows: int) -> None:
         """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""

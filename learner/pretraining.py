@@ -8,9 +8,10 @@ own noise as in `learner.gradient`. It needs no residual, so an update costs K /
 a mode that replay has: where the prior's rollouts or path search find all modes, this is the fast way to a posterior
 that relative trajectory balance then only has to correct.
 
-With `fresh_measurements` a stored x of the prior is used under another y' ~ p(y' | x) and at other noise levels,
-s_k = alpha_k x + sigma_k eps, each time. The pairs are exact whatever was stored with x, so a few thousand x stand for
-as many measurements as there are updates times paths. What it costs is the prior's estimate at every new state.
+With `fresh_measurements` an x of the prior is used under another y' ~ p(y' | x) and at other noise levels,
+s_k = alpha_k x + sigma_k eps, each time. x are exact draws where the prior's denoiser can make them
+(`diffusion.denoiser.DataSampler`), else the ends of stored paths of the prior, whatever was stored with them. What it
+costs is the prior's estimate at every new state.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class PretrainingConfig:
     steps_per_path: int = 4
     """Transitions of each path, or all of them where the chain has no more."""
     fresh_measurements: bool = False
-    """Learn from the x of joint and prior paths, with a new measurement and new noise each time they are drawn."""
+    """Learn from x of the prior with a new measurement and new noise each time: from exact draws of x where the prior
+    has a sampler, else from the ends of joint and prior paths in replay."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.until <= 1:

@@ -8,6 +8,7 @@ import torch
 
 from actors import Actor, ActorConfig, rollout
 from diffusion.posterior import ControlPosterior
+from diffusion.prior import Prior
 from envs import make_problem
 from evaluation.bounds import elbo
 from learner import Learner, LearnerConfig
@@ -210,29 +211,48 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     )
 
 
-def test_a_few_hundred_stored_x_teach_the_posterior_of_a_measurement_that_none_of_them_made(gaussian_problem):
+class _Opaque(torch.nn.Module):
+    """A denoiser that cannot say where its x come from."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, state, alpha, sigma):
+        return self.denoiser(state, alpha, sigma)
+
+
+def _opaque(problem):
+    prior = Prior(_Opaque(problem.prior.denoiser), problem.prior.schedule, (4,), problem.prior.uncertainty.square())
+    return dataclasses.replace(problem, prior=prior, exact=())
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_x_of_the_prior_teach_the_posterior_of_a_measurement_that_none_of_them_made(gaussian_problem, sampled):
     torch.manual_seed(0)
-    posteriors = [ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=32) for _ in "12"]
+    problem = gaussian_problem if sampled else _opaque(gaussian_problem)
+    posteriors = [ControlPosterior(problem.prior, (2,), problem.gradient, hidden=32) for _ in "12"]
     config = PretrainingConfig(until=1.0, steps_per_path=5, fresh_measurements=True)
-    learner = Learner(gaussian_problem, posteriors[0], LearnerConfig(pretraining=config, learning_rate=3e-3))
-    actor = Actor(gaussian_problem, posteriors[1], ActorConfig(batch_size=1024, mixture={"joint": 1.0}), seed=0)
+    learner = Learner(problem, posteriors[0], LearnerConfig(pretraining=config, learning_rate=3e-3))
+    actor = Actor(problem, posteriors[1], ActorConfig(batch_size=1024, mixture={"joint": 1.0}), seed=0)
     stored, random = actor.act(), np.random.default_rng(0)
     for update in range(600):
         batch = stored.take(random.integers(1024, size=128))
         assert learner.update(batch, update / 600).residual is None
-    before = float(gaussian_problem.log_likelihood(torch.from_numpy(stored.samples), torch.zeros(1024).long()).mean())
+    before = float(problem.log_likelihood(torch.from_numpy(stored.samples), torch.zeros(1024).long()).mean())
     rows = torch.zeros(4_000, dtype=torch.long)
-    made = rollout(gaussian_problem, learner.posterior.control, rows, generator=torch.Generator().manual_seed(1))
+    made = rollout(problem, learner.posterior.control, rows, generator=torch.Generator().manual_seed(1))
     exact = gaussian_problem.exact[0].log_partition
     assert exact - elbo(made.log_weight) < 0.05 * (exact - before)
 
 
-def test_only_x_of_the_prior_is_learned_from_with_fresh_measurements(gaussian_problem):
+def test_without_a_sampler_only_x_of_the_prior_are_learned_from(gaussian_problem):
     torch.manual_seed(0)
-    posterior = ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=8, depth=1)
-    actor = Actor(gaussian_problem, posterior, ActorConfig(mixture={"on-policy": 1.0}), seed=0)
+    problem = _opaque(gaussian_problem)
+    posterior = ControlPosterior(problem.prior, (2,), problem.gradient, hidden=8, depth=1)
+    actor = Actor(problem, posterior, ActorConfig(mixture={"on-policy": 1.0}), seed=0)
     config = PretrainingConfig(until=1.0, fresh_measurements=True)
-    learner = Learner(gaussian_problem, posterior.requires_grad_(True), LearnerConfig(pretraining=config))
+    learner = Learner(problem, posterior.requires_grad_(True), LearnerConfig(pretraining=config))
     before = learner.weights()
     assert learner.update(actor.act(), 0.5).loss == 0.0
     np.testing.assert_array_equal(learner.weights(), before)
