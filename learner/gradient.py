@@ -30,6 +30,7 @@ from diffusion.kernel import expand
 from diffusion.path import stacked_transitions
 from diffusion.posterior import Posterior, log_ratio
 from learner.batch import PathBatch
+from learner.ranks import ONE_RANK, Ranks, own_rows
 from learner.subset import StepSubset
 
 __all__ = [
@@ -58,7 +59,9 @@ class GradientPlan:
     """[B] bool, trajectories drawn from the present q, whose log q is what they were drawn with; None: none is known to
     be."""
     seed: int = 0
-    """For objectives that draw."""
+    """For objectives that draw; another one on every rank."""
+    ranks: Ranks = ONE_RANK
+    """Who has the rest of the batch."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,11 +69,11 @@ class LossOutput:
     """Loss and residuals of a batch, without graph."""
 
     loss: Tensor
-    """[] mean over the batch."""
+    """[] mean over the batch of all ranks."""
     residual: Tensor | None
-    """[B] float64; None where the loss is not one of the trajectories given."""
+    """[B] float64, of the batch of all ranks; None where the loss is not one of the trajectories given."""
     log_ratio: Tensor | None
-    """[B] float64, sum over the path of log q - log p; None likewise."""
+    """[B] float64, sum over the path of log q - log p, of this rank's trajectories; None likewise."""
 
 
 def accumulate_gradient(
@@ -79,31 +82,36 @@ def accumulate_gradient(
     loss: Callable[[Tensor], tuple[Tensor, Tensor]],
     plan: GradientPlan,
 ) -> LossOutput:
-    """Adds the gradient of the mean loss to the parameters' `.grad`; the output has residual and log-ratio.
+    """Adds this rank's part of the gradient to the parameters' `.grad`; the output has residual and log-ratio.
 
-    `loss` maps the log-ratios [B, T] (float64) to (mean loss [], residual [B]); it may have parameters of its own
-    (log Z), which get their gradient too. The loss that is returned is without the denoising term. With `plan.fresh`
-    it has to be a loss of the summed log-ratios, as their parts are not known.
+    `loss` maps the log-ratios [B, T] (float64) of all ranks' trajectories to (mean loss [], residual [B]); it may have
+    parameters of its own (log Z), which get their gradient too, that of the whole batch. The loss that is returned is
+    without the denoising term. With `plan.fresh` it has to be a loss of the summed log-ratios, as their parts are not
+    known.
     """
-    count, steps, max_rows = len(batch), batch.num_steps, plan.max_rows
+    count, steps, max_rows, ranks = len(batch), batch.num_steps, plan.max_rows, plan.ranks
     denoises = plan.forward_kl > 0
-    share = plan.forward_kl * denoising_share(batch) if denoises else torch.zeros(())
-    if plan.subset is None and count * steps <= max_rows:
+    share = plan.forward_kl * denoising_share(batch, ranks) if denoises else torch.zeros(())
+    at_once = plan.subset is None and count * steps <= max_rows
+    if at_once:
         row, step = next(stacked_transitions(count, steps, count * steps))
         ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
         ratios = ratio.reshape(count, steps).double()
-        value, residual = loss(ratios)
-        (value - (share[row] * given_x.double()).sum() if denoises else value).backward()
-        return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
-    ratios = _score(posterior, batch, max_rows, plan.fresh).requires_grad_(True)
-    value, residual = loss(ratios)
+    else:
+        ratios = _score(posterior, batch, max_rows, plan.fresh)
+    of_all = ranks.gather(ratios).requires_grad_(True)
+    value, residual = loss(of_all)
     value.backward()
-    assert ratios.grad is not None
-    weight = ratios.grad
-    for row, step, factor in _chosen(ratios.detach(), plan.subset, plan.fresh, max_rows):
-        ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
-        scaled = weight[row, step] * ratio
-        (factor * (scaled - share[row] * given_x if denoises else scaled)).sum().backward()
+    assert of_all.grad is not None
+    weight = of_all.grad[own_rows(ranks, batch)]
+    if at_once:
+        scaled = (weight * ratios).sum()
+        (scaled - (share[row] * given_x.double()).sum() if denoises else scaled).backward()
+    else:
+        for row, step, factor in _chosen(ratios, plan.subset, plan.fresh, max_rows):
+            ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
+            part = weight[row, step] * ratio
+            (factor * (part - share[row] * given_x if denoises else part)).sum().backward()
     return LossOutput(value.detach(), residual.detach(), ratios.detach().sum(1))
 
 
@@ -138,10 +146,10 @@ def _chosen(
         yield row[part], drawn.flatten()[part], factor.flatten()[part]
 
 
-def denoising_share(batch: PathBatch) -> Tensor:
-    """[B] float64 what each trajectory counts in the mean over those that stand for the posterior."""
+def denoising_share(batch: PathBatch, ranks: Ranks = ONE_RANK) -> Tensor:
+    """[B] float64 what each trajectory counts in the mean over those, of all ranks, that stand for the posterior."""
     counted = batch.stands_for_posterior.double()
-    return counted / counted.sum().clamp_min(1)
+    return counted / ranks.total(counted.sum()).clamp_min(1)
 
 
 def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, step: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from learner.gradient import GradientPlan, rows_within
 from learner.guard import Guard, Verdict
 from learner.objectives import OBJECTIVES
 from learner.pretraining import accumulate_denoising_gradient, accumulate_simulated_gradient
+from learner.ranks import ONE_RANK, Ranks, own_rows
 from learner.subset import StepSubset
 
 __all__ = ["Learner", "Update"]
@@ -61,11 +62,15 @@ class Learner:
     learner.weights()  # one flat float32 vector for the actors
     """
 
-    def __init__(self, problem: InverseProblem, posterior: Posterior, config: LearnerConfig) -> None:
+    def __init__(
+        self, problem: InverseProblem, posterior: Posterior, config: LearnerConfig, ranks: Ranks = ONE_RANK
+    ) -> None:
+        """Of several `ranks` each is given its part of every batch, all parts of one size."""
         if config.pretraining.fresh_measurements and not (problem.simulable and posterior.sees_measurement):
             lacks = "posterior does not see y" if problem.simulable else "likelihood has no method `sample`"
             raise ValueError(f"pretraining.fresh_measurements draws y for a posterior that sees it, but the {lacks}")
         self.problem = problem
+        self.ranks = ranks
         self.posterior = posterior
         self.config = config
         self.updates = 0
@@ -116,8 +121,10 @@ class Learner:
             loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
             if output.residual is not None:
                 residual = output.residual.float().cpu().numpy()
-                known = output.residual[self.objective.known(batch)]
+                own = own_rows(self.ranks, batch)
+                known = output.residual[own][self.objective.known(batch)]
                 residual_std = float(known.std(correction=0)) if len(known) else None
+        self.ranks.add_gradients(self.posterior.parameters())
         norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
         verdict = self.guard.examine(float(loss), norm, residual)
         self.annealing.learn(progress, residual)
@@ -134,7 +141,7 @@ class Learner:
             self._roll_back()
         return Update(
             loss=float(loss),
-            residual=residual,
+            residual=None if residual is None else residual[own],
             gradient_norm=norm,
             verdict=verdict,
             beta=beta,
@@ -144,20 +151,17 @@ class Learner:
 
     def _pretrain(self, trajectory: Trajectory) -> Tensor:
         """Adds the gradient of maximum likelihood; the loss."""
-        steps, seed = self.config.pretraining.steps_per_path, self.updates
+        steps, seed = self.config.pretraining.steps_per_path, self._seed
         if not self.config.pretraining.fresh_measurements:
-            return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed)
-        problem = self.problem
+            return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed, self.ranks)
+        problem, generator = self.problem, torch.Generator().manual_seed(seed)
         if isinstance(problem.prior.denoiser, DataSampler):
-            generator = torch.Generator().manual_seed(seed)
             samples = problem.prior.denoiser.sample(len(trajectory), generator).float()
         else:
             of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
-            if not of_prior.any():
-                return torch.zeros(())
             samples = torch.from_numpy(trajectory.samples[of_prior])
         samples = samples.to(problem.measurements.device)
-        return accumulate_simulated_gradient(problem, self.posterior, samples, steps, seed)
+        return accumulate_simulated_gradient(problem, self.posterior, samples, steps, generator, self.ranks)
 
     def limit_rows(self, max_rows: int) -> None:
         """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""
@@ -170,15 +174,21 @@ class Learner:
             self._max_rows = rows_within(self.posterior, batch, config.graph_bytes, config.forward_kl > 0)
         subset = None
         if config.steps_per_path is not None:
-            subset = StepSubset(config.steps_per_path, config.steps_by, seed=self.updates)
+            subset = StepSubset(config.steps_per_path, config.steps_by, seed=self._seed)
         fresh = (trajectory.origin == Origin.ON_POLICY) & (trajectory.policy_version == self.updates)
         return GradientPlan(
             max_rows=self._max_rows,
             forward_kl=config.forward_kl,
             subset=subset,
             fresh=torch.from_numpy(fresh).to(batch.states.device) if versions_hold and fresh.any() else None,
-            seed=self.updates,
+            seed=self._seed,
+            ranks=self.ranks,
         )
+
+    @property
+    def _seed(self) -> int:
+        """Another one for every update and rank."""
+        return self.updates * self.ranks.size + self.ranks.rank
 
     def _roll_back(self) -> None:
         """To the older snapshot: the newer may be from when it began to go wrong."""

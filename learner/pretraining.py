@@ -26,6 +26,7 @@ from diffusion.posterior import Posterior, log_ratio
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
 from learner.gradient import denoising_log_ratio, denoising_share
+from learner.ranks import ONE_RANK, Ranks
 from learner.subset import equally_spaced
 
 __all__ = ["PretrainingConfig", "accumulate_denoising_gradient", "accumulate_simulated_gradient"]
@@ -55,32 +56,44 @@ class PretrainingConfig:
             )
 
 
-def accumulate_denoising_gradient(posterior: Posterior, batch: PathBatch, steps_per_path: int, seed: int) -> Tensor:
-    """Adds the gradient of L to the parameters' `.grad`; L [] without graph. `seed` chooses the steps."""
+def accumulate_denoising_gradient(
+    posterior: Posterior, batch: PathBatch, steps_per_path: int, seed: int, ranks: Ranks = ONE_RANK
+) -> Tensor:
+    """Adds this rank's part of the gradient of L to `.grad`; L [] of all ranks, without graph.
+
+    `seed` chooses the steps, and is another one on every rank.
+    """
     count, steps = batch.states.shape[0], batch.states.shape[1] - 1
     chosen = min(steps_per_path, steps)
     generator = torch.Generator().manual_seed(seed)
     step = equally_spaced(count, steps, chosen, generator)
     row = torch.arange(count).repeat_interleave(chosen)
-    share = denoising_share(batch)[row]
+    share = denoising_share(batch, ranks)[row]
     loss = -(steps / chosen) * (share * denoising_log_ratio(posterior, batch, row, step.flatten()).double()).sum()
     loss.backward()
-    return loss.detach()
+    return ranks.total(loss)
 
 
 def accumulate_simulated_gradient(
-    problem: InverseProblem, posterior: Posterior, samples: Tensor, steps_per_path: int, seed: int
+    problem: InverseProblem,
+    posterior: Posterior,
+    samples: Tensor,
+    steps_per_path: int,
+    generator: torch.Generator,
+    ranks: Ranks = ONE_RANK,
 ) -> Tensor:
-    """Adds the gradient of L for x = `samples` [B, *D] of the prior and measurements drawn of them; L [] without graph.
+    """Adds this rank's part of the gradient of L to `.grad`; L [] of all ranks, without graph.
 
-    `seed` draws measurements, steps and noise.
+    x = `samples` [B, *D] are of the prior; `generator`, another one on every rank, draws measurements, steps and noise.
     """
     prior, count, steps = problem.prior, len(samples), problem.num_steps
-    generator = torch.Generator(samples.device).manual_seed(seed)
+    total = ranks.total(torch.tensor(count, dtype=torch.float64, device=samples.device)).clamp_min(1)
+    if not count:
+        return ranks.total(total.new_zeros(()))
     with torch.no_grad():
         measurement = problem.simulate(samples, generator)
     chosen = min(steps_per_path, steps)
-    step = equally_spaced(count, steps, chosen, torch.Generator().manual_seed(seed)).flatten().to(samples.device)
+    step = equally_spaced(count, steps, chosen, generator).flatten()
     row = torch.arange(count, device=samples.device).repeat_interleave(chosen)
     clean, seen = samples[row], measurement[row]
     noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
@@ -92,6 +105,6 @@ def accumulate_simulated_gradient(
         denoised = prior.denoised(state, step)
     towards = expand(prior.denoised_coefficient[step] / prior.std[step], clean) * (clean - denoised)
     ratio = log_ratio(towards, posterior.control(state, step, denoised, seen, guidance))
-    loss = -(steps / chosen / count) * ratio.double().sum()
+    loss = -(steps / chosen / total) * ratio.double().sum()
     loss.backward()
-    return loss.detach()
+    return ranks.total(loss)

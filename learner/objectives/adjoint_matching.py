@@ -26,6 +26,7 @@ from learner.batch import PathBatch
 from learner.gradient import GradientPlan, LossOutput
 from learner.objectives.base import Objective
 from learner.objectives.vargrad import group_mean
+from learner.ranks import whole_batch
 
 __all__ = ["AdjointMatching", "correlation_of_start", "lean_adjoint"]
 
@@ -66,16 +67,16 @@ class AdjointMatching(Objective):
             guidance = None if batch.guidance is None else batch.guidance[row, step]
             control = posterior.control(state, step, denoised, batch.measurement[row], guidance)
             std = expand(prior.std[step], state)
-            loss = 0.5 / count * (control + std * adjoint[row, step]).double().square().sum()
+            loss = 0.5 / (count * plan.ranks.size) * (control + std * adjoint[row, step]).double().square().sum()
             loss.backward()
             total += loss.detach().cpu()
             noise = (batch.states[row, step + 1] - prior.mean(state, step, denoised)) / std
             ratios.append(log_ratio(noise, control.detach()))
         log_ratios = torch.cat(ratios).reshape(count, steps).double().sum(1)
-        delta = log_ratios - beta * batch.log_likelihood.double()
-        group = batch.group
+        delta = plan.ranks.gather(log_ratios - beta * batch.log_likelihood.double())
+        group = whole_batch(plan.ranks, batch, with_paths=False).group
         centre = group_mean(delta, torch.ones_like(delta), group)
-        return LossOutput(total, delta - centre[group], log_ratios)
+        return LossOutput(plan.ranks.total(total), delta - centre[group], log_ratios)
 
 
 def correlation_of_start(prior: Prior) -> float:

@@ -12,6 +12,7 @@ from diffusion.posterior import Posterior
 from learner.batch import PathBatch
 from learner.gradient import GradientPlan, LossOutput, accumulate_gradient
 from learner.loss import Loss
+from learner.ranks import whole_batch
 
 __all__ = ["Balance", "Objective", "RatioObjective"]
 
@@ -21,7 +22,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def accumulate(self, posterior: Posterior, batch: PathBatch, beta: float, plan: GradientPlan) -> LossOutput:
-        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters."""
+        """Adds the gradient of the mean loss to the `.grad` of the posterior's and the objective's parameters.
+
+        Of several ranks each adds its part for the posterior, and the whole for the objective.
+        """
 
     def known(self, batch: PathBatch) -> Tensor:
         """[B] bool, which trajectories have a residual: all of them, if any."""
@@ -33,6 +37,8 @@ class RatioObjective(Objective):
 
     of_sums = True
     """Whether the loss sees of the log-ratios of a trajectory their sum alone."""
+    sees_paths = False
+    """Whether the loss looks at states and estimates, which several ranks then have to send each other."""
 
     @abstractmethod
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
@@ -75,7 +81,8 @@ class RatioObjective(Objective):
         """See `Objective.accumulate`."""
         if not self.of_sums:
             plan = dataclasses.replace(plan, fresh=None)
-        return accumulate_gradient(posterior, batch, lambda log_ratio: self.loss(log_ratio, batch, beta), plan)
+        whole = whole_batch(plan.ranks, batch, with_paths=self.sees_paths)
+        return accumulate_gradient(posterior, batch, lambda log_ratio: self.loss(log_ratio, whole, beta), plan)
 
 
 class Balance(RatioObjective):

@@ -50,9 +50,9 @@ class PathKL(Objective):
         generator = torch.Generator(batch.states.device).manual_seed(plan.seed)
         start = self._problem[0].prior.sample_base(len(batch), generator).to(batch.states)
         noise = torch.randn(batch.states[:, 1:].shape, generator=generator, dtype=start.dtype, device=start.device)
-        loss = self.cost(posterior, start, noise, batch.measurement, beta).mean()
+        loss = self.cost(posterior, start, noise, batch.measurement, beta).mean() / plan.ranks.size
         loss.backward()
-        return LossOutput(loss.detach(), None, None)
+        return LossOutput(plan.ranks.total(loss), None, None)
 
     def cost(self, posterior: Posterior, start: Tensor, noise: Tensor, measurement: Tensor, beta: float) -> Tensor:
         """[B] float64, what the expectation above is of, with graph, for s_0 = `start` and xi = `noise` [B, T, *D]."""

@@ -29,6 +29,7 @@ class SubTrajectoryBalance(RatioObjective):
     """Balance of all parts, with a network for the flow."""
 
     of_sums = False
+    sees_paths = True
 
     def __init__(
         self,

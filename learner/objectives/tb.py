@@ -29,6 +29,8 @@ __all__ = ["TrajectoryBalance"]
 class TrajectoryBalance(RelativeTrajectoryBalance):
     """delta of the density, not of the chain."""
 
+    sees_paths = True
+
     def __init__(self, shape: Loss, log_partition: LogPartition, prior: Prior) -> None:
         """Balances against the density of `prior`.
 

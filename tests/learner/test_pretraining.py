@@ -172,7 +172,7 @@ def test_fresh_measurements_are_of_the_stored_x_and_so_are_the_states_at_every_s
     posterior = ControlPosterior(prior, (2,), problem.gradient, hidden=8, depth=1)
     recorded = _Recorded(posterior)
     samples = prior.denoiser.sample(count, torch.Generator().manual_seed(0)).float()
-    accumulate_simulated_gradient(problem, posterior, samples, steps_per_path=5, seed=4)
+    accumulate_simulated_gradient(problem, posterior, samples, 5, torch.Generator().manual_seed(4))
     state, step, denoised, measurement, guidance = recorded.asked[0]
     row = torch.arange(count).repeat_interleave(5)
     noise = (measurement - likelihood.operator(samples[row])) / likelihood.noise_std
@@ -196,7 +196,7 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     recorded = _Recorded(posterior)
     samples = prior.denoiser.sample(COUNT, torch.Generator().manual_seed(0))
     posterior.zero_grad()
-    value = accumulate_simulated_gradient(problem, posterior, samples, steps_per_path=3, seed=4)
+    value = accumulate_simulated_gradient(problem, posterior, samples, 3, torch.Generator().manual_seed(4))
     found = torch.cat([p.grad.flatten() for p in posterior.parameters()])
     state, step, denoised, *rest = recorded.asked[0]
     scale = (prior.denoised_coefficient / prior.std)[step][:, None]
@@ -209,6 +209,39 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     assert (found - expected).norm() <= 1e-10 * expected.norm() and float(value) == pytest.approx(
         float(loss.detach()), rel=1e-10
     )
+
+
+def test_measurement_noise_of_the_learner_s_own_x_has_no_trace_of_how_these_were_drawn(gaussian_problem):
+    problem = gaussian_problem
+    torch.manual_seed(0)
+    posteriors = [ControlPosterior(problem.prior, (2,), problem.gradient, hidden=8, depth=1) for _ in "12"]
+    config = PretrainingConfig(until=1.0, steps_per_path=1, fresh_measurements=True)
+    learner = Learner(problem, posteriors[0], LearnerConfig(pretraining=config))
+    stored = Actor(problem, posteriors[1], ActorConfig(batch_size=512, mixture={"joint": 1.0}), seed=0).act()
+    drawn = []
+    sample = problem.prior.denoiser.sample
+
+    def recorded_sample(count, generator=None):
+        drawn.append(sample(count, generator))
+        return drawn[-1]
+
+    problem.prior.denoiser.sample = recorded_sample
+    recorded = _Recorded(learner.posterior)
+    for update in range(20):
+        learner.update(stored, update / 20)
+    samples = torch.cat(drawn).double()
+    state, step, _, measurement = (torch.cat(values) for values in list(zip(*recorded.asked, strict=True))[:4])
+    operator, noise_std = problem.likelihood.operator, problem.likelihood.noise_std
+    white = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(torch.cov(samples.T)), (samples - samples.mean(0)).T, upper=False
+    ).T
+    alpha, sigma = (value[step].double()[:, None] for value in (problem.prior.alpha, problem.prior.sigma))
+    noises = torch.cat([(measurement - operator(samples)) / noise_std, (state - alpha * samples) / sigma], 1)
+    count = len(samples)
+    assert count == 20 * 512
+    assert float((white.T @ noises / count).abs().max()) < 4.5 / count**0.5
+    between = noises.T @ noises / count - torch.eye(6)
+    assert float(between.abs().max()) < 6 / count**0.5
 
 
 class _Opaque(torch.nn.Module):
