@@ -72,6 +72,7 @@ class Learner:
         self.problem = problem
         self.ranks = ranks
         self.posterior = posterior
+        posterior.compute_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         self.config = config
         self.updates = 0
         self.guard = Guard(config.guard)

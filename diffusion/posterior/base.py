@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.kernel import expand
@@ -47,6 +48,8 @@ class Posterior(nn.Module, ABC):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self._prior = (prior,)
+        self.compute_dtype: torch.dtype | None = None
+        """What the network multiplies in; None: the dtype of its weights."""
 
     @property
     def prior(self) -> Prior:
@@ -56,6 +59,10 @@ class Posterior(nn.Module, ABC):
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
         return super().train(False)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """For the network alone: likelihoods, the prior and log-densities need more digits than bfloat16 has."""
+        return torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype is not None)
 
     @property
     def uses_guidance(self) -> bool:

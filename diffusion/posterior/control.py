@@ -120,14 +120,16 @@ class ControlPosterior(Posterior):
             inputs.append(pulled / scale.clamp_min(MIN_SCALE))
             outside = expand(self.gain[1, step], state) * pulled
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
-        if isinstance(self.network, MLP):
-            flat = torch.cat([value.flatten(1) for value in (*inputs, measurement.to(state))], dim=1)
-            output = self.network(flat, level).reshape(state.shape)
-        else:
-            output = self.network(torch.cat(inputs, dim=1), level)
-        shift = shift + expand(self._unsettled[step], state) * output
-        if self.elementwise is not None:
-            shift = shift + self.elementwise(torch.stack(inputs, -1), level)
+        with self.autocast(state.device):
+            if isinstance(self.network, MLP):
+                flat = torch.cat([value.flatten(1) for value in (*inputs, measurement.to(state))], dim=1)
+                output = self.network(flat, level).reshape(state.shape)
+            else:
+                output = self.network(torch.cat(inputs, dim=1), level)
+            each = None if self.elementwise is None else self.elementwise(torch.stack(inputs, -1), level)
+        shift = shift + expand(self._unsettled[step], state) * output.to(state)
+        if each is not None:
+            shift = shift + each.to(state)
         return bounded(scale * shift + outside, MAX_CONTROL)
 
     def _guidance(self, state: Tensor, step: Tensor, measurement: Tensor) -> Tensor:

@@ -63,7 +63,8 @@ class FinetunePosterior(Posterior):
         """See `Posterior.control`."""
         prior = self.prior
         seen = (measurement,) if self._sees else ()
-        estimate = self.denoiser(state, prior.alpha[step], prior.sigma[step], *seen)
+        with self.autocast(state.device):
+            estimate = self.denoiser(state, prior.alpha[step], prior.sigma[step], *seen).to(state)
         scale = prior.denoised_coefficient[step] / prior.std[step]
         return expand(scale, state) * (estimate - denoised)
 

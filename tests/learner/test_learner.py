@@ -478,9 +478,9 @@ def test_at_the_exact_posterior_paths_of_any_behaviour_have_no_gradient(gaussian
 # --- it learns ---
 
 
-def _learned(problem, updates, kinds, objective="vargrad"):
+def _learned(problem, updates, kinds, objective="vargrad", **options):
     """(error of the importance-weighted log Z, log Z - ELBO before, and after `updates` on fresh rollouts, learner)."""
-    settings = LearnerConfig(objective=objective, warmup_updates=20, learning_rate=3e-3)
+    settings = LearnerConfig(objective=objective, warmup_updates=20, learning_rate=3e-3, **options)
     network = {"hidden": 32, "depth": 2, "guided": objective != "path_kl"}
     learner = Learner(problem, _posterior(problem, **network), settings)
     behaviour = ActorConfig(mixture=kinds, final_mixture=kinds)
@@ -511,9 +511,10 @@ def test_a_gaussian_posterior_is_learned_to_a_twentieth_of_a_nat(objective):
         assert learner.objective.log_partition.level.item() == pytest.approx(problem.exact[0].log_partition, abs=0.1)
 
 
-def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gaussian_posterior_is_learned_from_paths_of_the_prior_alone(precision):
     problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 20})
-    error, before, gap, _ = _learned(problem, 100, {"prior": 1.0})
+    error, before, gap, _ = _learned(problem, 100, {"prior": 1.0}, precision=precision)
     assert abs(error) < 0.02 and before > 0.4 and 0 < gap < 0.07
 
 
@@ -575,3 +576,36 @@ def test_it_reinitialises_once_at_each_fraction_and_a_restored_one_not_again(gau
         restored.load_state_dict(*_state(learner))
         learner = restored
     assert counts == [0, 1, 1, 1, 2, 2]
+
+
+# --- precision ---
+
+
+def test_bfloat16_changes_the_gradient_by_rounding_of_the_network_alone(gaussian_problem):
+    batch, gradients, updates = _batch(gaussian_problem, count=200), [], []
+    for precision in ("float32", "bfloat16"):
+        learner = _learner(gaussian_problem, precision=precision, gradient_clip=1e9)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(learner.posterior.network.head.weight, std=0.3)
+        updates.append(learner.update(batch, 0.0))
+        gradients.append(torch.cat([value.grad.flatten() for value in learner.posterior.parameters()]))
+        assert {value.dtype for value in learner.posterior.parameters()} == {torch.float32}
+        assert learner.weights().dtype == np.float32
+    exact, rounded = gradients
+    assert 0 < (rounded - exact).norm() < 0.02 * exact.norm()
+    assert updates[1].residual == pytest.approx(updates[0].residual, abs=0.05 * float(np.std(updates[0].residual)))
+    assert (updates[1].residual != updates[0].residual).any()
+
+
+def test_likelihood_gradients_and_the_prior_keep_their_digits_in_bfloat16(gaussian_problem):
+    seen = []
+
+    def gradient(value, measurement):
+        seen.append((value.dtype, torch.is_autocast_enabled("cpu")))
+        return gaussian_problem.gradient(value, measurement)
+
+    posterior = ControlPosterior(gaussian_problem.prior, (2,), gradient, hidden=8)
+    posterior.compute_dtype = torch.bfloat16
+    state, step = torch.randn(5, 4), torch.arange(5)
+    control = posterior.control(state, step, gaussian_problem.prior.denoised(state, step), torch.zeros(5, 2))
+    assert control.dtype == torch.float32 and set(seen) == {(torch.float32, False)}
