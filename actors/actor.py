@@ -25,7 +25,7 @@ from actors.on_policy import OnPolicy
 from actors.path_searcher import PathSearchConfig, path_searcher
 from actors.prior_rollout import PriorRollout
 from actors.rollout import Rollout
-from actors.simulated import joined, with_stored_measurements
+from actors.simulated import explore_from_stored, explore_simulated
 from actors.teacher import Teacher, TeacherConfig
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
@@ -221,10 +221,23 @@ class Actor:
         origin: NDArray[np.uint8] = np.full(count, exploration.origin, dtype=np.uint8)
         if isinstance(exploration, FromStored):
             assert stored is not None
-            rollout = self._go_on(exploration, stored)
+            rollout = explore_from_stored(
+                exploration, self.problem, self.posterior, stored, self.progress, self.generator
+            )
         elif self._simulation is not None and not isinstance(exploration, JointSimulation):
-            rollout = self._renumbered(self._of_simulated(exploration, self._simulation))
-            origin[: self.config.simulated_measurements] = Origin.JOINT
+            number = self.config.simulated_measurements
+            rollout = explore_simulated(
+                exploration,
+                self._simulation,
+                self.problem,
+                self.posterior,
+                number,
+                count,
+                self.progress,
+                self.generator,
+            )
+            rollout = self._renumbered(rollout)
+            origin[:number] = Origin.JOINT
         else:
             measurement_id = torch.randint(len(self.problem.measurements), (count,), generator=self.generator)
             rollout = exploration.explore(self.problem, self.posterior, measurement_id, self.progress, self.generator)
@@ -240,26 +253,6 @@ class Actor:
     def _renumbered(self, rollout: Rollout) -> Rollout:
         """Measurements -1, -2, ... that were simulated for `rollout` get numbers that no other rollout has."""
         return dataclasses.replace(rollout, measurement_id=rollout.measurement_id - self._uid_base - self._made)
-
-    def _of_simulated(self, exploration: Exploration, simulation: JointSimulation) -> Rollout:
-        """Trajectories of new measurements: the exact paths that they were simulated with, then those explored."""
-        number, generator = self.config.simulated_measurements, self.generator
-        anywhere = torch.zeros(number, dtype=torch.int64)
-        exact = simulation.explore(self.problem, self.posterior, anywhere, self.progress, generator)
-        assert exact.measurement is not None
-        problem = self.problem.at(exact.measurement)
-        rows = torch.arange(number).repeat(self.config.batch_size // number - 1)
-        return joined(exact, exploration.explore(problem, self.posterior, rows, self.progress, generator))
-
-    def _go_on(self, exploration: FromStored, stored: Trajectory) -> Rollout:
-        """Trajectories that start from those `stored`, of the same measurements."""
-        problem, numbered = with_stored_measurements(self.problem, stored)
-        rollout = exploration.explore_from(problem, self.posterior, numbered, self.progress, self.generator)
-        if stored.measurement is None:
-            return rollout
-        rows = rollout.measurement_id
-        ids = torch.from_numpy(np.array(stored.measurement_id))[rows]
-        return dataclasses.replace(rollout, measurement_id=ids, measurement=problem.measurements[rows])
 
     def _count(self, name: str, rollout: Rollout, seconds: float) -> None:
         finite = rollout.log_likelihood[torch.isfinite(rollout.log_likelihood)]

@@ -13,31 +13,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from actors.exploration import Exploration, FromStored
+from actors.joint_simulation import JointSimulation
 from actors.rollout import Rollout
+from diffusion.posterior import Posterior
 from diffusion.trajectory import Trajectory
 from envs.problem import InverseProblem
 
-__all__ = ["joined", "with_stored_measurements"]
+__all__ = ["explore_from_stored", "explore_simulated"]
 
 
-def with_stored_measurements(problem: InverseProblem, stored: Trajectory) -> tuple[InverseProblem, Trajectory]:
-    """The problem of the measurements that `stored` bring along, if they do, and `stored` numbered by its rows."""
-    if stored.measurement is None:
-        return problem, stored
-    rows: NDArray[np.int64] = np.arange(len(stored), dtype=np.int64)
-    measurement = torch.from_numpy(np.array(stored.measurement))
-    return problem.at(measurement), dataclasses.replace(stored, measurement_id=rows)
-
-
-def joined(exact: Rollout, others: Rollout) -> Rollout:
-    """One rollout of the exact paths [R] of simulated measurements and `others` of them, numbered -1..-R.
-
-    `others` have the rows 0..R-1 of the measurements that `exact` brings.
-    """
+def explore_simulated(
+    exploration: Exploration,
+    simulation: JointSimulation,
+    problem: InverseProblem,
+    posterior: Posterior,
+    number: int,
+    count: int,
+    progress: float,
+    generator: torch.Generator,
+) -> Rollout:
+    """`count` trajectories of `number` new measurements, -1, -2, ...: the exact paths first, then those explored."""
+    anywhere = torch.zeros(number, dtype=torch.int64)
+    exact = simulation.explore(problem, posterior, anywhere, progress, generator)
     assert exact.measurement is not None
+    rows = torch.arange(number).repeat(count // number - 1)
+    others = exploration.explore(problem.at(exact.measurement), posterior, rows, progress, generator)
     rows = others.measurement_id
     others = dataclasses.replace(others, measurement_id=-1 - rows, measurement=exact.measurement[rows])
     values: dict[str, Any] = {}
@@ -45,3 +48,22 @@ def joined(exact: Rollout, others: Rollout) -> Rollout:
         first, second = getattr(exact, field.name), getattr(others, field.name)
         values[field.name] = torch.cat([first, second]) if isinstance(first, Tensor) else second
     return Rollout(**values)
+
+
+def explore_from_stored(
+    exploration: FromStored,
+    problem: InverseProblem,
+    posterior: Posterior,
+    stored: Trajectory,
+    progress: float,
+    generator: torch.Generator,
+) -> Rollout:
+    """Trajectories that start from those `stored`, of the same measurements, which these may bring along."""
+    if stored.measurement is None:
+        return exploration.explore_from(problem, posterior, stored, progress, generator)
+    own = problem.at(torch.from_numpy(np.array(stored.measurement)))
+    numbered = dataclasses.replace(stored, measurement_id=np.arange(len(stored), dtype=np.int64))
+    rollout = exploration.explore_from(own, posterior, numbered, progress, generator)
+    rows = rollout.measurement_id
+    ids = torch.from_numpy(np.array(stored.measurement_id))[rows]
+    return dataclasses.replace(rollout, measurement_id=ids, measurement=own.measurements[rows])

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.harness import Finished, by_seed, finish, median, parse, run_all
 from system.assembly import build_posterior, build_problem
-from system.config import load_config
+from system.config_file import load_config
 from system.judge import draw
 
 CONFIG = Path("configs/experiments/digits_half_amortised.yaml")

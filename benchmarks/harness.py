@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import yaml
 
-from system.config import load_config
+from system.config_file import load_config
 from system.errors import DivergedError
 from system.judge import has_diverged
 from system.metrics import read_metrics

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.harness import parse
 from diffusion.trajectory import Trajectory
-from system.config import config_from_tree
+from system.config_file import config_from_tree
 from system.replay.config import ReplayConfig
 from system.replay.shard import ReplayShard
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.harness import Benchmark, parse
 from envs import InverseProblem
 from system.assembly import build_problem
-from system.config import RunConfig, load_config
+from system.config import RunConfig
+from system.config_file import load_config
 from system.judge import judge
 from system.local import LocalRunner
 

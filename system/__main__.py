@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from system.config import changed, load_config
+    from system.config_file import changed, load_config
     from system.run import train, tuning_config
 
     if arguments.help:
@@ -189,7 +189,7 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
 
     from envs import problem_names
     from envs.registry import problem_factory
-    from system.config import import_plugins
+    from system.config_file import import_plugins
 
     import_plugins(arguments.plugins)
     try:

@@ -12,7 +12,8 @@ from actors import Actor
 from diffusion.posterior import Posterior, make_posterior
 from envs import InverseProblem, make_problem
 from learner import Learner
-from system.config import RunConfig, import_plugins
+from system.config import RunConfig
+from system.config_file import import_plugins
 from system.errors import ConfigError
 from system.init import start_from
 from system.measurement import read_measurement

@@ -14,7 +14,8 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
-from system.config import ProblemConfig, RunConfig, load_config, problem_type
+from system.config import ProblemConfig, RunConfig
+from system.config_file import load_config, problem_type
 from system.errors import ConfigError
 
 __all__ = ["help_text", "override"]

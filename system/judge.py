@@ -43,14 +43,7 @@ def draw(
     problem: InverseProblem, posterior: Posterior, count: int, *, seed: int, measurement_id: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(samples [count, *D], log importance weight of their paths [count] float64) under `posterior`."""
-    generator = torch.Generator().manual_seed(seed)
-    samples, log_weights = [], []
-    for start in range(0, count, BATCH):
-        rows = torch.full((min(BATCH, count - start),), measurement_id)
-        batch = rollout(problem, posterior.control, rows, generator=generator, guided=posterior.uses_guidance)
-        samples.append(batch.states[:, -1])
-        log_weights.append(batch.log_weight)
-    return torch.cat(samples), torch.cat(log_weights)
+    return _draw_rows(problem, posterior, torch.full((count,), measurement_id), seed)
 
 
 def judge(
@@ -74,14 +67,22 @@ def draw_each(
     problem: InverseProblem, posterior: Posterior, count: int, *, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(samples [M, count, *D], log weights [M, count] float64) under `posterior` at each of the measurements."""
-    generator = torch.Generator().manual_seed(seed)
     number = len(problem.measurements)
+    samples, log_weight = _draw_rows(problem, posterior, torch.arange(number).repeat_interleave(count), seed)
+    return samples.reshape(number, count, *problem.event_shape), log_weight.reshape(number, count)
+
+
+def _draw_rows(
+    problem: InverseProblem, posterior: Posterior, rows: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(samples [N, *D], log weights [N] float64), one for each of the measurements `rows` [N]."""
+    generator = torch.Generator().manual_seed(seed)
     samples, log_weights = [], []
-    for rows in torch.arange(number).repeat_interleave(count).split(BATCH):
-        batch = rollout(problem, posterior.control, rows, generator=generator, guided=posterior.uses_guidance)
+    for part in rows.split(BATCH):
+        batch = rollout(problem, posterior.control, part, generator=generator, guided=posterior.uses_guidance)
         samples.append(batch.states[:, -1])
         log_weights.append(batch.log_weight)
-    return torch.cat(samples).reshape(number, count, *problem.event_shape), torch.cat(log_weights).reshape(number, -1)
+    return torch.cat(samples), torch.cat(log_weights)
 
 
 def judge_each(

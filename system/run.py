@@ -20,7 +20,8 @@ from envs import InverseProblem
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
-from system.config import RunConfig, config_from_tree, load_config
+from system.config import RunConfig
+from system.config_file import config_from_tree, load_config
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.init import write_init

@@ -15,7 +15,7 @@ from benchmarks.path_search import mode_ratio, moment_ratios
 from envs import make_problem
 from learner.objectives import OBJECTIVES
 from system.assembly import build_actor, build_learner, build_problem
-from system.config import load_config
+from system.config_file import load_config
 
 
 @pytest.fixture

@@ -183,6 +183,10 @@ def test_fresh_measurements_are_of_the_stored_x_and_so_are_the_states_at_every_s
         assert int(at.sum()) == pytest.approx(count / 2, rel=0.1)
         eps = (state[at] - prior.alpha[index].float() * samples[row][at]) / prior.sigma[index].float()
         assert eps.std().item() == pytest.approx(1.0, abs=0.05) and abs(float(eps.mean())) < 0.05
+    # A random stream begun again would bring the same numbers twice: as it is, few of these agree to 1e-6.
+    eps = (state - prior.alpha[step].float()[:, None] * samples[row]) / prior.sigma[step].float()[:, None]
+    measured, spread = noise[:2500:5].flatten(), eps[:500].flatten()
+    assert int(((measured[:, None] - spread).abs() < 1e-6).any(1).sum()) < 30
     expected, pulled = prior.pull_back(state, step, lambda value: problem.gradient(value, measurement))
     assert torch.equal(denoised, expected) and torch.equal(guidance, pulled)
 
@@ -209,39 +213,6 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     assert (found - expected).norm() <= 1e-10 * expected.norm() and float(value) == pytest.approx(
         float(loss.detach()), rel=1e-10
     )
-
-
-def test_measurement_noise_of_the_learner_s_own_x_has_no_trace_of_how_these_were_drawn(gaussian_problem):
-    problem = gaussian_problem
-    torch.manual_seed(0)
-    posteriors = [ControlPosterior(problem.prior, (2,), problem.gradient, hidden=8, depth=1) for _ in "12"]
-    config = PretrainingConfig(until=1.0, steps_per_path=1, fresh_measurements=True)
-    learner = Learner(problem, posteriors[0], LearnerConfig(pretraining=config))
-    stored = Actor(problem, posteriors[1], ActorConfig(batch_size=512, mixture={"joint": 1.0}), seed=0).act()
-    drawn = []
-    sample = problem.prior.denoiser.sample
-
-    def recorded_sample(count, generator=None):
-        drawn.append(sample(count, generator))
-        return drawn[-1]
-
-    problem.prior.denoiser.sample = recorded_sample
-    recorded = _Recorded(learner.posterior)
-    for update in range(20):
-        learner.update(stored, update / 20)
-    samples = torch.cat(drawn).double()
-    state, step, _, measurement = (torch.cat(values) for values in list(zip(*recorded.asked, strict=True))[:4])
-    operator, noise_std = problem.likelihood.operator, problem.likelihood.noise_std
-    white = torch.linalg.solve_triangular(
-        torch.linalg.cholesky(torch.cov(samples.T)), (samples - samples.mean(0)).T, upper=False
-    ).T
-    alpha, sigma = (value[step].double()[:, None] for value in (problem.prior.alpha, problem.prior.sigma))
-    noises = torch.cat([(measurement - operator(samples)) / noise_std, (state - alpha * samples) / sigma], 1)
-    count = len(samples)
-    assert count == 20 * 512
-    assert float((white.T @ noises / count).abs().max()) < 4.5 / count**0.5
-    between = noises.T @ noises / count - torch.eye(6)
-    assert float(between.abs().max()) < 6 / count**0.5
 
 
 class _Opaque(torch.nn.Module):

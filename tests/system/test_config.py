@@ -12,7 +12,8 @@ import yaml
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.prior import Prior
 from system.assembly import build_posterior, build_problem, stream_seed
-from system.config import EvaluationConfig, RayConfig, RunConfig, import_plugins, load_config
+from system.config import EvaluationConfig, RayConfig, RunConfig
+from system.config_file import import_plugins, load_config
 from system.errors import ConfigError
 from system.flags import help_text
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from system.assembly import build_problem
-from system.config import load_config
+from system.config_file import load_config
 from system.judge import judge
 from system.local import LocalRunner
 

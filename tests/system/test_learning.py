@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from system.config import load_config
+from system.config_file import load_config
 from system.run import train
 from system.run_directory import RunDirectory
 

@@ -9,7 +9,7 @@ import torch
 import system.local
 from envs.exact.chain import ChainPosterior
 from system.assembly import build_problem
-from system.config import config_from_tree
+from system.config_file import config_from_tree
 from system.errors import ConfigError, RunnerError
 from system.judge import draw
 from system.local import LocalRunner

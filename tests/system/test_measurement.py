@@ -13,7 +13,8 @@ from actors import rollout
 from envs import make_problem
 from system.assembly import build_posterior, build_problem
 from system.checkpoint import CheckpointStore
-from system.config import EvaluationConfig, config_from_tree
+from system.config import EvaluationConfig
+from system.config_file import config_from_tree
 from system.errors import ConfigError
 from system.judge import judge_each
 from system.measurement import read_measurement, unlike_simulated

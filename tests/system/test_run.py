@@ -24,7 +24,7 @@ from envs.registry import register
 from evaluation import evaluate
 from evaluation.report import summary_rows
 from system.checkpoint import CheckpointStore
-from system.config import config_from_tree
+from system.config_file import config_from_tree
 from system.errors import CheckpointError, ConfigError, UserError
 from system.judge import _doubts
 from system.metrics import read_metrics

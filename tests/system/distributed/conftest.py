@@ -13,7 +13,8 @@ import ray
 
 from system.assembly import build_problem
 from system.checkpoint import CheckpointStore
-from system.config import RunConfig, config_from_tree
+from system.config import RunConfig
+from system.config_file import config_from_tree
 from system.distributed.runner import RayRunner
 
 TREE = {

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("ray")
 
 from benchmarks.replay_traffic import traffic
-from system.config import config_from_tree
+from system.config_file import config_from_tree
 
 
 @pytest.mark.slow
