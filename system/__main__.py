@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
-    evaluate.add_argument("--measurement", **measurement)
+    evaluate.add_argument("--measurement", **(measurement | {"default": None, "help": "judge this row or file alone"}))
     problems = add("problems", "list the problems, or the options of one", _problems)
     problems.add_argument("name", nargs="?", help="a problem")
     problems.add_argument("--plugins", nargs="+", default=[], help="modules that register problems of yours")

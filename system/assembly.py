@@ -87,6 +87,7 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
 
 def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
     """The learner at the start of the run; an objective that cannot be had here is a `ConfigError`."""
+    _check_groups(config, len(problem.measurements))
     posterior = build_posterior(config, problem)
     with torch.random.fork_rng(devices=()):  # for the networks of the objective
         torch.manual_seed(stream_seed(config, "objective"))
@@ -94,6 +95,19 @@ def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
             return Learner(problem, posterior, config.learner)
         except ValueError as error:
             raise ConfigError(f"learner: {error}") from None
+
+
+def _check_groups(config: RunConfig, measurements: int) -> None:
+    """Objectives that compare trajectories of one measurement need batches with several of each."""
+    compares = config.learner.objective in ("vargrad", "reinforce_kl", "ppo_kl", "adjoint_matching")
+    simulated = config.actor.simulated_measurements > 0 or config.actor.kinds == ("joint",)
+    each = max(config.replay.group_size, config.learner.batch_size / measurements)
+    if compares and not simulated and config.learner.pretraining.until < 1 and each < 2:
+        raise ConfigError(
+            f"learner: objective {config.learner.objective} compares trajectories of one measurement, and a batch of "
+            f"{config.learner.batch_size} has {each:.2g} of each of the problem's {measurements}: raise "
+            "replay.group_size, or train at one of them (`--measurement FILE`)"
+        )
 
 
 def noising_generator(config: RunConfig, updates: int) -> torch.Generator:

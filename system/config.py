@@ -264,9 +264,10 @@ class RunConfig:
     def fine_tuning(self, run: str) -> RunConfig:
         """The configuration for going on from `run`, which has this one, at the problem's own measurement.
 
-        On-policy vargrad with a tenth of the run's budget and of its step size; nothing is simulated any more.
+        On-policy vargrad with a tenth of the run's budget and of its step size, at the default pace of replay; nothing
+        is simulated any more.
         """
-        alone = {"on-policy": 1.0}
+        alone, pace = {"on-policy": 1.0}, ReplayConfig()
         return dataclasses.replace(
             self,
             init=run,
@@ -274,7 +275,13 @@ class RunConfig:
             updates=max(self.updates // 10, 1),
             max_seconds=self.max_seconds and self.max_seconds / 10,
             actor=dataclasses.replace(self.actor, simulated_measurements=0, mixture=alone, final_mixture=alone),
-            replay=dataclasses.replace(self.replay, group_size=1),
+            replay=dataclasses.replace(
+                self.replay,
+                group_size=1,
+                newest_share=pace.newest_share,
+                samples_per_insert=pace.samples_per_insert,
+            ),
+            evaluation=dataclasses.replace(self.evaluation, calibration_pairs=0),
             learner=dataclasses.replace(
                 self.learner,
                 objective="vargrad",

@@ -16,6 +16,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from diffusion.posterior import Posterior
 from envs import InverseProblem
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
@@ -254,7 +255,7 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     _check_output(output)
     run, config, problem, weights = _trained(directory)
     posterior = load_posterior(config, problem, weights)
-    problem, row = _measured(problem, measurement, config)
+    problem, row = _measured(problem, measurement, config, posterior)
     samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
     path = run.samples if output is None else output
     save_samples(path, samples.float().numpy(), log_weight.numpy())
@@ -296,16 +297,22 @@ def sample_exact(
 
 
 @_likelihood_may_hang()
-def evaluate_run(directory: Path, count: int | None = None, measurement: int | Path = 0) -> RunDirectory:
-    """Evaluates the newest checkpoint of a run on one measurement, a row or a file, and rewrites its report."""
+def evaluate_run(directory: Path, count: int | None = None, measurement: int | Path | None = None) -> RunDirectory:
+    """Evaluates the newest checkpoint of a run again and rewrites its report.
+
+    `measurement`, a row or a file, is judged alone; None: the first row, and all that the end of training judges.
+    """
     if count is not None and count < 2:
         raise ConfigError(f"--num must be at least 2, got {count}")
     run, config, problem, weights = _trained(directory)
     if count is not None:
         config = replace(config, evaluation=replace(config.evaluation, final_trajectories=count))
-    problem, row = _measured(problem, measurement, config)
+    each = calibration = None
+    if measurement is None:
+        row, (each, calibration) = 0, judge_each(config, problem, weights)
+    else:
+        problem, row = _measured(problem, measurement, config, load_posterior(config, problem, weights))
     evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
-    each, calibration = judge_each(config, problem, weights)
     final_report(config, problem, run, evaluation, samples, measurement_id=row, each=each, calibration=calibration)
     return run
 
@@ -316,11 +323,22 @@ def _check_output(output: Path | None) -> None:
 
 
 def _measured(
-    problem: InverseProblem, measurement: int | Path, config: RunConfig | None = None
+    problem: InverseProblem,
+    measurement: int | Path,
+    config: RunConfig | None = None,
+    posterior: Posterior | None = None,
 ) -> tuple[InverseProblem, int]:
-    """(problem, row) of `measurement`: the problem's own rows, or a file; `config` is what the posterior learned by."""
+    """(problem, row) of `measurement`, a row of the problem's own or a file.
+
+    A file is refused where `posterior`, which learned by `config`, is not one of its measurement.
+    """
     if isinstance(measurement, Path):
         value = read_measurement(measurement, problem)
+        if posterior is not None and not posterior.sees_measurement and not torch.equal(value, problem.measurements[0]):
+            raise ConfigError(
+                f"--measurement {measurement}: the posterior of this run does not see y, so it is that of its own "
+                "measurement alone; train at this one (`rtb train CONFIG --measurement FILE`), or sample with --exact"
+            )
         doubts = [unlike_simulated(problem, value)]
         if config is not None and not (config.actor.simulated_measurements or "joint" in config.actor.kinds):
             doubts.append("this run was trained at its own measurements alone, and need not be right at another")

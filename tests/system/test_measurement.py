@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,16 @@ import yaml
 
 import system.run
 from actors import rollout
+from diffusion.posterior.control import ControlPosterior
 from envs import make_problem
-from system.assembly import build_posterior, build_problem
+from system.assembly import build_learner, build_posterior, build_problem
 from system.checkpoint import CheckpointStore
 from system.config import EvaluationConfig
-from system.config_file import config_from_tree
+from system.config_file import config_from_tree, load_config
 from system.errors import ConfigError
 from system.judge import judge_each
 from system.measurement import read_measurement, unlike_simulated
+from system.replay.config import ReplayConfig
 from system.run import open_run, resume, sample
 
 PROBLEM = {"name": "gaussian-linear", "dim": 4, "measurement_dim": 2, "num_steps": 8}
@@ -141,6 +144,21 @@ def test_a_run_at_one_measurement_warns_at_another(tmp_path, own_closing, capsys
     assert "this run was trained at its own measurements alone" in capsys.readouterr().err
 
 
+def test_a_posterior_that_does_not_see_y_is_drawn_from_at_its_own_measurement_alone(
+    amortised, tmp_path, capsys, monkeypatch, problem
+):
+    blind, own = tmp_path / "blind.npz", problem.measurements[0].numpy()
+    monkeypatch.setattr(ControlPosterior, "sees_measurement", property(lambda _: False))
+    words = ("--num", 3, "--measurement")
+    assert _rtb("sample", amortised, *words, _file(tmp_path, own, "own.npy"), "--output", blind) == 0
+    capsys.readouterr()
+    for command in ("sample", "evaluate"):
+        assert _rtb(command, amortised, *words, _file(tmp_path, own + 0.1, "other.npy")) == 2
+        assert "does not see y, so it is that of its own measurement alone" in capsys.readouterr().err
+    exact = ("--exact", "--chains", 8, "--max-seconds", 2, "--output", blind)
+    assert _rtb("sample", amortised, *words, tmp_path / "other.npy", *exact) in (0, 1)
+
+
 # --- going on at one measurement ---
 
 
@@ -206,6 +224,22 @@ def test_fine_tuning_is_a_tenth_of_the_run_on_policy_at_the_problem_s_own_measur
     assert (tuned.updates, tuned.learner.learning_rate, tuned.init) == (40, 5e-4, "there")
     assert tuned.actor.kinds == ("on-policy",) and tuned.replay.group_size == 1
     assert tuned.learner.pretraining.until == 0.0 and tuned.posterior == config.posterior
+    shipped = load_config(Path("configs/experiments/digits_half_amortised.yaml"), [])
+    pace, tuned = ReplayConfig(), shipped.fine_tuning("there")
+    for key in ("newest_share", "samples_per_insert"):
+        assert getattr(tuned.replay, key) == getattr(pace, key) != getattr(shipped.replay, key)
+    assert tuned.evaluation.calibration_pairs == 0 < shipped.evaluation.calibration_pairs
+
+
+def test_going_on_at_more_measurements_than_a_batch_has_groups_is_refused(amortised):
+    _, config = open_run(amortised)
+    problem = build_problem(config)
+    tuned = config.fine_tuning(str(amortised))
+    many = problem.at(problem.measurements.expand(33, -1))
+    with pytest.raises(ConfigError, match=r"64 has 1.9 of each of the problem.s 33: raise replay.group_size"):
+        build_learner(dataclasses.replace(tuned, init=None), many)
+    build_learner(dataclasses.replace(tuned, init=None), problem.at(problem.measurements.expand(32, -1)))
+    build_learner(config, many)  # measurements of its own, in groups
 
 
 # --- judging ---
