@@ -1,7 +1,11 @@
-"""Energies against the sampler literature: 25GMM, Manywell-32 and Funnel-10, five seeds, 20 CPU-minutes a run.
+"""Energies against the sampler literature: 25GMM, Manywell-32, Funnel-10 and LGCP-1600.
+
+Five seeds, 20 CPU-minutes a run.
 
 Published values: Sendera et al. 2024 (arXiv 2402.05098), table 1 and appendix C.1, means of five runs of 25,000
-updates, about two hours of one such core each. Delta log Z is log Z - ELBO; "reweighted" is log Z - IW.
+updates, about two hours of one such core each. Delta log Z is log Z - ELBO; "reweighted" is |log Z - IW|. The points
+of the published Cox process are not shipped: ours are simulated from it, and log Z is that of `benchmarks.cox`. The
+published differences are taken from 512.6, the larger of the two values of log Z in the literature.
 """
 
 from __future__ import annotations
@@ -10,9 +14,13 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+from benchmarks.cox import cox_log_evidence
 from benchmarks.harness import Finished, by_seed, finish, parse, run_all
+from system.assembly import build_problem
+from system.config_file import load_config
 
 CONFIGS = Path("configs/experiments")
 SEEDS = range(5)
@@ -64,27 +72,53 @@ CASES = {
             Published("TB+Expl+LP", 0.666, 0.051, 22.3),
         ),
     ),
+    "lgcp": Case(
+        (),
+        (
+            Published("TB", 175.9, 133.1, math.nan),
+            Published("DDS", 41.0, 23.3, math.nan),
+            Published("TB+Expl+LP+LS", 41.5, 23.6, math.nan),
+        ),
+    ),
 }
+
+
+@cache
+def _log_partition_of_cox_process() -> float:
+    value = cox_log_evidence(build_problem(load_config(CONFIGS / "lgcp.yaml", [])))
+    print(f"log Z of lgcp by a tempered population: {value:.2f}")
+    return value
+
+
+def log_partition(run: Finished) -> float:
+    """Log Z, nats: exact, but for lgcp."""
+    exact = run.metrics.get("eval/exact_log_partition")
+    return _log_partition_of_cox_process() if exact is None else exact
 
 
 def delta(run: Finished) -> float:
     """Log Z - ELBO, nats."""
-    return run.metrics["eval/exact_log_partition"] - run.metrics["eval/elbo"]
+    return log_partition(run) - run.metrics["eval/elbo"]
 
 
 def reweighted(run: Finished) -> float:
     """|log Z - IW|, nats."""
-    return abs(run.metrics["eval/exact_log_partition"] - run.metrics["eval/iw_log_partition"])
+    return abs(log_partition(run) - run.metrics["eval/iw_log_partition"])
 
 
 def w2(run: Finished) -> float:
-    """W2 to exact samples."""
-    return run.metrics["eval/w2"]
+    """W2 to exact samples; nan where there are none."""
+    return run.metrics.get("eval/w2", math.nan)
+
+
+def floor(run: Finished) -> float:
+    """W2 of two exact samples; nan where there are none."""
+    return run.metrics.get("eval/w2_floor", math.nan)
 
 
 def over_floor(run: Finished) -> float:
     """W2 over that of two exact samples."""
-    return run.metrics["eval/w2"] / run.metrics["eval/w2_floor"]
+    return w2(run) / floor(run)
 
 
 FIGURES: Mapping[str, Callable[[Finished], float]] = {
@@ -102,15 +136,14 @@ def compare(name: str, runs: Sequence[Finished]) -> dict[str, float]:
     values = {key: statistics.median(map(figure, runs)) for key, figure in FIGURES.items()}
     print(f"\n| {name} | delta log Z | reweighted | W2 | W2 of two exact samples | CPU s |")
     print("|---|---:|---:|---:|---:|---:|")
-    floor = statistics.median(run.metrics["eval/w2_floor"] for run in runs)
     print(
         f"| ours, median of {len(runs)} | {values['delta_log_partition']:.3f} "
-        f"| {values['delta_log_partition_reweighted']:.3f} | {values['w2']:.2f} | {floor:.2f} "
+        f"| {values['delta_log_partition_reweighted']:.3f} | {values['w2']:.2f} | {statistics.median(map(floor, runs)):.2f} "
         f"| {values['cpu_seconds']:.0f} |"
     )
     for row in CASES[name].published:
         print(f"| {row.method} | {row.delta:.3f} | {row.reweighted:.3f} | {row.w2:.2f} | | about 7,000 |")
-    return {f"{name.replace('_', '')}_{key}": value for key, value in values.items()}
+    return {f"{name.replace('_', '')}_{key}": value for key, value in values.items() if not math.isnan(value)}
 
 
 def main() -> None:

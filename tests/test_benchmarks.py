@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import exploration, harness, objectives, stability, staleness
+from benchmarks.cox import cox_log_evidence
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Benchmark, Finished
@@ -181,3 +182,21 @@ def test_the_gap_is_to_the_best_log_z_known_and_infinite_for_a_run_that_diverged
     for diverged in (False, True):
         run = Finished(name="", metrics=metrics, history={}, cpu_seconds=0.0, diverged=diverged)
         assert harness.elbo_gap(run) == (math.inf if diverged else expected)
+
+
+def test_the_tempered_evidence_of_the_cox_process_is_that_of_quadrature():
+    """Against the trapezoidal rule over four cells, each 7 posterior standard deviations to both sides."""
+    problem = make_problem("lgcp", {"grid": 2, "num_steps": 5})
+    prior, counts = problem.prior.denoiser, problem.measurements[0].double()
+    steps = torch.linspace(-7, 7, 29, dtype=torch.float64)
+    axes = [(4 * count).log() + steps / count.sqrt() for count in counts]
+    value = torch.cartesian_prod(*axes)
+    covariance = (prior.eigenvectors * prior.eigenvalues) @ prior.eigenvectors.T
+    log_prior = torch.distributions.MultivariateNormal(prior.mean, covariance).log_prob(value)
+    log_likelihood = torch.distributions.Poisson(value.exp() / 4).log_prob(counts).sum(1)
+    cell = math.log(math.prod(float(axis[1] - axis[0]) for axis in axes))
+    exact = float((log_prior + log_likelihood).logsumexp(0)) + cell
+    found = [cox_log_evidence(problem, population=512, levels=10, seed=seed) for seed in range(10)]
+    assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(10)) and np.std(found) < 0.02
+    with pytest.raises(TypeError, match="the problem must be lgcp"):
+        cox_log_evidence(make_problem("gmm-25"))
