@@ -12,7 +12,8 @@ the whole batch on every rank already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -22,7 +23,11 @@ from torch import Tensor, nn
 
 from learner.batch import PathBatch
 
-__all__ = ["ONE_RANK", "DistributedRanks", "OneRank", "Ranks", "own_rows", "whole_batch"]
+__all__ = ["ONE_RANK", "DistributedRanks", "OneRank", "RankLost", "Ranks", "own_rows", "whole_batch"]
+
+
+class RankLost(Exception):
+    """A rank is gone or silent, and the others cannot go on."""
 
 
 class Ranks(Protocol):
@@ -66,8 +71,19 @@ class OneRank:
 ONE_RANK = OneRank()
 
 
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # what gloo raises, and nccl's errors are
+        raise RankLost(f"the ranks fell out of step: {' '.join(str(error).split())[:200]}") from error
+
+
 class DistributedRanks:
-    """The ranks of torch.distributed's default process group, which must have been made: gloo on CPUs, nccl on GPUs."""
+    """The ranks of torch.distributed's default process group, which must have been made: gloo on CPUs, nccl on GPUs.
+
+    Every method raises `RankLost` where a rank does not take part within the group's time limit.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -78,13 +94,15 @@ class DistributedRanks:
         # gloo knows no bool.
         sent = value.to(torch.uint8) if value.dtype == torch.bool else value
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(parts, sent)
+        with _together():
+            dist.all_gather(parts, sent)
         return torch.cat(parts).to(value.dtype)
 
     def total(self, value: Tensor) -> Tensor:
         """See `Ranks`."""
         value = value.detach().clone()
-        dist.all_reduce(value)
+        with _together():
+            dist.all_reduce(value)
         return value
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -94,7 +112,8 @@ class DistributedRanks:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
-        dist.all_reduce(flat)
+        with _together():
+            dist.all_reduce(flat)
         for parameter, part in zip(trained, flat.split([value.numel() for value in trained]), strict=True):
             parameter.grad = part.view_as(parameter).clone()
 

@@ -12,6 +12,7 @@ from actors import Actor
 from diffusion.posterior import Posterior, make_posterior
 from envs import InverseProblem, make_problem
 from learner import Learner
+from learner.ranks import ONE_RANK, Ranks
 from system.config import RunConfig
 from system.config_file import import_plugins
 from system.errors import ConfigError
@@ -85,14 +86,14 @@ def build_actor(config: RunConfig, problem: InverseProblem, index: int = 0, rest
         raise ConfigError(f"actor: {error}") from None
 
 
-def build_learner(config: RunConfig, problem: InverseProblem) -> Learner:
+def build_learner(config: RunConfig, problem: InverseProblem, ranks: Ranks = ONE_RANK) -> Learner:
     """The learner at the start of the run; an objective that cannot be had here is a `ConfigError`."""
     _check_groups(config, len(problem.measurements))
     posterior = build_posterior(config, problem)
     with torch.random.fork_rng(devices=()):  # for the networks of the objective
         torch.manual_seed(stream_seed(config, "objective"))
         try:
-            return Learner(problem, posterior, config.learner)
+            return Learner(problem, posterior, config.learner, ranks)
         except ValueError as error:
             raise ConfigError(f"learner: {error}") from None
 

@@ -82,6 +82,8 @@ class RayConfig:
     """Rollout actors."""
     num_shards: int = 1
     """Replay shards."""
+    num_learners: int = 1
+    """Learner ranks: each learns from a part of every batch, and all take the same step."""
     cpus_per_actor: float = 1.0
     """CPUs that Ray reserves for an actor."""
     cpus_per_learner: float = 1.0
@@ -102,7 +104,7 @@ class RayConfig:
     """Restarts of one actor before the run goes on without it."""
 
     def __post_init__(self) -> None:
-        counts = ("num_actors", "num_shards", "publish_interval", "prefetch")
+        counts = ("num_actors", "num_shards", "num_learners", "publish_interval", "prefetch")
         amounts = ("cpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
         _require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
         _require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
@@ -158,16 +160,15 @@ class RunConfig:
             raise ValueError(f"clock cpu is the processor time of one process: runner must be local, got {self.runner}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
-        if self.learner.batch_size % self.replay.group_size:
-            raise ValueError(
-                f"learner.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
-                f"got {self.learner.batch_size}"
-            )
-        if self.learner.pretraining.batch_size % self.replay.group_size:
-            raise ValueError(
-                f"learner.pretraining.batch_size must be a multiple of replay.group_size = {self.replay.group_size}, "
-                f"got {self.learner.pretraining.batch_size}"
-            )
+        parts = self.replay.group_size * (self.ray.num_learners if self.runner == "ray" else 1)
+        sizes = {"batch_size": self.learner.batch_size}
+        if self.learner.pretraining.until > 0:
+            sizes["pretraining.batch_size"] = self.learner.pretraining.batch_size
+        for key, size in sizes.items():
+            if size % parts:
+                ranks = "" if parts == self.replay.group_size else f" times ray.num_learners = {self.ray.num_learners}"
+                of = f"replay.group_size = {self.replay.group_size}{ranks}"
+                raise ValueError(f"learner.{key} must be a multiple of {of}, got {size}")
         exact = self.actor.simulated_measurements > 0 or set(self.actor.kinds) == {"joint"}
         pretraining = 0.0 if self.learner.pretraining.fresh_measurements else self.learner.pretraining.until
         for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", pretraining)):

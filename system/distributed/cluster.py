@@ -17,7 +17,8 @@ REACH_SECONDS = 5.0  # to open a connection to the head node; Ray itself would t
 
 def required_cpus(config: RunConfig) -> float:
     """CPUs that the run's workers reserve; shards and the weight store reserve none."""
-    return config.ray.num_actors * config.ray.cpus_per_actor + config.ray.cpus_per_learner
+    options = config.ray
+    return options.num_actors * options.cpus_per_actor + options.num_learners * options.cpus_per_learner
 
 
 def connect(config: RunConfig, namespace: str) -> None:
@@ -51,13 +52,15 @@ def connect(config: RunConfig, namespace: str) -> None:
             "every node needs the same token and the same versions of Ray and Python"
         ) from error
     available = ray.cluster_resources()
-    wanted = {"CPU": needed, "GPU": config.ray.gpus_per_learner}
+    wanted = {"CPU": needed, "GPU": config.ray.num_learners * config.ray.gpus_per_learner}
+    levers = {"CPU": "ray.num_actors or ray.cpus_per_actor", "GPU": "ray.num_learners or ray.gpus_per_learner"}
     for kind, amount in wanted.items():
         if available.get(kind, 0.0) < amount:
             ray.shutdown()
             raise RunnerError(
-                f"the run reserves {amount:g} {kind}s ({config.ray.num_actors} actors and a learner), but the cluster "
-                f"has {available.get(kind, 0.0):g}; lower ray.num_actors or ray.cpus_per_actor, or add nodes"
+                f"the run reserves {amount:g} {kind}s ({config.ray.num_actors} actors and "
+                f"{config.ray.num_learners} learner ranks), but the cluster has {available.get(kind, 0.0):g}; "
+                f"lower {levers[kind]}, or add nodes"
             )
 
 

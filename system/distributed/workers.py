@@ -15,34 +15,28 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from actors.exploration import StartBy
 from diffusion.end_points import EndPoints
 from diffusion.trajectory import Trajectory
-from system.assembly import build_actor, build_learner, build_problem, build_shard, noising_generator
+from system.assembly import build_actor, build_problem, build_shard
 from system.config import RunConfig
 from system.part import Part, write_part
 from system.replay.eviction import worth_sending
 from system.replay.messages import InsertReply, ItemIds, LogTotals, ReplayBatch, ShardMass, Weighting
-from system.replay.shard_choice import ShardChoice, Turn
 from system.replay.storage import Items
-from system.runner import as_paths, run_progress, state_part, update_metrics
+from system.runner import as_paths, state_part
 
-__all__ = ["LearnerWorker", "Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
-
-POLL_SECONDS = 0.005  # between two questions for a batch that is not there yet
-SENT_UNDER_WAY = 4  # priorities and weights that the learner has sent and not seen confirmed
+__all__ = ["Peers", "RolloutWorker", "ShardWorker", "WeightStore"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,144 +221,3 @@ class RolloutWorker:
         self._actor = build_actor(self._config, self._problem, self._index, life)
         if part is not None:
             self._actor.load_state_dict(part.arrays, part.scalars)
-
-
-class LearnerWorker:
-    """A learner rank in its own process: pulls batches ahead of need, pushes priorities and weights."""
-
-    def __init__(self, config: RunConfig) -> None:
-        torch.set_num_threads(1)
-        self._config = config
-        self._problem = build_problem(config)
-        self._learner = build_learner(config, self._problem)
-        # A thread takes batches out of the object store while the learner computes.
-        self._fetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
-        self._requests: deque[tuple[Turn, Any, Future[ReplayBatch | None]]] = deque()  # (turn, shard, batch under way)
-        self._sent: deque[Any] = deque()  # references of the answers to priorities and weights that were sent
-        self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
-        self._choice = ShardChoice(config.ray.num_shards)
-        self._origin: float | None = None  # time.monotonic() at which the run began
-
-    def ready(self) -> bool:
-        """True once the process is up."""
-        return True
-
-    def work(self, seconds: float, peers: Peers, elapsed: float) -> dict[str, Any]:
-        """Trains for `seconds` or to the end of the run, which has trained for `elapsed` seconds when this is asked."""
-        if self._origin is None:
-            self._origin = time.monotonic() - elapsed
-        start = time.perf_counter()
-        waited = published = 0.0
-        metrics: dict[str, float] = {}
-        updates = self._learner.updates
-        try:
-            self._compare_shards(peers)
-            if not self._published:
-                self._publish(peers)
-            while time.perf_counter() - start < seconds and self._progress < 1:
-                began = time.perf_counter()
-                shard, batch = self._next_batch(peers)
-                waited += time.perf_counter() - began
-                if batch is None:
-                    continue
-                generator = noising_generator(self._config, self._learner.updates)
-                trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
-                update = self._learner.update(trajectory, self._progress)
-                if update.residual is not None:
-                    self._send(shard.update_priorities.remote(batch.ids, update.residual), peers)
-                metrics = update_metrics(update, trajectory, self._learner.updates)
-                if self._learner.updates % self._config.ray.publish_interval == 0:
-                    began = time.perf_counter()
-                    self._publish(peers)
-                    published += time.perf_counter() - began
-        except ray.exceptions.RayError:
-            self._requests.clear()  # a peer is gone, and with it the answers that it owed
-            self._sent.clear()
-            raise
-        return {
-            "metrics": metrics,
-            "updates": self._learner.updates,
-            "made": self._learner.updates - updates,
-            "set_aside": self._learner.guard.set_aside,
-            "rollbacks": self._learner.guard.rollbacks,
-            "reinitialised": self._learner.reinitialised,
-            "progress": self._progress,
-            "seconds": time.perf_counter() - start,
-            "waited": waited,
-            "published": published,
-        }
-
-    @property
-    def _progress(self) -> float:
-        elapsed = 0.0 if self._origin is None else time.monotonic() - self._origin
-        return run_progress(self._learner.updates, elapsed, self._config.updates, self._config.max_seconds)
-
-    def _next_batch(self, peers: Peers) -> tuple[Any, ReplayBatch | None]:
-        """(shard, batch); None for a batch that is not there yet, after a short wait."""
-        learner = self._config.learner
-        size, newest = learner.draw_size(self._progress), not learner.pretrains(self._progress)
-        while len(self._requests) < self._config.ray.prefetch:
-            turn = self._choice.next(self._config.replay.shares(newest))
-            fetch = self._ask(turn, size, newest, peers)
-            self._requests.append((turn, peers.shards[turn.shard], self._fetcher.submit(fetch)))
-        turn, shard, fetched = self._requests.popleft()
-        batch = fetched.result()
-        if batch is None:
-            self._choice.refused(turn)
-            time.sleep(POLL_SECONDS)
-            if not self._choice.complete:
-                self._compare_shards(peers)
-        else:
-            self._choice.accepted()
-        return shard, batch
-
-    def _ask(self, turn: Turn, size: int, newest: bool, peers: Peers) -> Callable[[], ReplayBatch | None]:
-        """Asks for the batch of a turn, or for leave to; what waits for the answer, in the fetching thread."""
-        shard = peers.shards[turn.shard]
-        weighting = turn.weighting if len(peers.shards) > 1 else None
-        if turn.pace == turn.shard:
-            return partial(ray.get, shard.sample.remote(size, weighting, newest=newest), timeout=peers.timeout)
-        leave = peers.shards[turn.pace].take_turn.remote(size)
-
-        def fetch() -> ReplayBatch | None:
-            if not ray.get(leave, timeout=peers.timeout):
-                return None
-            batch: ReplayBatch | None = ray.get(
-                shard.sample.remote(size, weighting, counted=False), timeout=peers.timeout
-            )
-            return batch
-
-        return fetch
-
-    def _compare_shards(self, peers: Peers) -> None:
-        """Hears from the shards what they hold, and tells each what they hold together."""
-        if len(peers.shards) > 1:
-            masses = ray.get([shard.mass.remote() for shard in peers.shards], timeout=peers.timeout)
-            together = self._choice.update(masses)
-            ray.get([shard.refer.remote(together) for shard in peers.shards], timeout=peers.timeout)
-
-    def _publish(self, peers: Peers) -> None:
-        reference = ray.put(self._learner.weights())
-        self._published.append(reference)
-        self._send(peers.store.publish.remote(self._learner.updates, self._progress, [reference]), peers)
-
-    def _send(self, answer: Any, peers: Peers) -> None:  # noqa: ANN401 - a Ray reference
-        """Lets a few messages be under way at a time; raises what became of the oldest."""
-        self._sent.append(answer)
-        if len(self._sent) > SENT_UNDER_WAY:
-            ray.get(self._sent.popleft(), timeout=peers.timeout)
-
-    def weights(self) -> NDArray[np.float32]:
-        """The averaged weights."""
-        return self._learner.weights(averaged=True)
-
-    def save(self, directory: Path) -> tuple[str, int]:
-        """Writes the learner into a checkpoint that is being made; (part's name, updates)."""
-        write_part(directory, "learner", state_part(self._learner.state_dict()))
-        return "learner", self._learner.updates
-
-    def load(self, part: Part) -> int:
-        """Restores a checkpoint; the number of updates it stands at."""
-        self._learner.load_state_dict(part.arrays, part.scalars)
-        self._published.clear()  # what is out there is not of these weights
-        return self._learner.updates

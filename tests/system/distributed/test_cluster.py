@@ -70,7 +70,7 @@ def test_more_cpus_than_the_cluster_has_are_refused_with_both_numbers(tiny, monk
     monkeypatch.setattr(cluster.ray, "shutdown", lambda: ended.append(True))
     config = tiny(num_actors=30)
     assert required_cpus(config) == 16
-    with pytest.raises(RunnerError, match=r"the run reserves 16 CPUs \(30 actors and a learner\).* has 8; lower"):
+    with pytest.raises(RunnerError, match=r"the run reserves 16 CPUs \(30 actors and 1 learner ranks\).* has 8; lower"):
         connect(config, "test")
     assert ended == [True]
     with pytest.raises(RunnerError, match="reserves 1 GPUs"):
