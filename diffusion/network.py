@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "Elementwise", "LevelEmbedding", "SeesMeasurement", "UNet"]
+__all__ = ["MLP", "CheckpointsActivations", "Elementwise", "LevelEmbedding", "SeesMeasurement", "UNet"]
 
 
 @runtime_checkable
@@ -21,6 +21,15 @@ class SeesMeasurement(Protocol):
 
     def add_measurement(self, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         """Adds inputs for y of `shape`, with weights of zero: the output stays what it was until they are trained."""
+        ...
+
+
+@runtime_checkable
+class CheckpointsActivations(Protocol):
+    """A network that can compute parts of its graph again instead of keeping them (Chen et al. 2016, 1604.06174)."""
+
+    def checkpoint_activations(self) -> None:
+        """From now on keeps less for the backward pass; values and gradients stay what they are."""
         ...
 
 
@@ -131,6 +140,10 @@ class UNet(nn.Module):
         else:
             width = self.network.time_embedding.linear_2.out_features
             self.network.class_embedding = _zero(nn.Linear(torch.Size(shape).numel(), width, bias=False))
+
+    def checkpoint_activations(self) -> None:
+        """See `CheckpointsActivations`."""
+        self.network.enable_gradient_checkpointing()
 
     def forward(self, value: Tensor, level: Tensor, measurement: Tensor | None = None) -> Tensor:
         """[N, C, H, W], [N] -> [N, out, H, W], with y [N, *Y] where it is seen.

@@ -89,6 +89,9 @@ class LearnerConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network multiplies in while it learns: bfloat16 is several times faster on GPUs, and on CPUs that have
     it, for three digits of u. Likelihoods, the prior, log-densities, weights and actors keep float32."""
+    checkpoint_activations: bool = False
+    """Keep of a network of blocks (unet) what goes into each block alone and compute the rest again for the gradient: a
+    few times less memory a transition for a third more time. Where one transition's graph fits, it is not needed."""
     graph_bytes: int = 512 * 2**20
     """Memory for the graph of the gradient: transitions that do not fit it are scored in two passes and chunks."""
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from diffusion.denoiser import DataSampler
+from diffusion.network import CheckpointsActivations
 from diffusion.path import denoise_path
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
@@ -73,6 +74,12 @@ class Learner:
         self.ranks = ranks
         self.posterior = posterior
         posterior.compute_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+        if config.checkpoint_activations:
+            networks = [module for module in posterior.modules() if isinstance(module, CheckpointsActivations)]
+            if not networks:
+                raise ValueError("checkpoint_activations is for a network of blocks (unet); this posterior has none")
+            for network in networks:
+                network.checkpoint_activations()
         self.config = config
         self.updates = 0
         self.guard = Guard(config.guard)
@@ -82,14 +89,14 @@ class Learner:
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
         weights = [value for name, value in posterior.named_parameters() if name != "gain"]
-        # What an objective learns beside the posterior: log Z, a number a measurement, and networks (flows).
+        # What an objective learns beside the posterior: log Z, a number a measurement, and blocks (flows).
         scalars = [value for value in self.objective.parameters() if value.dtype == torch.float64]
-        networks = [value for value in self.objective.parameters() if value.dtype != torch.float64]
+        blocks = [value for value in self.objective.parameters() if value.dtype != torch.float64]
         groups = [
             {"params": weights, "lr": config.learning_rate},
             {"params": gains, "lr": config.gain_learning_rate},
             {"params": scalars, "lr": config.log_partition_learning_rate},
-            {"params": networks, "lr": config.learning_rate},
+            {"params": blocks, "lr": config.learning_rate},
         ]
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
