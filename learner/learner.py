@@ -75,10 +75,10 @@ class Learner:
         self.posterior = posterior
         posterior.compute_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         if config.checkpoint_activations:
-            networks = [module for module in posterior.modules() if isinstance(module, CheckpointsActivations)]
-            if not networks:
+            blocks = [module for module in posterior.modules() if isinstance(module, CheckpointsActivations)]
+            if not blocks:
                 raise ValueError("checkpoint_activations is for a network of blocks (unet); this posterior has none")
-            for network in networks:
+            for network in blocks:
                 network.checkpoint_activations()
         self.config = config
         self.updates = 0
@@ -89,14 +89,14 @@ class Learner:
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
         weights = [value for name, value in posterior.named_parameters() if name != "gain"]
-        # What an objective learns beside the posterior: log Z, a number a measurement, and blocks (flows).
+        # What an objective learns beside the posterior: log Z, a number a measurement, and networks (flows).
         scalars = [value for value in self.objective.parameters() if value.dtype == torch.float64]
-        blocks = [value for value in self.objective.parameters() if value.dtype != torch.float64]
+        networks = [value for value in self.objective.parameters() if value.dtype != torch.float64]
         groups = [
             {"params": weights, "lr": config.learning_rate},
             {"params": gains, "lr": config.gain_learning_rate},
             {"params": scalars, "lr": config.log_partition_learning_rate},
-            {"params": blocks, "lr": config.learning_rate},
+            {"params": networks, "lr": config.learning_rate},
         ]
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
