@@ -91,7 +91,7 @@ class LearnerConfig:
     it, for three digits of u. Likelihoods, the prior, log-densities, weights and actors keep float32."""
     checkpoint_activations: bool = False
     """Keep of a network of blocks (unet) what goes into each block alone and compute the rest again for the gradient: a
-    few times less memory a transition for a third more time. Where one transition's graph fits, it is not needed."""
+    third of the memory a transition for a fifth more time. Where one transition's graph fits, it is not needed."""
     graph_bytes: int = 512 * 2**20
     """Memory for the graph of the gradient: transitions that do not fit it are scored in two passes and chunks."""
 
