@@ -6,9 +6,14 @@ Every run is judged against the exact posterior of its digit; no run is left out
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness import Finished, Planned, finish, median, parse, run_all
+from system.metrics import read_metrics
+from system.run_directory import RunDirectory
 
 CONFIG = Path("configs/experiments/digits_half.yaml")
 DIGITS, SEEDS = (20, 100, 200), range(5)
@@ -24,9 +29,9 @@ def error(run: Finished) -> float:
     return abs(run.metrics["eval/iw_log_partition"] - run.metrics["eval/exact_log_partition"])
 
 
-def wait(run: Finished) -> float:
+def wait(history: Mapping[str, Any]) -> float:
     """Share of its time that the learner waited for data, after the first 20 s in which actors and replay start."""
-    _, seconds, share = run.history["learner/wait"]
+    _, seconds, share = history["learner/wait"]
     start = int((seconds < 20).sum())
     return float((share[-1] * seconds[-1] - share[start] * seconds[start]) / (seconds[-1] - seconds[start]))
 
@@ -62,7 +67,8 @@ def main() -> None:
         figures[name] = max(figures[f"{name}_local"], figures[f"{name}_ray"])  # the worse runner speaks for both
     figures["diverged"] = figures["diverged_local"] + figures["diverged_ray"]
     ray = [run for key, run in runs.items() if key[0] == "ray"]
-    figures["learner_wait"] = median(ray, wait)
+    waits = {run.name: wait(read_metrics(RunDirectory.open(benchmark.out / run.name).metrics)) for run in ray}
+    figures["learner_wait"] = statistics.median(waits.values())
     figures["samples_per_insert_error"] = max(abs(run.last("replay/samples_per_insert_error")) for run in runs.values())
     columns = {
         "exact log Z": lambda run: run.metrics["eval/exact_log_partition"],
@@ -73,7 +79,7 @@ def main() -> None:
         "class L1": lambda run: run.metrics["eval/class_l1"],
         "updates": lambda run: run.last("learner/updates"),
         "seconds": lambda run: run.last("system/seconds"),
-        "learner wait": lambda run: wait(run) if run.name.startswith("ray") else math.nan,
+        "learner wait": lambda run: waits.get(run.name, math.nan),
     }
     finish(benchmark, "digits-half, all runs", columns, list(runs.values()), figures)
 

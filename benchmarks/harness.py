@@ -1,7 +1,8 @@
 """What every benchmark shares: its flags, resumable runs, a table, and the figures as JSON.
 
 A full benchmark is a list of training runs, `--jobs` at a time in processes of their own. Each leaves its run directory
-under `--out`; a benchmark that is started again skips those that are complete.
+under `--out` and what the tables need of it in `results.json` there; a benchmark that is started again skips the runs
+that this file has. So a copy of the file is enough to go on elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -31,22 +32,23 @@ from system.errors import DivergedError
 from system.judge import has_diverged
 from system.metrics import read_metrics
 from system.run import train
-from system.run_directory import RunDirectory
+from system.run_directory import RunDirectory, write_text
 
 __all__ = [
     "Benchmark",
     "Finished",
     "Planned",
     "by_seed",
+    "collect",
     "elbo_gap",
     "finish",
-    "finished",
     "limited",
     "median",
     "parse",
     "run_all",
     "seed_by_seed",
     "shortened",
+    "write_figures",
 ]
 
 
@@ -84,8 +86,8 @@ class Finished:
     """Name in the table."""
     metrics: Mapping[str, float]
     """Of the last evaluation."""
-    history: Mapping[str, Any]
-    """All metrics, as `read_metrics` gives them."""
+    training: Mapping[str, float]
+    """Newest values of what was logged while it trained."""
     cpu_seconds: float
     """Processor time of the whole run, all processes of the local runner; nan where not measured."""
     diverged: bool
@@ -93,7 +95,7 @@ class Finished:
 
     def last(self, key: str) -> float:
         """The newest value of a training metric, nan if it was never logged."""
-        return float(self.history[key][2][-1]) if key in self.history else float("nan")
+        return self.training.get(key, math.nan)
 
 
 def parse(name: str, description: str, arguments: Sequence[str] | None = None) -> Benchmark:
@@ -112,15 +114,30 @@ def parse(name: str, description: str, arguments: Sequence[str] | None = None) -
 
 def run_all(benchmark: Benchmark, plan: Sequence[Planned]) -> list[Finished]:
     """Makes the runs of `plan` that have not been made yet; all of them, in its order."""
-    missing = [run for run in plan if not _mark(benchmark, run.name).exists()]
-    if benchmark.jobs == 1 or len(missing) < 2:
-        for run in missing:
-            _train(benchmark, run)
-    else:
-        with ProcessPoolExecutor(benchmark.jobs, mp_context=get_context("spawn")) as pool:
-            for done in [pool.submit(_train, benchmark, run) for run in missing]:
-                done.result()
-    return [finished(benchmark, run.name) for run in plan]
+    results = collect(benchmark, {run.name: (_train, run, benchmark.out / run.name) for run in plan})
+    return [_finished(run.name, results[run.name]) for run in plan]
+
+
+def collect(benchmark: Benchmark, calls: Mapping[str, tuple[Any, ...]]) -> dict[str, Any]:
+    """What each of `calls`, a function and its arguments, returned, now or when the benchmark was last started.
+
+    The functions are called in other processes, so they and their arguments must pickle; a result must be JSON.
+    """
+    path = benchmark.out / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(benchmark.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = {pool.submit(_call, name, *call): name for name, call in calls.items() if name not in results}
+        for done in as_completed(waiting):
+            results[waiting[done]] = done.result()
+            write_text(path, json.dumps(results, indent=1) + "\n")
+    return {name: results[name] for name in calls}
+
+
+def _call(name: str, function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - whatever it returns
+    torch.set_num_threads(1)
+    print(f"{time.strftime('%H:%M:%S')} {name}", file=sys.stderr, flush=True)
+    return function(*arguments)
 
 
 def by_seed(config: Path, seeds: Sequence[int], name: str = "seed", overrides: Sequence[str] = ()) -> list[Planned]:
@@ -171,36 +188,30 @@ def elbo_gap(run: Finished) -> float:
     return (run.metrics["eval/iw_log_partition"] if math.isnan(best) else best) - run.metrics["eval/elbo"]
 
 
-def _mark(benchmark: Benchmark, name: str) -> Path:
-    return benchmark.out / f"{name}.json"
-
-
-def _train(benchmark: Benchmark, run: Planned) -> None:
-    torch.set_num_threads(1)
-    directory = benchmark.out / run.name
+def _train(run: Planned, directory: Path) -> dict[str, Any]:
+    """Makes the run; what `_finished` reads."""
     shutil.rmtree(directory, ignore_errors=True)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{time.strftime('%H:%M:%S')} {run.name}", file=sys.stderr, flush=True)
-    before, ended = time.process_time(), ""
+    before, metrics, ended = time.process_time(), {}, ""
     try:
-        train(load_config(run.config, list(run.overrides)), directory, quiet=True)
+        made = train(load_config(run.config, list(run.overrides)), directory, quiet=True)
+        metrics = json.loads(made.results.read_text())["metrics"]
     except DivergedError as error:
         ended = str(error)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # with their replay a hundred runs would fill a disk
-    _mark(benchmark, run.name).write_text(json.dumps({"cpu_seconds": time.process_time() - before, "ended": ended}))
+    # A run that ended before its first row of metrics leaves no directory.
+    history = read_metrics(RunDirectory.open(directory).metrics) if directory.exists() else {}
+    training = {key: float(values[-1]) for key, (_, _, values) in history.items() if not key.startswith("eval/")}
+    cpu_seconds = time.process_time() - before
+    return {"cpu_seconds": cpu_seconds, "ended": ended, "metrics": metrics, "training": training}
 
 
-def finished(benchmark: Benchmark, name: str) -> Finished:
-    """The complete run `name`."""
-    directory, mark = benchmark.out / name, _mark(benchmark, name)
-    run, marked = RunDirectory.open(directory), json.loads(mark.read_text())
-    metrics = {} if marked["ended"] else json.loads(run.results.read_text())["metrics"]
+def _finished(name: str, result: Mapping[str, Any]) -> Finished:
     return Finished(
         name=name,
-        metrics=defaultdict(lambda: float("nan"), metrics),
-        history=read_metrics(run.metrics),
-        cpu_seconds=float(marked["cpu_seconds"]),
-        diverged=bool(marked["ended"]) or has_diverged(metrics),
+        metrics=defaultdict(lambda: math.nan, result["metrics"]),
+        training=result["training"],
+        cpu_seconds=float(result["cpu_seconds"]),
+        diverged=bool(result["ended"]) or has_diverged(result["metrics"]),
     )
 
 
@@ -227,5 +238,10 @@ def finish(
     print()
     for name, value in figures.items():
         print(f"{name:40} {value:.4f}")
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": dict(figures)}, indent=1) + "\n")
+    write_figures(benchmark.json, figures)
+
+
+def write_figures(path: Path | None, figures: Mapping[str, float]) -> None:
+    """Writes the figures as JSON, where asked for."""
+    if path is not None:
+        path.write_text(json.dumps({"figures": dict(figures)}, indent=1) + "\n")

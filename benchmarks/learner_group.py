@@ -6,7 +6,6 @@ idle cores; of all rounds the fastest counts, as what else the machine does only
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from benchmarks.harness import parse
+from benchmarks.harness import parse, write_figures
 from benchmarks.learner_step import CASES, make_problem, make_trajectory
 from diffusion.posterior import FinetunePosterior
 from learner import Learner, LearnerConfig
@@ -68,8 +67,7 @@ def main() -> None:
         efficiency = one / (2 * two)
         print(f"| {name} | {one:.0f} | {two:.0f} | {efficiency:.2f} |")
         figures[f"{name}_efficiency"] = efficiency
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+    write_figures(benchmark.json, figures)
 
 
 if __name__ == "__main__":

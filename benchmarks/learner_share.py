@@ -8,7 +8,6 @@ the learner of a run on Ray measures itself, on digits-half as it is shipped; th
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import parse
+from benchmarks.harness import parse, write_figures
 from benchmarks.learner_step import CASES, make_problem, make_trajectory
 from diffusion.posterior import FinetunePosterior
 from learner import Learner, LearnerConfig
@@ -145,8 +144,7 @@ def main() -> None:
     )
     for key, value in figures.items():
         print(f"{key:32} {100 * value:.1f} %")
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+    write_figures(benchmark.json, figures)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from actors import Actor, ActorConfig
+from benchmarks.harness import write_figures
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.kernel import normal_log_prob
 from diffusion.network import MLP, UNet
@@ -236,8 +236,7 @@ def main() -> None:
     print()
     for key, value in figures.items():
         print(f"{key:32} {value:.3g}")
-    if known.json is not None:
-        known.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+    write_figures(known.json, figures)
 
 
 if __name__ == "__main__":

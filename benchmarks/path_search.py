@@ -7,7 +7,6 @@ would give with as many independent draws as they are worth: about 1 where the s
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -15,7 +14,7 @@ import statistics
 import torch
 from torch import Tensor
 
-from benchmarks.harness import parse
+from benchmarks.harness import parse, write_figures
 from envs import InverseProblem, make_problem
 from evaluation.distance import class_l1
 from evaluation.mixing import population_effective_sample_size
@@ -89,8 +88,7 @@ def main() -> None:
     print()
     for key, value in medians.items():
         print(f"{key:50} {value:.4f}")
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": medians}, indent=1) + "\n")
+    write_figures(benchmark.json, medians)
 
 
 if __name__ == "__main__":

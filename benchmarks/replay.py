@@ -9,7 +9,6 @@ processes of their own on one shard worker on Ray: items lost, stored twice, or 
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import parse
+from benchmarks.harness import parse, write_figures
 from diffusion.trajectory import Trajectory
 from system.config_file import config_from_tree
 from system.replay.config import ReplayConfig
@@ -148,8 +147,7 @@ def main() -> None:
         print(f"{name:50} {value:,.4g}")
     if "ratio_to_cpprb" not in figures:
         print("ratio_to_cpprb is left out: cpprb is not installed (pip install cpprb)")
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+    write_figures(benchmark.json, figures)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,16 @@ same number of updates; the local runner hands the actor old weights on purpose.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
-import sys
-import time
 from collections import deque
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.harness import Benchmark, parse
+from benchmarks.harness import collect, parse, write_figures
 from envs import InverseProblem
 from system.assembly import build_problem
 from system.config import RunConfig
@@ -49,36 +46,35 @@ class LaggingRunner(LocalRunner):
         return self._past[0]
 
 
-def measure(benchmark: Benchmark, problem_name: str, lag: int, seed: int) -> dict[str, float]:
-    """One run, unless it has been made already."""
-    mark = benchmark.out / f"{problem_name}-lag{lag}-seed{seed}.json"
-    if not mark.exists():
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        print(f"{time.strftime('%H:%M:%S')} {mark.stem}", file=sys.stderr, flush=True)
-        choice = ("--problem.name", problem_name) if problem_name != "gmm-linear" else ()
-        flags = (*choice, *PROBLEMS[problem_name], "--seed", str(seed), "--updates", str(UPDATES), *ONCE)
-        config = load_config(CONFIG, list(flags))
-        problem = build_problem(config)
-        runner = LaggingRunner(config, problem, lag)
-        realised: list[float] = []
-        while not runner.finished:
-            realised.append(runner.advance()["learner/lag_median"])
-        evaluation, _, _ = judge(config, problem, runner.weights(), quick=False)
-        mark.write_text(json.dumps(evaluation.as_metrics() | {"lag": statistics.median(realised)}))
-    loaded: dict[str, float] = json.loads(mark.read_text())
-    return loaded
+def measure(problem_name: str, lag: int, seed: int) -> dict[str, float]:
+    """Metrics of one run."""
+    choice = ("--problem.name", problem_name) if problem_name != "gmm-linear" else ()
+    flags = (*choice, *PROBLEMS[problem_name], "--seed", str(seed), "--updates", str(UPDATES), *ONCE)
+    config = load_config(CONFIG, list(flags))
+    problem = build_problem(config)
+    runner = LaggingRunner(config, problem, lag)
+    realised: list[float] = []
+    while not runner.finished:
+        realised.append(runner.advance()["learner/lag_median"])
+    evaluation, _, _ = judge(config, problem, runner.weights(), quick=False)
+    return evaluation.as_metrics() | {"lag": statistics.median(realised)}
 
 
 def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("staleness", __doc__ or "")
+    seeds = SEEDS[:1] if benchmark.short else SEEDS
+    rows = [(name, lag, seed) for seed in seeds for name in PROBLEMS for lag in LAGS]
+    results = collect(
+        benchmark, {f"{name}-lag{lag}-seed{seed}": (measure, name, lag, seed) for name, lag, seed in rows}
+    )
     print(f"\nstaleness\n{platform.machine()}, {os.cpu_count()} cores\n")
     print("| problem | lag | realised | ELBO gap, each seed | IW error | ESS | class L1 |")
     print("|---|---:|---:|---|---:|---:|---:|")
     figures: dict[str, float] = {}
     for name in PROBLEMS:
         for lag in LAGS:
-            runs = [measure(benchmark, name, lag, seed) for seed in (SEEDS[:1] if benchmark.short else SEEDS)]
+            runs = [results[f"{name}-lag{lag}-seed{seed}"] for seed in seeds]
             gaps = [run["eval/exact_log_partition"] - run["eval/elbo"] for run in runs]
             errors = [abs(run["eval/iw_log_partition"] - run["eval/exact_log_partition"]) for run in runs]
             row = {
@@ -91,11 +87,9 @@ def main() -> None:
             print(
                 f"| {name} | {lag} | {statistics.median(run['lag'] for run in runs):.0f} "
                 f"| {', '.join(f'{gap:.2f}' for gap in gaps)} | {row['log_partition_error']:.3f} "
-                f"| {row['ess']:.3f} | {row['class_l1']:.3f} |",
-                flush=True,
+                f"| {row['ess']:.3f} | {row['class_l1']:.3f} |"
             )
-    if benchmark.json is not None:
-        benchmark.json.write_text(json.dumps({"figures": figures}, indent=1) + "\n")
+    write_figures(benchmark.json, figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Measurements from files, checked before anything is done with them."""
+"""Which measurement is meant, a row of the problem's or a file, checked before anything is done with it."""
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from actors import rollout
+from diffusion.posterior import Posterior
 from envs import InverseProblem
+from system.config import RunConfig
 from system.errors import ConfigError
 
-__all__ = ["read_measurement", "unlike_simulated"]
+__all__ = ["measured", "read_measurement", "unlike_simulated"]
 
 SIMULATED = 256  # measurements that a new one is compared with
 
@@ -79,3 +82,34 @@ def unlike_simulated(problem: InverseProblem, measurement: Tensor, *, seed: int 
         f"the measurement is {size:.3g} standard deviations from the mean of simulated ones, {SIMULATED} of which are "
         f"{usual:.3g} away at most: check its units, or do not trust a posterior that learned from simulations alone"
     )
+
+
+def measured(
+    problem: InverseProblem,
+    measurement: int | Path,
+    config: RunConfig | None = None,
+    posterior: Posterior | None = None,
+) -> tuple[InverseProblem, int]:
+    """(problem, row) of `measurement`, a row of the problem's own or a file.
+
+    A file is refused where `posterior`, which learned by `config`, is not one of its measurement.
+    """
+    if isinstance(measurement, Path):
+        value = read_measurement(measurement, problem)
+        if posterior is not None and not posterior.sees_measurement and not torch.equal(value, problem.measurements[0]):
+            raise ConfigError(
+                f"--measurement {measurement}: the posterior of this run does not see y, so it is that of its own "
+                "measurement alone; train at this one (`rtb train CONFIG --measurement FILE`), or sample with --exact"
+            )
+        doubts = [unlike_simulated(problem, value)]
+        if config is not None and not (config.actor.simulated_measurements or "joint" in config.actor.kinds):
+            doubts.append("this run was trained at its own measurements alone, and need not be right at another")
+        for doubt in filter(None, doubts):
+            sys.stderr.write(f"rtb: warning: {doubt}\n")
+        return problem.at(value[None]).solved(), 0
+    if not 0 <= measurement < len(problem.measurements):
+        raise ConfigError(
+            f"--measurement must be within 0..{len(problem.measurements) - 1}, the rows of problem {problem.name!r}, "
+            f"got {measurement}"
+        )
+    return problem, measurement

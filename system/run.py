@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from diffusion.posterior import Posterior
 from envs import InverseProblem
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
@@ -27,7 +25,7 @@ from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.init import write_init
 from system.judge import draw, final_report, judge, judge_each, load_posterior
-from system.measurement import read_measurement, unlike_simulated
+from system.measurement import measured
 from system.metrics import MetricsWriter
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
@@ -255,7 +253,7 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     _check_output(output)
     run, config, problem, weights = _trained(directory)
     posterior = load_posterior(config, problem, weights)
-    problem, row = _measured(problem, measurement, config, posterior)
+    problem, row = measured(problem, measurement, config, posterior)
     samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
     path = run.samples if output is None else output
     save_samples(path, samples.float().numpy(), log_weight.numpy())
@@ -289,7 +287,7 @@ def sample_exact(
         problem, path = build_problem(settings), Path(f"{settings.name}-exact.npz")
     path = path if output is None else output
     with Progress(f"{problem.name} - exact sampler", quiet=quiet) as progress:
-        problem, row = _measured(problem, measurement)
+        problem, row = measured(problem, measurement)
         result = sample_exactly(problem, row, config, control=control, progress=progress.update)
     np.savez_compressed(path, allow_pickle=False, **result.arrays())
     write_text(path.with_suffix(".json"), json.dumps(result.figures(), indent=1) + "\n")
@@ -311,7 +309,7 @@ def evaluate_run(directory: Path, count: int | None = None, measurement: int | P
     if measurement is None:
         row, (each, calibration) = 0, judge_each(config, problem, weights)
     else:
-        problem, row = _measured(problem, measurement, config, load_posterior(config, problem, weights))
+        problem, row = measured(problem, measurement, config, load_posterior(config, problem, weights))
     evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
     final_report(config, problem, run, evaluation, samples, measurement_id=row, each=each, calibration=calibration)
     return run
@@ -320,37 +318,6 @@ def evaluate_run(directory: Path, count: int | None = None, measurement: int | P
 def _check_output(output: Path | None) -> None:
     if output is not None and (output.suffix != ".npz" or not output.parent.is_dir()):
         raise ConfigError(f"--output must be an .npz file in a directory that exists, got {output}")
-
-
-def _measured(
-    problem: InverseProblem,
-    measurement: int | Path,
-    config: RunConfig | None = None,
-    posterior: Posterior | None = None,
-) -> tuple[InverseProblem, int]:
-    """(problem, row) of `measurement`, a row of the problem's own or a file.
-
-    A file is refused where `posterior`, which learned by `config`, is not one of its measurement.
-    """
-    if isinstance(measurement, Path):
-        value = read_measurement(measurement, problem)
-        if posterior is not None and not posterior.sees_measurement and not torch.equal(value, problem.measurements[0]):
-            raise ConfigError(
-                f"--measurement {measurement}: the posterior of this run does not see y, so it is that of its own "
-                "measurement alone; train at this one (`rtb train CONFIG --measurement FILE`), or sample with --exact"
-            )
-        doubts = [unlike_simulated(problem, value)]
-        if config is not None and not (config.actor.simulated_measurements or "joint" in config.actor.kinds):
-            doubts.append("this run was trained at its own measurements alone, and need not be right at another")
-        for doubt in filter(None, doubts):
-            sys.stderr.write(f"rtb: warning: {doubt}\n")
-        return problem.at(value[None]).solved(), 0
-    if not 0 <= measurement < len(problem.measurements):
-        raise ConfigError(
-            f"--measurement must be within 0..{len(problem.measurements) - 1}, the rows of problem {problem.name!r}, "
-            f"got {measurement}"
-        )
-    return problem, measurement
 
 
 def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, NDArray[np.float32]]:

@@ -1,7 +1,9 @@
 """What the benchmarks compute from finished runs."""
 
+import json
 import math
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -63,8 +65,7 @@ def test_the_wait_leaves_out_the_first_twenty_seconds():
     """30 % of the first 25 s and 10 % of the 100 s in all is (10 - 7.5) / 75."""
     seconds = np.array([5.0, 25.0, 100.0])
     history = {"learner/wait": (np.arange(3), seconds, np.array([0.9, 0.3, 0.1]))}
-    run = Finished(name="ray", metrics={}, history=history, cpu_seconds=0.0, diverged=False)
-    assert wait(run) == pytest.approx(2.5 / 75)
+    assert wait(history) == pytest.approx(2.5 / 75)
 
 
 def test_exact_draws_have_the_errors_of_monte_carlo_in_the_path_search_benchmark(generator):
@@ -134,8 +135,10 @@ def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
 
 def test_a_diverged_run_counts_and_has_an_endless_gap():
     metrics = {"eval/elbo": -3.0, "eval/exact_log_partition": -1.0, "eval/effective_sample_size": 0.5}
-    good = Finished(name="a", metrics=defaultdict(lambda: math.nan, metrics), history={}, cpu_seconds=1, diverged=False)
-    bad = Finished(name="b", metrics=defaultdict(lambda: math.nan), history={}, cpu_seconds=1, diverged=True)
+    good = Finished(
+        name="a", metrics=defaultdict(lambda: math.nan, metrics), training={}, cpu_seconds=1, diverged=False
+    )
+    bad = Finished(name="b", metrics=defaultdict(lambda: math.nan), training={}, cpu_seconds=1, diverged=True)
     figures = stability.row("both", [good, bad, good])
     assert (figures["diverged"], figures["runs"], figures["gap"], figures["gap_max"]) == (1, 3, 2, math.inf)
 
@@ -161,32 +164,39 @@ def test_the_actor_of_a_lagging_runner_has_weights_of_so_many_updates_ago():
     assert min(late) >= 8 and max(late) <= 12
 
 
-def test_runs_of_a_plan_are_made_once_and_come_in_its_order(tmp_path, monkeypatch):
-    made = []
+def test_what_is_known_is_not_made_again_and_comes_in_the_order_asked_for(tmp_path):
+    (tmp_path / "results.json").write_text('{"b": NaN, "other": 1}')
+    benchmark = _benchmark(tmp_path, jobs=2)
+    made = harness.collect(benchmark, {"a": (math.sqrt, 4.0), "b": (math.sqrt, -1.0), "c": (math.sqrt, 9.0)})
+    assert list(made) == ["a", "b", "c"] and made["a"] == 2 and math.isnan(made["b"]) and made["c"] == 3
+    assert json.loads((tmp_path / "results.json").read_text())["other"] == 1
+    made = harness.collect(benchmark, {name: (math.sqrt, -1.0) for name in "ca"})
+    assert made == {"c": 3, "a": 2}
 
-    def train(benchmark, run):
-        made.append(run.name)
-        (tmp_path / f"{run.name}.json").write_text("{}")
 
-    monkeypatch.setattr(harness, "_train", train)
-    monkeypatch.setattr(harness, "finished", lambda benchmark, name: name)
-    plan = harness.by_seed(tmp_path / "c.yaml", range(3))
-    assert harness.run_all(_benchmark(tmp_path), plan) == ["seed0", "seed1", "seed2"]
-    assert harness.run_all(_benchmark(tmp_path), plan[::-1]) == ["seed2", "seed1", "seed0"]
-    assert made == ["seed0", "seed1", "seed2"]
+def test_a_run_that_the_guard_ended_is_a_row_and_one_that_ended_by_itself_has_its_metrics(tmp_path):
+    base = ("--updates", "3", "--problem.dim", "2", "--problem.measurement-dim", "1")
+    bad = (*base, "--updates", "400", "--learner.learning-rate", "1e9", "--learner.guard.max-rollbacks", "0")
+    config = Path("configs/experiments/gaussian_linear.yaml")
+    plan = harness.by_seed(config, [0], "good", base) + harness.by_seed(config, [0], "bad", bad)
+    for _ in range(2):  # made, then read again
+        good, ended = harness.run_all(_benchmark(tmp_path), plan)
+        assert not good.diverged and good.metrics["eval/elbo"] < 0 and good.last("learner/updates") == 3
+        assert good.cpu_seconds > 0 and math.isnan(good.last("learner/nothing"))
+        assert ended.diverged and math.isnan(ended.metrics["eval/elbo"])
 
 
 @pytest.mark.parametrize(("exact", "expected"), [(-3.0, 2.0), (math.nan, 1.5)])
 def test_the_gap_is_to_the_best_log_z_known_and_infinite_for_a_run_that_diverged(exact, expected):
     metrics = {"eval/exact_log_partition": exact, "eval/iw_log_partition": -3.5, "eval/elbo": -5.0}
     for diverged in (False, True):
-        run = Finished(name="", metrics=metrics, history={}, cpu_seconds=0.0, diverged=diverged)
+        run = Finished(name="", metrics=metrics, training={}, cpu_seconds=0.0, diverged=diverged)
         assert harness.elbo_gap(run) == (math.inf if diverged else expected)
 
 
 def test_the_tempered_evidence_of_the_cox_process_is_that_of_quadrature():
     """Against the trapezoidal rule over four cells, each 7 posterior standard deviations to both sides."""
-    problem = make_problem("lgcp", {"grid": 2, "num_steps": 5})
+    problem = make_problem("lgcp", {"grid": 2, "num_steps": 5}).at(torch.tensor([[35.0, 12.0, 80.0, 20.0]]))
     prior, counts = problem.prior.denoiser, problem.measurements[0].double()
     steps = torch.linspace(-7, 7, 29, dtype=torch.float64)
     axes = [(4 * count).log() + steps / count.sqrt() for count in counts]

@@ -92,7 +92,8 @@ def lgcp(
         raise ValueError(f"lgcp needs grid >= 2, got {grid}")
     cells = grid * grid
     mean = torch.full((cells,), math.log(MEAN_POINTS) - VARIANCE / 2, dtype=torch.float64)
-    denoiser = GaussianDenoiser(mean, _covariance(grid))
+    covariance = _covariance(grid)
+    denoiser = GaussianDenoiser(mean, covariance)
     data_std = math.sqrt(VARIANCE)
     prior = Prior(
         denoiser,
@@ -104,7 +105,9 @@ def lgcp(
     likelihood, truth = CoxLikelihood(cells, 1 / cells), None
     if points is None:
         generator = torch.Generator().manual_seed(seed)
-        truth = denoiser.sample(1, generator)
+        # The grid is symmetric, so eigenvectors of K are not unique, and differ between processors; this root is.
+        root = torch.linalg.cholesky(covariance)
+        truth = mean + torch.randn(1, cells, generator=generator, dtype=torch.float64) @ root.T
         measurement = likelihood.sample(truth, generator).float()
     else:
         measurement = _counts(points, grid)

@@ -39,7 +39,7 @@ from system.replay.messages import ReplayBatch
 from system.replay.shard_choice import ShardChoice, Turn
 from system.runner import as_paths, run_progress, state_part, update_metrics
 
-__all__ = ["LearnerRank", "LearnerWorker"]
+__all__ = ["LearnerRank", "LearnerWorker", "place_of_learner"]
 
 POLL_SECONDS = 0.005  # between two questions for a batch that is not there yet
 SENT_UNDER_WAY = 4  # priorities and weights that a rank has sent and not seen confirmed
@@ -190,10 +190,6 @@ class LearnerWorker:
         """True once the process is up, and those of the other ranks."""
         return True
 
-    def ranks(self) -> list[Any]:
-        """Handles of the other ranks."""
-        return list(self._others)
-
     def work(self, seconds: float, peers: Peers, elapsed: float) -> dict[str, Any]:
         """Trains for `seconds` or to the end of the run, which has trained for `elapsed` seconds when this is asked."""
         if self._origin is None:
@@ -293,6 +289,17 @@ class LearnerWorker:
         ray.get(loading)
         self._published.clear()  # what is out there is not of these weights
         return updates
+
+
+def place_of_learner(config: RunConfig) -> Any:  # noqa: ANN401 - a scheduling strategy of Ray
+    """Where rank 0 goes: of a group, the first bundle of a placement group with one for each rank."""
+    options = config.ray
+    if options.num_learners == 1:
+        return "DEFAULT"
+    amounts = {"CPU": options.cpus_per_learner, "GPU": options.gpus_per_learner}
+    bundle = {kind: amount for kind, amount in amounts.items() if amount > 0} or {"CPU": 0.001}  # not empty
+    group = ray.util.placement_group([bundle] * options.num_learners, strategy="PACK")
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
 
 def _join(config: RunConfig, rank: int, meeting: tuple[str, int]) -> Ranks:

@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from envs.time_limit import LikelihoodTimeout
 from learner import Diverged
 from learner.ranks import RankLost
 from system.checkpoint import CheckpointStore
 from system.config import RunConfig
-from system.distributed.learner_group import LearnerWorker
+from system.distributed.learner_group import LearnerWorker, place_of_learner
 from system.distributed.workers import Peers, RolloutWorker, ShardWorker, WeightStore
 from system.errors import CheckpointError, DivergedError, RunnerError
 from system.part import Part
@@ -69,7 +68,7 @@ class Supervisor:
         self.config, self._checkpoints = config, checkpoints
         self.changed = time.monotonic()  # when a process last came up
         self.counts = dict.fromkeys(("actor/restarts", "learner/restarts", "replay/restarts", "replay/lost"), 0)
-        self._ranks_place: Any = None  # placement group of the learner's ranks
+        self._place_of_learner = place_of_learner(config)
         self.store = self._make_store()
         self.shards = [self._make_shard(index) for index in range(config.ray.num_shards)]
         self.shard_stats: list[dict[str, float]] = [{} for _ in self.shards]
@@ -114,23 +113,12 @@ class Supervisor:
             worker.starting = worker.handle.ready.remote()
         else:
             amounts = {"num_cpus": options.cpus_per_learner, "num_gpus": options.gpus_per_learner}
-            place = self._place_of_ranks()
-            worker.handle = ray.remote(LearnerWorker).options(**amounts, scheduling_strategy=place).remote(config)
+            make = ray.remote(LearnerWorker).options(**amounts, scheduling_strategy=self._place_of_learner)
+            worker.handle = make.remote(config)
             part = self._saved("learner") if worker.restarts else None
             worker.starting = worker.handle.ready.remote() if part is None else worker.handle.load.remote(part)
         worker.slices.clear()
         worker.heard = time.monotonic()
-
-    def _place_of_ranks(self) -> Any:  # noqa: ANN401
-        """Where the learner goes: with others of its group, the first bundle of a placement group with one for each."""
-        options = self.config.ray
-        if options.num_learners == 1:
-            return "DEFAULT"
-        if self._ranks_place is None:
-            amounts = {"CPU": options.cpus_per_learner, "GPU": options.gpus_per_learner}
-            bundle = {kind: amount for kind, amount in amounts.items() if amount > 0} or {"CPU": 0.001}  # not empty
-            self._ranks_place = ray.util.placement_group([bundle] * options.num_learners, strategy="PACK")
-        return PlacementGroupSchedulingStrategy(self._ranks_place, placement_group_bundle_index=0)
 
     def _saved(self, name: str) -> Part | None:
         """A part of the newest sound checkpoint; None if there is none yet."""

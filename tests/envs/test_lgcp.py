@@ -42,6 +42,14 @@ def test_the_field_is_the_published_one():
     assert float(prior.mean[0]) == pytest.approx(math.log(126) - 0.955)
 
 
+def test_points_are_simulated_alike_on_every_processor_and_126_are_expected():
+    options = {"grid": 3, "num_steps": 2}
+    counts = make_problem("lgcp", {**options, "seed": 1}).measurements[0]
+    assert counts.tolist() == [13, 5, 11, 12, 5, 3, 0, 9, 2]
+    sizes = [float(make_problem("lgcp", {**options, "seed": seed}).measurements.sum()) for seed in range(200)]
+    assert np.mean(sizes) == pytest.approx(126, abs=4 * np.std(sizes) / math.sqrt(200))
+
+
 def test_the_tempered_evidence_is_that_of_a_million_prior_draws(generator):
     problem = make_problem("lgcp", SMALL)
     draws = problem.prior.denoiser.sample(1_000_000, generator)
