@@ -6,6 +6,7 @@ that actors made, with the prior's estimates; networks, batch and number of step
 whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
+    compiled   the same with the network's operations fused (the MLP's; to compile the U-Net takes a CPU ten minutes)
     chunked    the same with at most a fifth of the transitions in memory
     subset     K of T transitions, replayed trajectories, as few in memory
     fresh      K of T transitions, trajectories of the present weights, as few in memory
@@ -55,10 +56,11 @@ class Case:
     steps: int
     subset: int
     rounds: int
+    variants: tuple[str, ...] = VARIANTS
 
 
 CASES = {
-    "mlp": Case(shape=(2,), batch=500, steps=100, subset=25, rounds=15),
+    "mlp": Case(shape=(2,), batch=500, steps=100, subset=25, rounds=15, variants=(*VARIANTS, "compiled")),
     "unet": Case(shape=(1, 32, 32), batch=8, steps=20, subset=5, rounds=5),
 }
 
@@ -137,9 +139,11 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
         reference = PlainReference(problem)
         return lambda: reference.step(case.batch)
     steps_per_path = case.subset if variant in ("subset", "fresh") else None
-    config = LearnerConfig(steps_per_path=steps_per_path, objective="rtb", graph_bytes=2**40)
+    config = LearnerConfig(
+        steps_per_path=steps_per_path, objective="rtb", graph_bytes=2**40, compile=variant == "compiled"
+    )
     learner = Learner(problem, FinetunePosterior(problem.prior), config)
-    if variant != "all":
+    if variant not in ("all", "compiled"):
         learner.limit_rows(case.batch * case.steps // 5)
     trajectory = make_trajectory(problem, case)
 
@@ -192,8 +196,8 @@ def gradient_error(case: Case) -> float:
 def measure(name: str, rounds: int) -> dict[str, float]:
     """Figures of one case; its table is printed."""
     case = CASES[name]
-    steps = {variant: stepper(case, variant) for variant in VARIANTS}
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    steps = {variant: stepper(case, variant) for variant in case.variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in case.variants}
     for index in range(rounds + 1):
         for variant, step in steps.items():
             began = time.process_time()
@@ -202,21 +206,18 @@ def measure(name: str, rounds: int) -> dict[str, float]:
                 seconds[variant].append(time.process_time() - began)
     typical = {variant: statistics.median(values) for variant, values in seconds.items()}
     memory: dict[str, int] = {}
-    for variant in VARIANTS:
+    for variant in case.variants:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             memory[variant] = pool.submit(peak_bytes, name, variant).result()
     parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case).prior).parameters())
     print(f"\n| {name}, {parameters:,} parameters, B = {case.batch}, T = {case.steps} | ms | speed-up | MiB |")
     print("|---|---:|---:|---:|")
-    for variant in VARIANTS:
+    for variant in case.variants:
         label = f"{variant}, K = {case.subset}" if variant in ("subset", "fresh") else variant
         ratio = typical["reference"] / typical[variant]
         print(f"| {label} | {1e3 * typical[variant]:.0f} | {ratio:.2f} | {memory[variant] / 2**20:.0f} |")
     figures = {f"{name}_speedup": typical["reference"] / typical["all"]}
-    figures |= {
-        f"{name}_{variant}_speedup": typical["reference"] / typical[variant]
-        for variant in ("chunked", "subset", "fresh")
-    }
+    figures |= {f"{name}_{variant}_speedup": typical["reference"] / typical[variant] for variant in case.variants[2:]}
     figures[f"{name}_memory_ratio"] = memory["subset"] / max(memory["reference"], 1)
     figures[f"{name}_chunked_memory_ratio"] = memory["chunked"] / max(memory["reference"], 1)
     figures[f"{name}_gradient_error"] = gradient_error(case)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +82,9 @@ class Learner:
                 raise ValueError("checkpoint_activations is for a network of blocks (unet); this posterior has none")
             for network in blocks:
                 network.checkpoint_activations()
+        if config.compile:
+            _check_compiler(problem.measurements.device)
+            posterior.compile_networks()
         self.config = config
         self.updates = 0
         self.guard = Guard(config.guard)
@@ -314,6 +319,12 @@ class Learner:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
         self.average.updates = average_updates
+
+
+def _check_compiler(device: torch.device) -> None:
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and shutil.which(compiler) is None:
+        raise ValueError(f"compile needs a C++ compiler, but there is no {compiler!r}; install one, or set CXX to it")
 
 
 def _joint_log_weight(batch: PathBatch, log_ratio: Tensor | None) -> float | None:

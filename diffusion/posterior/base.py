@@ -60,6 +60,16 @@ class Posterior(nn.Module, ABC):
         """Stays in evaluation mode whatever `mode` is: dropout would make the log-density ratio noisy."""
         return super().train(False)
 
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[nn.Module, ...]:
+        """The networks that `control` runs, which take nearly all of its time."""
+
+    def compile_networks(self) -> None:
+        """Has torch.compile fuse what `networks` do from now on, for batches of any size; values stay what they are."""
+        for network in self.networks:
+            network.compile(dynamic=True)
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """For the network alone: likelihoods, the prior and log-densities need more digits than bfloat16 has."""
         return torch.autocast(device.type, self.compute_dtype, enabled=self.compute_dtype is not None)

@@ -85,6 +85,11 @@ class ControlPosterior(Posterior):
     _unsettled: Tensor
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """See `Posterior.networks`."""
+        return (self.network,) if self.elementwise is None else (self.network, self.elementwise)
+
+    @property
     def uses_guidance(self) -> bool:
         """See `Posterior.uses_guidance`."""
         return self._guided

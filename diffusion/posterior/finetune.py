@@ -53,6 +53,11 @@ class FinetunePosterior(Posterior):
             _add_low_rank(self.denoiser, rank, {name for name, _ in prior.denoiser.named_modules()})
 
     @property
+    def networks(self) -> tuple[nn.Module, ...]:
+        """See `Posterior.networks`."""
+        return (self.denoiser.network if isinstance(self.denoiser, NetworkDenoiser) else self.denoiser,)
+
+    @property
     def sees_measurement(self) -> bool:
         """See `Posterior.sees_measurement`."""
         return self._sees

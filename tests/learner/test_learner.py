@@ -429,6 +429,8 @@ class _TiltedExact(Posterior):
         self.exact = (problem.exact[0],)
         self.shift = torch.nn.Parameter(torch.full((4,), shift))
 
+    networks = ()
+
     def control(self, state, step, denoised, measurement, guidance=None):
         raise NotImplementedError
 
