@@ -167,7 +167,7 @@ class Actor:
         restarts: int = 0,
     ) -> None:
         self.problem = problem
-        self.posterior = posterior.requires_grad_(False)
+        self.posterior = posterior.requires_grad_(False).to(problem.device)
         self.config = config
         self.version = 0
         self.progress = 0.0
@@ -178,10 +178,11 @@ class Actor:
         self._batches = dict.fromkeys(EXPLORATIONS, 0.0)
         self._wanted = dict.fromkeys(EXPLORATIONS, 0.0)
         self._counters: defaultdict[str, float] = defaultdict(float)
-        self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
-        for exploration in self._explorations.values():
-            if isinstance(exploration, SeesPosterior):
-                exploration.prepare(self.posterior)
+        with problem.placement():
+            self._explorations = {name: EXPLORATIONS[name](config, problem) for name in config.kinds}
+            for exploration in self._explorations.values():
+                if isinstance(exploration, SeesPosterior):
+                    exploration.prepare(self.posterior)
         # Items of one replay have the same fields, so if one kind brings measurements the others send theirs along.
         self._simulation: JointSimulation | None = None
         if config.simulated_measurements:
@@ -190,11 +191,11 @@ class Actor:
         joint = any(isinstance(kind, JointSimulation) for kind in self._explorations.values())
         self._send_measurement = joint or self._simulation is not None
         entropy = np.random.SeedSequence((seed, index, restarts)).generate_state(1, np.uint64)
-        self.generator = torch.Generator().manual_seed(int(entropy[0]) & (2**63 - 1))
+        self.generator = problem.generator(int(entropy[0]) & (2**63 - 1))
 
     def load_weights(self, weights: NDArray[np.float32], version: int, progress: float) -> None:
         """Takes the flat parameter vector of `version`; `progress` (0 to 1) drives the exploration schedule."""
-        vector = torch.from_numpy(np.array(weights))
+        vector = torch.from_numpy(np.array(weights)).to(self.problem.device)
         expected = sum(parameter.numel() for parameter in self.posterior.parameters())
         if len(vector) != expected:
             raise ValueError(f"the posterior has {expected} parameters, got a vector of {len(vector)}")
@@ -207,6 +208,10 @@ class Actor:
         Kinds that go on from stored trajectories get them from `starts`; while it has none they wait, and the turn
         is an on-policy one.
         """
+        with self.problem.placement():
+            return self._act(starts)
+
+    def _act(self, starts: Starts | None) -> Trajectory:
         for name, share in self.config.shares(self.progress).items():
             self._wanted[name] += share
         name = max(EXPLORATIONS, key=lambda kind: self._wanted[kind] - self._batches[kind])
@@ -290,4 +295,5 @@ class Actor:
                 own = {
                     key.removeprefix(f"{name}."): value for key, value in arrays.items() if key.startswith(f"{name}.")
                 }
-                exploration.load_state_dict(self.problem, own, scalars[name], self.generator)
+                with self.problem.placement():
+                    exploration.load_state_dict(self.problem, own, scalars[name], self.generator)

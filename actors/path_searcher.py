@@ -102,7 +102,7 @@ class PathSearcher:
             scalars["populations"][str(row)] = []
             for place, search in enumerate(searches):
                 tensors, numbers = search.state_dict()
-                arrays |= {f"{row}.{place}.{name}": value.numpy().copy() for name, value in tensors.items()}
+                arrays |= {f"{row}.{place}.{name}": value.cpu().numpy().copy() for name, value in tensors.items()}
                 scalars["populations"][str(row)].append(numbers)
         return arrays, scalars
 
@@ -120,7 +120,7 @@ class PathSearcher:
             for place, numbers in enumerate(searches):
                 prefix = f"{row}.{place}."
                 own = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
-                tensors = {name: torch.from_numpy(np.array(value)) for name, value in own.items()}
+                tensors = {name: torch.as_tensor(np.array(value)) for name, value in own.items()}
                 waiting.append(PathSearch.restore(problem, int(row), tensors, numbers, generator))
 
 
@@ -154,7 +154,7 @@ class StoredPathSearcher:
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """See `actors.exploration.Stateful`."""
-        return {name: value.numpy().copy() for name, value in self._experience.items()}, {}
+        return {name: value.cpu().numpy().copy() for name, value in self._experience.items()}, {}
 
     def load_state_dict(
         self,
@@ -164,7 +164,7 @@ class StoredPathSearcher:
         generator: torch.Generator,
     ) -> None:
         """See `actors.exploration.Stateful`."""
-        self._experience = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        self._experience = {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()}
 
 
 def path_searcher(config: PathSearchConfig) -> PathSearcher | StoredPathSearcher:

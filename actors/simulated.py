@@ -61,9 +61,9 @@ def explore_from_stored(
     """Trajectories that start from those `stored`, of the same measurements, which these may bring along."""
     if stored.measurement is None:
         return exploration.explore_from(problem, posterior, stored, progress, generator)
-    own = problem.at(torch.from_numpy(np.array(stored.measurement)))
+    own = problem.at(torch.as_tensor(np.array(stored.measurement)))
     numbered = dataclasses.replace(stored, measurement_id=np.arange(len(stored), dtype=np.int64))
     rollout = exploration.explore_from(own, posterior, numbered, progress, generator)
     rows = rollout.measurement_id
-    ids = torch.from_numpy(np.array(stored.measurement_id))[rows]
+    ids = torch.as_tensor(np.array(stored.measurement_id))[rows]
     return dataclasses.replace(rollout, measurement_id=ids, measurement=own.measurements[rows])

@@ -43,7 +43,7 @@ class StoredPaths(PathSearch):
     ) -> None:
         """`guided` computes the likelihood's gradient along the paths, for kernels that use it."""
         # Copies: arrays that come through shared memory are read-only, and the moves work in place.
-        arrays = {name: torch.from_numpy(np.array(value)) for name, value in stored.arrays().items()}
+        arrays = {name: torch.as_tensor(np.array(value)) for name, value in stored.arrays().items()}
         self._begin(problem, arrays["measurement_id"], 1.0, generator, guided)
         self.states, self.log_prior = arrays["states"], arrays["log_prior"]
         self.log_likelihood = arrays["log_likelihood"]
@@ -52,7 +52,7 @@ class StoredPaths(PathSearch):
         else:
             self.denoised, self.guidance = self._estimates(self.states)
         self.log_noising = self.prior.noising.path_log_prob(self.states)
-        self._log_weight = torch.from_numpy(stored.log_importance)
+        self._log_weight = torch.as_tensor(stored.log_importance)
 
     def last_transition(self) -> tuple[Tensor, Tensor]:
         """(m [N, *D], std [N]) of the prior's transition from s_T-1 to x."""
@@ -71,7 +71,7 @@ class StoredPaths(PathSearch):
 
     def experience(self) -> dict[str, Tensor]:
         """What sweeps have taught about the moves, for the paths of later turns."""
-        learned = {"tried": self._choice.tried, "gained": self._choice.gained, "sweeps": torch.tensor([self.sweeps])}
+        learned = {"tried": self._choice.tried, "gained": self._choice.gained, "sweeps": torch.full((1,), self.sweeps)}
         return learned if self._guide is None else learned | {"gain": self._guide.gain}
 
     def take_experience(self, learned: Mapping[str, Tensor]) -> None:

@@ -169,7 +169,9 @@ class Teacher:
         for index, batch in enumerate(self._recent):
             parts = batch._asdict().items()
             tensors |= {f"recent.{index}.{name}": value for name, value in parts if value is not None}
-        return {name: value.detach().numpy().copy() for name, value in tensors.items()}, {"recent": len(self._recent)}
+        return {name: value.detach().cpu().numpy().copy() for name, value in tensors.items()}, {
+            "recent": len(self._recent)
+        }
 
     def load_state_dict(
         self,
@@ -179,7 +181,7 @@ class Teacher:
         generator: torch.Generator,
     ) -> None:
         """See `actors.exploration.Stateful`."""
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+        tensors = {name: torch.as_tensor(np.array(value)) for name, value in arrays.items()}
         self.sampler.load_state_dict(_under("sampler.", tensors))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer.", tensors).items():

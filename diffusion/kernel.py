@@ -92,12 +92,14 @@ class NoisingKernel:
     def sample(self, state: Tensor, clean: int, noisy: int, generator: torch.Generator | None = None) -> Tensor:
         """[N, *D] draw of s_noisy given s_clean = `state`."""
         ratio, std = self.moments(clean, noisy)
-        return normal_sample(ratio * state, torch.full((len(state),), std), generator)
+        return normal_sample(ratio * state, torch.full((len(state),), std, device=state.device), generator)
 
     def log_prob(self, noised: Tensor, state: Tensor, clean: int, noisy: int) -> Tensor:
         """[N] log q(s_noisy = `noised` | s_clean = `state`)."""
         ratio, std = self.moments(clean, noisy)
-        return normal_log_prob(noised, ratio * state, torch.full((len(state),), std, dtype=torch.float64))
+        return normal_log_prob(
+            noised, ratio * state, torch.full((len(state),), std, dtype=torch.float64, device=state.device)
+        )
 
     def sample_path(self, clean: Tensor, generator: torch.Generator | None = None, last: int | None = None) -> Tensor:
         """[N, K+1, *D] a noising path s_0..s_K that ends in s_K = `clean` [N, *D]; K = `last`, T if None."""

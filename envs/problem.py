@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.posterior import LikelihoodGradient
 from diffusion.prior import Prior
@@ -65,7 +67,7 @@ class _Solutions(Sequence[ExactPosterior]):
         self.solution = lru_cache(maxsize=4)(self._solution)
 
     def _solution(self, row: int) -> tuple[ExactPosterior, Tensor | None]:
-        return self._solve(self._measurements[row])
+        return self._solve(self._measurements[row].cpu())
 
     def __len__(self) -> int:
         return len(self._measurements)
@@ -134,11 +136,38 @@ class InverseProblem:
     def at(self, measurements: Tensor) -> InverseProblem:
         """The problem of other `measurements` [M, *Y], without what is known of its own: see `solved`."""
         classes = self.classes and replace(self.classes, exact=None)
+        measurements = measurements.to(self.device)
         return replace(self, measurements=measurements, exact=(), truth=None, classes=classes)
 
     def solved(self) -> InverseProblem:
         """The problem with the exact posterior of every measurement, worked out when asked for, where `solve` is."""
         return self if self.solve is None else replace(self, exact=_Solutions(self.solve, self.measurements))
+
+    @property
+    def device(self) -> torch.device:
+        """Where prior, likelihood and measurements are, and paths are made."""
+        return self.measurements.device
+
+    def to(self, device: torch.device | str) -> InverseProblem:
+        """The problem on `device`; what is known exactly (posteriors, classes, the truth) stays on the processor.
+
+        A likelihood moves if it is a module of torch; any other has to compute where its arguments are.
+        """
+        if torch.device(device) == self.device:
+            return self
+        likelihood = self.likelihood
+        if isinstance(likelihood, nn.Module):
+            likelihood = copy.deepcopy(likelihood).to(device)
+        prior, measurements = copy.deepcopy(self.prior).to(device), self.measurements.to(device)
+        return replace(self, prior=prior, likelihood=likelihood, measurements=measurements)
+
+    def placement(self) -> contextlib.AbstractContextManager[object]:
+        """Within it, tensors that are made without a device are on the problem's."""
+        return contextlib.nullcontext() if self.device.type == "cpu" else self.device
+
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers on the problem's device."""
+        return torch.Generator(self.device).manual_seed(seed)
 
     def class_probabilities(self, row: int) -> Tensor | None:
         """[classes] float64 exact posterior probability of each class for measurement `row`, where it is known."""

@@ -181,13 +181,14 @@ def _upper_bound(
     generator: torch.Generator,
 ) -> dict[str, float | None]:
     # In the dtype of the samples, because that is what the network of `scorer` takes.
-    states = bounds.exact_paths(problem, measurement_id, count, generator).to(samples)
-    denoised = denoise_path(problem.prior, states)  # most of the time goes here: once for both
-    weights = bounds.path_log_weight(problem, scorer, states, measurement_id, denoised)
-    correction: Tensor | None = torch.zeros_like(weights)
-    if not isinstance(problem.exact[measurement_id], bounds.ExactPathSampler):
-        correction = bounds.path_discretisation(problem, states, denoised)
-    weights = weights if correction is None else weights + correction
+    states = bounds.exact_paths(problem, measurement_id, count, generator).to(problem.device, samples.dtype)
+    with problem.placement():
+        denoised = denoise_path(problem.prior, states)  # most of the time goes here: once for both
+        weights = bounds.path_log_weight(problem, scorer, states, measurement_id, denoised)
+        correction: Tensor | None = torch.zeros_like(weights)
+        if not isinstance(problem.exact[measurement_id], bounds.ExactPathSampler):
+            correction = bounds.path_discretisation(problem, states, denoised)
+        weights = weights if correction is None else weights + correction
     return {
         "eubo": bounds.eubo(weights),
         "eubo_standard_error": bounds.bound_standard_error(weights),

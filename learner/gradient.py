@@ -120,7 +120,7 @@ def _score(posterior: Posterior, batch: PathBatch, max_rows: int, fresh: Tensor 
     """[B, T] float64 log q - log p of all transitions; of fresh trajectories the sum is spread evenly."""
     count, steps = len(batch), batch.num_steps
     ratios = (batch.log_behaviour_ratio.double() / steps)[:, None].repeat(1, steps)
-    stale = torch.arange(count) if fresh is None else torch.nonzero(~fresh)[:, 0].cpu()
+    stale = torch.arange(count) if fresh is None else torch.nonzero(~fresh)[:, 0]
     parts = [
         _log_ratios(posterior, batch, stale[row], step, False)[0].double()
         for row, step in stacked_transitions(len(stale), steps, max_rows)

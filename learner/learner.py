@@ -74,7 +74,7 @@ class Learner:
             raise ValueError(f"pretraining.fresh_measurements draws y for a posterior that sees it, but the {lacks}")
         self.problem = problem
         self.ranks = ranks
-        self.posterior = posterior
+        self.posterior = posterior.to(problem.device)
         posterior.compute_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
         if config.checkpoint_activations:
             blocks = [module for module in posterior.modules() if isinstance(module, CheckpointsActivations)]
@@ -90,7 +90,7 @@ class Learner:
         self.guard = Guard(config.guard)
         self.annealing = Annealing(config.beta_start, config.beta_until, config.beta_ess)
         self.reinitialised = 0
-        self.objective = OBJECTIVES[config.objective](config, problem, posterior)
+        self.objective = OBJECTIVES[config.objective](config, problem, posterior).to(problem.device)
         self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
         weights = [value for name, value in posterior.named_parameters() if name != "gain"]
@@ -117,6 +117,10 @@ class Learner:
         `versions_hold` says that a trajectory of as many updates as there are was drawn with these very weights. It is
         so where actors, replay and learner are restored together; else there may be two weights of one number.
         """
+        with self.problem.placement():
+            return self._update(trajectory, progress, versions_hold)
+
+    def _update(self, trajectory: Trajectory, progress: float, versions_hold: bool) -> Update:
         config = self.config
         unchanged = sum(progress >= at for at in config.reinitialise_at) == self.reinitialised
         if not unchanged:
@@ -167,13 +171,12 @@ class Learner:
         steps, seed = self.config.pretraining.steps_per_path, self._seed
         if not self.config.pretraining.fresh_measurements:
             return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed, self.ranks)
-        problem, generator = self.problem, torch.Generator().manual_seed(seed)
+        problem, generator = self.problem, self.problem.generator(seed)
         if isinstance(problem.prior.denoiser, DataSampler):
             samples = problem.prior.denoiser.sample(len(trajectory), generator).float()
         else:
             of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
-            samples = torch.from_numpy(trajectory.samples[of_prior])
-        samples = samples.to(problem.measurements.device)
+            samples = self._tensor(trajectory.samples[of_prior])
         return accumulate_simulated_gradient(problem, self.posterior, samples, steps, generator, self.ranks)
 
     def limit_rows(self, max_rows: int) -> None:
@@ -239,30 +242,33 @@ class Learner:
         return vector.detach().float().cpu().numpy().copy()
 
     def _batch(self, trajectory: Trajectory) -> PathBatch:
-        device = self.problem.measurements.device
-        # Copies: arrays that come through shared memory are read-only, which torch does not know.
-        states = torch.from_numpy(np.array(trajectory.states)).to(device)
-        if trajectory.denoised is None:
-            denoised = denoise_path(self.problem.prior, states)
-        else:
-            denoised = torch.from_numpy(np.array(trajectory.denoised)).to(device)
-        if trajectory.measurement is None:
-            measurement = self.problem.measurements[torch.from_numpy(np.array(trajectory.measurement_id))].to(device)
-        else:
-            measurement = torch.from_numpy(np.array(trajectory.measurement)).to(device)
-        guidance = None
+        problem, rows = self.problem, self._tensor(trajectory.measurement_id)
+        states, guidance = self._tensor(trajectory.states), None
         if trajectory.guidance is not None and self.posterior.uses_guidance:
-            guidance = torch.from_numpy(np.array(trajectory.guidance)).to(device)
+            guidance = self._tensor(trajectory.guidance)
+        seen = trajectory.measurement
         return PathBatch(
             states=states,
-            denoised=denoised,
-            measurement=measurement,
-            measurement_id=torch.from_numpy(np.array(trajectory.measurement_id)).to(device),
-            log_likelihood=torch.from_numpy(np.array(trajectory.log_likelihood)).to(device),
-            log_behaviour_ratio=torch.from_numpy(np.array(trajectory.log_behaviour_ratio)).to(device),
-            exact=torch.from_numpy(np.isin(trajectory.origin, (Origin.JOINT, Origin.EXACT))).to(device),
+            denoised=denoise_path(problem.prior, states)
+            if trajectory.denoised is None
+            else self._tensor(trajectory.denoised),
+            measurement=problem.measurements[rows] if seen is None else self._tensor(seen),
+            measurement_id=rows,
+            log_likelihood=self._tensor(trajectory.log_likelihood),
+            log_behaviour_ratio=self._tensor(trajectory.log_behaviour_ratio),
+            exact=self._tensor(np.isin(trajectory.origin, (Origin.JOINT, Origin.EXACT))),
             guidance=guidance,
         )
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        """A copy on the learner's device: arrays that come through shared memory are read-only.
+
+        To a GPU it goes by way of memory that does not move, so that the next thing can be done meanwhile.
+        """
+        copied = torch.from_numpy(np.array(array))
+        if self.problem.device.type != "cuda":
+            return copied.to(self.problem.device)
+        return copied.pin_memory().to(self.problem.device, non_blocking=True)
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays, scalars) that `load_state_dict` restores bit for bit, snapshots to roll back to included."""

@@ -65,7 +65,7 @@ def accumulate_denoising_gradient(
     """
     count, steps = batch.states.shape[0], batch.states.shape[1] - 1
     chosen = min(steps_per_path, steps)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(batch.states.device).manual_seed(seed)
     step = equally_spaced(count, steps, chosen, generator)
     row = torch.arange(count).repeat_interleave(chosen)
     share = denoising_share(batch, ranks)[row]
@@ -87,7 +87,7 @@ def accumulate_simulated_gradient(
     x = `samples` [B, *D] are of the prior; `generator`, another one on every rank, draws measurements, steps and noise.
     """
     prior, count, steps = problem.prior, len(samples), problem.num_steps
-    total = ranks.total(torch.tensor(count, dtype=torch.float64, device=samples.device)).clamp_min(1)
+    total = ranks.total(torch.full((), count, dtype=torch.float64, device=samples.device)).clamp_min(1)
     if not count:
         return ranks.total(total.new_zeros(()))
     with torch.no_grad():

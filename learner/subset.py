@@ -36,21 +36,21 @@ class StepSubset:
     def draw(self, log_ratio: Tensor, fresh: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(steps [B, K], factors f [B, K] float64) for `log_ratio` [B, T]; uniform where it is not known (`fresh`)."""
         count, steps = log_ratio.shape
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator(log_ratio.device).manual_seed(self.seed)
         even = equally_spaced(count, steps, self.steps_per_path, generator)
         factor = torch.full(even.shape, steps / self.steps_per_path, dtype=torch.float64)
         if self.by == "uniform":
-            return even, factor.to(log_ratio.device)
-        size = log_ratio.detach().abs().double().cpu()
+            return even, factor
+        size = log_ratio.detach().abs().double()
         share = size / size.sum(1, keepdim=True).clamp_min(1e-300)
         probability = (1 - UNIFORM_SHARE) * share + UNIFORM_SHARE / steps
         probability = probability / probability.sum(1, keepdim=True)  # one where all sizes are zero
         drawn = torch.multinomial(probability, self.steps_per_path, replacement=True, generator=generator)
         weighted = 1 / (self.steps_per_path * probability.gather(1, drawn))
         if fresh is not None:
-            drawn = torch.where(fresh.cpu()[:, None], even, drawn)
-            weighted = torch.where(fresh.cpu()[:, None], factor, weighted)
-        return drawn, weighted.to(log_ratio.device)
+            drawn = torch.where(fresh[:, None], even, drawn)
+            weighted = torch.where(fresh[:, None], factor, weighted)
+        return drawn, weighted
 
 
 def equally_spaced(count: int, steps: int, chosen: int, generator: torch.Generator) -> Tensor:

@@ -26,6 +26,7 @@ __all__ = [
     "build_posterior",
     "build_problem",
     "build_shard",
+    "find_device",
     "noising_generator",
     "stream_seed",
 ]
@@ -38,16 +39,34 @@ def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
     return int(word) & (2**63 - 1)
 
 
+def find_device(config: RunConfig) -> torch.device:
+    """The device that `config` means in this process."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # what torch raises for a word it does not know, or a GPU it has not
+        raise ConfigError(
+            f"device must be auto, or one that this process has, as cpu or cuda, got {config.device!r}: "
+            f"{str(error).splitlines()[0]}"
+        ) from None
+    return device
+
+
 def build_problem(config: RunConfig) -> InverseProblem:
-    """The inverse problem; a value that its factory refuses is a `ConfigError`."""
+    """The inverse problem, on its device; a value that its factory refuses is a `ConfigError`."""
     import_plugins(config.plugins)
     name = config.problem.name
     try:
         problem = make_problem(name, config.problem.options)
         problem = dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
-        if config.measurement is None:
-            return problem
-        return problem.at(read_measurement(Path(config.measurement), problem)[None]).solved()
+        if config.measurement is not None:
+            problem = problem.at(read_measurement(Path(config.measurement), problem)[None]).solved()
+        return problem.to(find_device(config))
     except ConfigError:
         raise
     except ValueError as error:
@@ -111,9 +130,9 @@ def _check_groups(config: RunConfig, measurements: int) -> None:
         )
 
 
-def noising_generator(config: RunConfig, updates: int) -> torch.Generator:
+def noising_generator(config: RunConfig, problem: InverseProblem, updates: int) -> torch.Generator:
     """The random stream of the paths for update number `updates`: of the number alone, so there is none to save."""
-    return torch.Generator().manual_seed(stream_seed(config, "noising", updates))
+    return problem.generator(stream_seed(config, "noising", updates))
 
 
 def build_shard(config: RunConfig, index: int = 0) -> ReplayShard:

@@ -86,6 +86,8 @@ class RayConfig:
     """Learner ranks: each learns from a part of every batch, and all take the same step."""
     cpus_per_actor: float = 1.0
     """CPUs that Ray reserves for an actor."""
+    gpus_per_actor: float = 0.0
+    """GPUs that Ray reserves for an actor; with a fraction, as 0.25, several share one."""
     cpus_per_learner: float = 1.0
     """CPUs that Ray reserves for a learner rank."""
     gpus_per_learner: float = 0.0
@@ -105,7 +107,7 @@ class RayConfig:
 
     def __post_init__(self) -> None:
         counts = ("num_actors", "num_shards", "num_learners", "publish_interval", "prefetch")
-        amounts = ("cpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
+        amounts = ("cpus_per_actor", "gpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
         _require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
         _require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
 
@@ -120,6 +122,9 @@ class RunConfig:
     """local (one process, reproducible bit for bit) or ray (actors, shards and learner in processes)."""
     seed: int = 0
     """Seed of every random stream."""
+    device: str = "auto"
+    """Where networks run: cpu, a device of torch as cuda or cuda:1, or auto, which is cuda in every process that has a
+    GPU. On Ray a process has those that are reserved for it (ray.gpus_per_learner, ray.gpus_per_actor)."""
     updates: int = 2_000
     """Optimiser steps; schedules run over them."""
     max_seconds: float | None = None

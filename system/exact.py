@@ -133,6 +133,17 @@ def sample_exactly(
     Raises:
         RunnerError: no path of the prior has a finite likelihood, or there was no time to temper all populations.
     """
+    with problem.placement():
+        return _sample(problem, measurement_id, config, control, progress)
+
+
+def _sample(
+    problem: InverseProblem,
+    measurement_id: int,
+    config: ExactConfig,
+    control: Control | None,
+    progress: Progress,
+) -> ExactSamples:
     began = time.perf_counter()
 
     def left() -> float:
@@ -141,8 +152,7 @@ def sample_exactly(
     populations, temperatures = [], []
     for index in range(config.populations):
         seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
-        generator = torch.Generator().manual_seed(seed)
-        search = PathSearch(problem, measurement_id, config.chains, generator=generator)
+        search = PathSearch(problem, measurement_id, config.chains, generator=problem.generator(seed))
         progress({"exact/population": index + 1})
         temperatures.append(_temper(search, control, left, progress))
         populations.append(search)
@@ -161,7 +171,7 @@ def sample_exactly(
         for search, draws in zip(populations, kept, strict=True):
             accepted += search.sweep(control)
             if (sweeps + 1) % thinning == 0:
-                draws.append((search.samples.clone(), search.log_likelihood.clone()))
+                draws.append((_copied(search.samples), _copied(search.log_likelihood)))
         sweeps += 1
         if len(kept[0]) < 2 or (sweeps % thinning and left() > 0):
             continue
@@ -215,7 +225,7 @@ def _evidence(populations: list[PathSearch], control: Control | None) -> tuple[f
 
     The estimate on whose value the populations agree best; an infinite weight rules one out.
     """
-    estimates = [torch.tensor([search.log_partition for search in populations], dtype=torch.float64)]
+    estimates = [torch.tensor([search.log_partition for search in populations], dtype=torch.float64, device="cpu")]
     kernels = [search.kernels(control) for search in populations]
     for name in kernels[0]:
         values = []
@@ -226,7 +236,7 @@ def _evidence(populations: list[PathSearch], control: Control | None) -> tuple[f
             )  # as the moves take it: never accepted
             usable = bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all())
             values.append(bridge_log_partition(proposed, posterior) if usable else math.nan)
-        estimates.append(torch.tensor(values, dtype=torch.float64))
+        estimates.append(torch.tensor(values, dtype=torch.float64, device="cpu"))
     sound = [value for value in estimates if bool(torch.isfinite(value).all())]
     best = min(sound, key=lambda value: float(value.std()))
     return float(best.mean()), float(best.std()) / math.sqrt(len(best))
@@ -251,16 +261,20 @@ def _mixing(problem: InverseProblem, kept: list[list[Draw]]) -> tuple[float, str
     return float(r_hat[worst]), names[worst], population_effective_sample_size(draws_of_all)
 
 
+def _copied(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)
+
+
 def _pick(kept: list[list[Draw]], config: ExactConfig) -> dict[str, Tensor]:
     """The asked number of draws, or all there are: of as few sweeps as give that many, far apart, the last included.
 
     Two chains are independent long before two draws of one chain are.
     """
     wanted = math.ceil(config.num_samples / (config.populations * config.chains))
-    chosen = torch.linspace(len(kept[0]) - 1, 0, max(wanted, 1)).round().long().unique()
+    chosen = torch.linspace(len(kept[0]) - 1, 0, max(wanted, 1), device="cpu").round().long().unique()
     kept = [[draws[index] for index in chosen.tolist()] for draws in kept]
     samples = torch.cat([sample for draws in kept for sample, _ in draws])
     log_likelihood = torch.cat([likelihood for draws in kept for _, likelihood in draws])
-    population = torch.arange(len(kept)).repeat_interleave(len(samples) // len(kept))
-    rows = torch.linspace(0, len(samples) - 1, min(config.num_samples, len(samples))).round().long()
+    population = torch.arange(len(kept), device="cpu").repeat_interleave(len(samples) // len(kept))
+    rows = torch.linspace(0, len(samples) - 1, min(config.num_samples, len(samples)), device="cpu").round().long()
     return {"samples": samples[rows], "log_likelihood": log_likelihood[rows], "population": population[rows]}

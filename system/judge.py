@@ -36,7 +36,7 @@ def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[
     """The posterior of `config` with the flat vector `weights`."""
     posterior = build_posterior(config, problem).requires_grad_(False)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(np.array(weights)), posterior.parameters())
-    return posterior
+    return posterior.to(problem.device)
 
 
 def draw(
@@ -76,13 +76,13 @@ def _draw_rows(
     problem: InverseProblem, posterior: Posterior, rows: torch.Tensor, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(samples [N, *D], log weights [N] float64), one for each of the measurements `rows` [N]."""
-    generator = torch.Generator().manual_seed(seed)
-    samples, log_weights = [], []
-    for part in rows.split(BATCH):
-        batch = rollout(problem, posterior.control, part, generator=generator, guided=posterior.uses_guidance)
-        samples.append(batch.states[:, -1])
-        log_weights.append(batch.log_weight)
-    return torch.cat(samples), torch.cat(log_weights)
+    generator, samples, log_weights = problem.generator(seed), [], []
+    with problem.placement():
+        for part in rows.split(BATCH):
+            batch = rollout(problem, posterior.control, part, generator=generator, guided=posterior.uses_guidance)
+            samples.append(batch.states[:, -1])
+            log_weights.append(batch.log_weight)
+    return torch.cat(samples).cpu(), torch.cat(log_weights).cpu()
 
 
 def judge_each(
@@ -105,14 +105,15 @@ def judge_each(
                 "evaluation.calibration_pairs needs a likelihood that measurements can be drawn from, and a posterior "
                 "that sees them; set it to 0"
             )
-        generator = torch.Generator().manual_seed(stream_seed(config, "calibration"))
+        generator = problem.generator(stream_seed(config, "calibration"))
         rows = torch.zeros(settings.calibration_pairs, dtype=torch.int64)
-        parts = [rollout(problem, None, part, generator=generator).states[:, -1] for part in rows.split(BATCH)]
-        truth = torch.cat(parts)
-        measurement = problem.simulate(truth, generator)
+        with problem.placement():
+            parts = [rollout(problem, None, part, generator=generator).states[:, -1] for part in rows.split(BATCH)]
+            truth = torch.cat(parts)
+            measurement = problem.simulate(truth, generator)
         seed = stream_seed(config, "calibration of each")
         samples, _ = draw_each(problem.at(measurement), posterior, settings.calibration_trajectories, seed=seed)
-        calibration = calibrate(samples, truth, measurement)
+        calibration = calibrate(samples, truth.cpu(), measurement.cpu())
     return each, calibration
 
 
@@ -129,10 +130,10 @@ def final_report(
     calibration: Calibration | None = None,
 ) -> None:
     """Writes report.html, its figures, and the same numbers as results.json; `each` and `calibration`: `judge_each`."""
-    generator = torch.Generator().manual_seed(stream_seed(config, "prior samples"))
-    rows_of_y = torch.full((BATCH,), measurement_id)
-    started = rollout(problem, None, rows_of_y, generator=generator)
-    prior, history = started.states[:, -1], read_metrics(run.metrics)
+    generator = problem.generator(stream_seed(config, "prior samples"))
+    with problem.placement():
+        started = rollout(problem, None, torch.full((BATCH,), measurement_id), generator=generator)
+    prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
     if has_diverged(metrics):

@@ -95,7 +95,7 @@ class LocalRunner:
         learner = self.config.learner
         batch = self.shard.sample(learner.draw_size(self.progress), newest=not learner.pretrains(self.progress))
         if batch is not None:
-            generator = noising_generator(self.config, self.updates)
+            generator = noising_generator(self.config, self.problem, self.updates)
             trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
                 update = self.learner.update(trajectory, self.progress, versions_hold=True)

@@ -69,9 +69,10 @@ def unlike_simulated(problem: InverseProblem, measurement: Tensor, *, seed: int 
     """
     if not problem.simulable:
         return None
-    generator = torch.Generator().manual_seed(seed)
-    paths = rollout(problem, None, torch.zeros(SIMULATED, dtype=torch.int64), generator=generator)
-    drawn = problem.simulate(paths.states[:, -1], generator).double().flatten(1)
+    generator = problem.generator(seed)
+    with problem.placement():
+        paths = rollout(problem, None, torch.zeros(SIMULATED, dtype=torch.int64), generator=generator)
+        drawn = problem.simulate(paths.states[:, -1], generator).cpu().double().flatten(1)
     mean, spread = drawn.mean(0), drawn.std(0)
     spread = spread.clamp_min(1e-6 * float(drawn.abs().max().clamp_min(1e-30)))
     usual = float(((drawn - mean) / spread).square().mean(1).sqrt().max())
@@ -96,7 +97,11 @@ def measured(
     """
     if isinstance(measurement, Path):
         value = read_measurement(measurement, problem)
-        if posterior is not None and not posterior.sees_measurement and not torch.equal(value, problem.measurements[0]):
+        if (
+            posterior is not None
+            and not posterior.sees_measurement
+            and not torch.equal(value, problem.measurements[0].cpu())
+        ):
             raise ConfigError(
                 f"--measurement {measurement}: the posterior of this run does not see y, so it is that of its own "
                 "measurement alone; train at this one (`rtb train CONFIG --measurement FILE`), or sample with --exact"

@@ -71,7 +71,7 @@ def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = Fal
 def _with_own_files(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> RunConfig:
     """Copies what `config` takes from elsewhere into `run`, which all processes see; the configuration that says so."""
     if config.measurement is not None:
-        np.save(run.measurement, problem.measurements[0].numpy())
+        np.save(run.measurement, problem.measurements[0].cpu().numpy())
     if config.init is not None:
         _, source, its_problem, weights = _trained(Path(config.init))
         write_init(run.init, load_posterior(source, its_problem, weights))

@@ -13,8 +13,10 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem
 from learner.batch import PathBatch
+from tests import virtual_device
 
 torch.set_num_threads(1)
+virtual_device.register()
 settings.register_profile("untimed", deadline=None)  # a busy machine is not a failing test
 settings.load_profile("untimed")
 

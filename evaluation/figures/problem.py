@@ -36,7 +36,7 @@ def problem_pictures(
         shape = problem.image_shape
         measurement = None
         if problem.measurement_image is not None:
-            measurement = _array(problem.measurement_image(problem.measurements[measurement_id]))
+            measurement = _array(problem.measurement_image(problem.measurements[measurement_id].cpu()))
         pictures.append(
             image_picture(
                 prior.reshape(-1, *shape),

@@ -52,8 +52,12 @@ def connect(config: RunConfig, namespace: str) -> None:
             "every node needs the same token and the same versions of Ray and Python"
         ) from error
     available = ray.cluster_resources()
-    wanted = {"CPU": needed, "GPU": config.ray.num_learners * config.ray.gpus_per_learner}
-    levers = {"CPU": "ray.num_actors or ray.cpus_per_actor", "GPU": "ray.num_learners or ray.gpus_per_learner"}
+    gpus = config.ray.num_learners * config.ray.gpus_per_learner + config.ray.num_actors * config.ray.gpus_per_actor
+    wanted = {"CPU": needed, "GPU": gpus}
+    levers = {
+        "CPU": "ray.num_actors or ray.cpus_per_actor",
+        "GPU": "ray.num_learners, ray.gpus_per_learner or ray.gpus_per_actor",
+    }
     for kind, amount in wanted.items():
         if available.get(kind, 0.0) < amount:
             ray.shutdown()

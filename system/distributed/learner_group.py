@@ -63,7 +63,7 @@ class LearnerRank:
         torch.set_num_threads(1)
         self._config = config
         self._problem = build_problem(config)
-        self._ranks = ONE_RANK if meeting is None else _join(config, rank, meeting)
+        self._ranks = ONE_RANK if meeting is None else _join(config, rank, meeting, self._problem.device)
         self.learner = build_learner(config, self._problem, self._ranks)
         self.metrics: dict[str, float] = {}
         """Of the last update."""
@@ -94,7 +94,8 @@ class LearnerRank:
         assert self._held is not None
         (request, batch), self._held = self._held, None
         number = self.learner.updates * self._ranks.size + self._ranks.rank
-        trajectory = as_paths(batch.trajectory, self._problem.prior, noising_generator(self._config, number))
+        generator = noising_generator(self._config, self._problem, number)
+        trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
         update = self.learner.update(trajectory, progress)
         self.metrics = update_metrics(update, trajectory, self.learner.updates)
         if update.residual is not None:
@@ -302,7 +303,7 @@ def place_of_learner(config: RunConfig) -> Any:  # noqa: ANN401 - a scheduling s
     return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
 
 
-def _join(config: RunConfig, rank: int, meeting: tuple[str, int]) -> Ranks:
+def _join(config: RunConfig, rank: int, meeting: tuple[str, int], device: torch.device) -> Ranks:
     """Makes torch.distributed's default process group once all ranks are there."""
     size, own = config.ray.num_learners, ray.util.get_node_ip_address()
     # By itself gloo takes the address of the host's name, which on many machines is that of the loop.
@@ -315,5 +316,6 @@ def _join(config: RunConfig, rank: int, meeting: tuple[str, int]) -> Ranks:
     store.wait([f"rank {other}" for other in range(size)], start)
     # A step may not outlast the driver's patience with rank 0, which waits for the others in it.
     step = timedelta(seconds=config.ray.timeout_seconds / 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=step)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=step)
     return DistributedRanks()

@@ -108,7 +108,8 @@ class Supervisor:
     def _start(self, worker: Worker) -> None:
         options, config = self.config.ray, self.config
         if worker.role == "actor":
-            make = ray.remote(RolloutWorker).options(num_cpus=options.cpus_per_actor, scheduling_strategy="SPREAD")
+            amounts = {"num_cpus": options.cpus_per_actor, "num_gpus": options.gpus_per_actor}
+            make = ray.remote(RolloutWorker).options(**amounts, scheduling_strategy="SPREAD")
             worker.handle = make.remote(config, worker.index, worker.life)
             worker.starting = worker.handle.ready.remote()
         else:

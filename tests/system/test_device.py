@@ -1,0 +1,132 @@
+"""Networks on a device of their own: everything is where it has to be, and gives what it gives on the processor.
+
+There is no GPU here: the device is a virtual one, which refuses tensors of the processor as a GPU would.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from learner.objectives import OBJECTIVES
+from system.assembly import build_problem, find_device
+from system.config import ProblemConfig, RunConfig
+from system.config_file import config_from_tree
+from system.errors import ConfigError
+from system.exact import ExactConfig, sample_exactly
+from system.judge import judge, judge_each
+from system.local import LocalRunner
+from tests.virtual_device import VirtualTensor, virtual_device
+
+
+def test_the_virtual_device_refuses_tensors_of_the_processor():
+    with virtual_device() as device:
+        value = torch.arange(3.0).to(device)
+        assert isinstance(value + 1, VirtualTensor) and float((value * value).sum()) == 5
+        assert value[torch.tensor([0, 2])].cpu().tolist() == [0, 2]
+        with pytest.raises(RuntimeError, match="expected all tensors to be on virtual"):
+            value + torch.ones(3)
+        with pytest.raises(RuntimeError, match="numpy"):
+            value.numpy()
+
+
+KINDS = ["noise-inflated", "prior", "path-search", "backtracking", "langevin", "teacher", "dps", "dps-cla", "pigdm"]
+KINDS += ["annealed-measurement", "joint", "stored path-search"]
+
+
+def _tree(**changes):
+    tree = {
+        "updates": 2,
+        "problem": {"name": "gaussian-linear", "dim": 4, "measurement_dim": 2, "num_steps": 3},
+        "posterior": {"hidden": 8, "elementwise": 4},
+        "actor": {"batch_size": 8, "path_search": {"sweeps": 2}},
+        "learner": {"batch_size": 8, "warmup_updates": 0},
+        "replay": {"min_size": 8, "samples_per_insert": 1},
+        "evaluation": {"trajectories": 16, "final_trajectories": 16},
+    }
+    return tree | {key: {**tree[key], **value} if key != "problem" else value for key, value in changes.items()}
+
+
+def _alone(kind):
+    return {"mixture": {kind: 1.0}, "final_mixture": {kind: 1.0}}
+
+
+def _trained(tree, device):
+    """Arrays and numbers of a run on `device`, which is saved and restored on the way."""
+    config = config_from_tree(tree | {"device": str(device)}, "test")
+    problem = build_problem(config)
+    assert problem.device == device and problem.prior.std.device == device
+    runner = LocalRunner(config, problem)
+    runner.learner.limit_rows(10)  # what a transition takes cannot be measured on the virtual device
+    while not runner.finished:
+        runner.advance()
+    for part in (runner.actor, runner.learner):
+        part.load_state_dict(*part.state_dict())
+    trajectory = runner.actor.act(runner._starts)
+    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+    each, calibration = judge_each(config, problem, runner.weights())
+    arrays = [runner.weights(), trajectory.states, trajectory.log_behaviour_ratio, samples, log_weight]
+    arrays += [] if each is None else [each.elbo]
+    arrays += [] if calibration is None else [calibration.coverage.numpy()]
+    return arrays, evaluation.as_metrics()
+
+
+def _is_the_same(tree):
+    arrays, metrics = _trained(tree, torch.device("cpu"))
+    with virtual_device() as device:
+        found, found_metrics = _trained(tree, device)
+    for expected, value in zip(arrays, found, strict=True):
+        assert np.isfinite(expected).all()
+        assert value == pytest.approx(expected, rel=0, abs=1e-5 * float(abs(expected).max()))
+    assert found_metrics == pytest.approx(metrics, rel=1e-4, abs=1e-4)
+    return arrays
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_exploration_is_the_same(kind):
+    name = kind.removeprefix("stored ")
+    actor = _alone(name) if name != "joint" else {"mixture": {"on-policy": 0.5, "joint": 0.5}}
+    if name != kind:
+        actor["path_search"] = {"start_by": "age", "sweeps": 2}
+    learner = {"forward_kl": 1.0} if kind == "joint" else {}
+    _is_the_same(_tree(actor=actor, learner=learner, replay={"priority": "importance"}))
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES))
+def test_every_objective_is_the_same(objective):
+    posterior = {"likelihood_gradient": "none"} if objective == "path_kl" else {}
+    actor = _alone("joint" if objective == "mle" else "on-policy")
+    _is_the_same(_tree(actor=actor, learner={"objective": objective}, posterior=posterior))
+
+
+def test_a_subset_of_steps_and_end_points_are_the_same():
+    learner = {"steps_per_path": 2, "steps_by": "share"}
+    _is_the_same(_tree(learner=learner, replay={"store": "endpoints"}))
+
+
+def test_an_amortised_posterior_of_the_digits_and_its_calibration_are_the_same():
+    arrays = _is_the_same(
+        _tree(
+            problem={"name": "digits-half", "count": 2, "num_steps": 2},
+            actor={**_alone("joint"), "store_denoised": False},
+            learner={"pretraining": {"until": 1.0, "batch_size": 8, "fresh_measurements": True}},
+            evaluation={"per_measurement": 4, "calibration_pairs": 8, "calibration_trajectories": 4},
+        )
+    )
+    assert len(arrays) == 7
+
+
+def test_the_exact_sampler_is_the_same():
+    problem = build_problem(RunConfig(problem=ProblemConfig(name="gmm-linear", options={"dim": 2, "num_steps": 3})))
+    config = ExactConfig(num_samples=16, populations=2, chains=16, r_hat=10.0, effective_samples=1)
+    expected = sample_exactly(problem, 0, config)
+    with virtual_device() as device:
+        found = sample_exactly(problem.to(device), 0, config)
+    assert found.arrays()["samples"] == pytest.approx(expected.arrays()["samples"], abs=1e-5)
+    assert found.log_partition == pytest.approx(expected.log_partition, abs=1e-5)
+    assert (found.sweeps, found.r_hat) == (expected.sweeps, pytest.approx(expected.r_hat))
+
+
+@pytest.mark.parametrize("name", ["no-such-device", "cuda:7"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ConfigError, match=f"device must be auto, or one that this process has.*got '{name}'"):
+        find_device(RunConfig(device=name))
