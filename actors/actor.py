@@ -81,6 +81,10 @@ class ActorConfig:
                 f"actor.path_search.population must be a multiple of actor.batch_size = {self.batch_size}, "
                 f"got {population}"
             )
+        if self.batch_size < 2 and "path-search" in self.kinds:
+            raise ValueError(
+                f"actor.batch_size must be at least 2 for path-search, whose population it is, got {self.batch_size}"
+            )
         self._check_simulated_measurements()
         if not self.noise_inflation >= 1:
             raise ValueError(f"actor.noise_inflation must be at least 1, got {self.noise_inflation}")

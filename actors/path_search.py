@@ -151,6 +151,8 @@ class PathSearch:
     def temper(self, effective_sample_size: float = 0.5) -> float:
         """Raises beta until the weights' effective sample size is that fraction, at most to 1; resamples; new beta.
 
+        The fraction is of the paths whose likelihood is not zero; of the others none is left.
+
         Raises:
             ValueError: no path has a finite log-likelihood.
         """
@@ -158,13 +160,15 @@ class PathSearch:
             return self.beta
         log_likelihood = self.log_likelihood.double()
         log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
-        if not bool((log_likelihood > -math.inf).any()):
+        possible = float((log_likelihood > -math.inf).double().mean())
+        if not possible:
             raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x)")
+        wanted = effective_sample_size * possible  # no beta above zero has more than the possible paths
         low, high = self.beta, 1.0
-        if effective_fraction(log_likelihood * (high - self.beta)) < effective_sample_size:
+        if effective_fraction(log_likelihood * (high - self.beta)) < wanted:
             while high - low > 1e-6 * high:
                 middle = 0.5 * (low + high)
-                enough = effective_fraction(log_likelihood * (middle - self.beta)) >= effective_sample_size
+                enough = effective_fraction(log_likelihood * (middle - self.beta)) >= wanted
                 low, high = (middle, high) if enough else (low, middle)
         log_weight = log_likelihood * (high - self.beta)
         self.log_partition += float(log_weight.logsumexp(0)) - math.log(len(log_weight))

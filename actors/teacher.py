@@ -79,10 +79,16 @@ class Batch(NamedTuple):
 def student_residual(log_ratio: Tensor, log_behaviour_ratio: Tensor, log_likelihood: Tensor) -> Tensor:
     """[N] float64 delta of paths from `log_ratio` [N], log q - log p summed over the path, all of one measurement.
 
-    log Z = log mean exp(log p(y | x) - [log b - log p]), b being what the paths were drawn from.
+    log Z = log mean exp(log p(y | x) - [log b - log p]), b being what the paths were drawn from. A path of zero
+    likelihood counts in it as that, and elsewhere as the worst of the others.
     """
     log_partition = (log_likelihood - log_behaviour_ratio).double().logsumexp(0) - math.log(len(log_ratio))
-    return log_partition + log_ratio.double() - log_likelihood.double()
+    return log_partition + log_ratio.double() - _worst_of_others(log_likelihood).double()
+
+
+def _worst_of_others(log_likelihood: Tensor) -> Tensor:
+    finite = torch.isfinite(log_likelihood)
+    return torch.where(finite, log_likelihood, log_likelihood[finite].min())
 
 
 def log_reward(residual: Tensor, log_likelihood: Tensor, under_sampling: float, exponent: float) -> Tensor:
@@ -130,12 +136,11 @@ class Teacher:
         finite = torch.isfinite(batch.log_likelihood)
         if not bool(finite.any()):
             return
-        # A path of zero likelihood teaches as the worst of the others does.
-        log_likelihood = torch.where(finite, batch.log_likelihood, batch.log_likelihood[finite].min())
+        log_likelihood = torch.where(finite, batch.log_likelihood, -math.inf)
         with torch.no_grad():
             residual = student_residual(self._log_ratio(student, batch), batch.log_behaviour_ratio, log_likelihood)
-            config = self.config
-            wanted = log_reward(residual, log_likelihood, config.under_sampling, config.exponent)
+            config, learned = self.config, _worst_of_others(log_likelihood)
+            wanted = log_reward(residual, learned, config.under_sampling, config.exponent)
             error = self._log_ratio(self.sampler, batch) - wanted
             error = (error - error.median()).clamp(-HUBER, HUBER)
         self._optimizer.zero_grad(set_to_none=True)

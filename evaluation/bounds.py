@@ -28,6 +28,7 @@ __all__ = [
     "ExactPathSampler",
     "bound_standard_error",
     "bridge_log_partition",
+    "bridge_variance",
     "effective_sample_size",
     "elbo",
     "eubo",
@@ -104,6 +105,16 @@ def bridge_log_partition(proposed: Tensor, posterior: Tensor) -> float:
 
     margin = 1 + abs(offset) + math.log(len(q) + len(pi))
     return float(brentq(difference, float(finite.min()) - margin, float(finite.max()) + margin, xtol=1e-9))
+
+
+def bridge_variance(proposed: Tensor, posterior: Tensor, log_partition: float) -> float:
+    """Asymptotic variance of `bridge_log_partition`, nats squared, for as many paths of q as of the posterior, N each.
+
+    (2 / N) (1 / o - 1) with the overlap o = integral of 2 q pi / (q + pi) (Meng and Wong 1996), estimated from both.
+    """
+    q, pi = _checked(proposed), _checked(posterior)
+    overlap = float(torch.sigmoid(q - log_partition).mean() + torch.sigmoid(log_partition - pi).mean())
+    return 2 / len(q) * max(1 / overlap - 1, 0.0) if overlap > 0 else math.inf
 
 
 def effective_sample_size(log_weight: Tensor) -> float:

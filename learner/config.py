@@ -120,6 +120,11 @@ class LearnerConfig:
             )
         if not 0 <= self.beta_ess < 1:
             raise ValueError(f"learner.beta_ess must be within [0, 1), got {self.beta_ess}")
+        if self.beta_ess > 0 and self.objective == "trust_pcl":
+            raise ValueError(
+                "learner.beta_ess weighs paths by exp(-residual), which that of trust_pcl, in units of reward, is not "
+                f"for: set it to 0, or take objective rtb, got {self.beta_ess}"
+            )
         if any(not 0 < at < 1 for at in self.reinitialise_at):
             raise ValueError(f"learner.reinitialise_at must lie within (0, 1), got {list(self.reinitialise_at)}")
         if self.warmup_updates < 0 or self.graph_bytes < 1:

@@ -175,12 +175,21 @@ class RunConfig:
                 of = f"replay.group_size = {self.replay.group_size}{ranks}"
                 raise ValueError(f"learner.{key} must be a multiple of {of}, got {size}")
         exact = self.actor.simulated_measurements > 0 or set(self.actor.kinds) == {"joint"}
-        pretraining = 0.0 if self.learner.pretraining.fresh_measurements else self.learner.pretraining.until
-        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", pretraining)):
-            if value > 0 and not exact and set(self.replay.priorities) != {"importance"}:
+        # Exact paths stand for the posterior by themselves, so all have to be drawn alike (their importance is one).
+        fitting = {"uniform", "reshuffled", "importance"} if exact else {"importance"}
+        pretraining = self.learner.pretraining.until
+        if self.learner.pretraining.fresh_measurements:
+            if pretraining > 0 and not set(self.replay.priorities) <= {"uniform", "reshuffled"}:
                 raise ValueError(
-                    f"learner.{key} needs draws that stand for the posterior: replay.priority must be importance, "
-                    f"got {self.replay.priority}"
+                    "learner.pretraining.fresh_measurements needs x as the prior has them: replay.priority must be "
+                    f"uniform or reshuffled, got {self.replay.priority}"
+                )
+            pretraining = 0.0
+        for key, value in (("forward_kl", self.learner.forward_kl), ("pretraining", pretraining)):
+            if value > 0 and not set(self.replay.priorities) <= fitting:
+                raise ValueError(
+                    f"learner.{key} needs draws that stand for the posterior: replay.priority must be "
+                    f"{' or '.join(sorted(fitting))}, got {self.replay.priority}"
                 )
             if value > 0 and self.replay.store == "endpoints":
                 raise ValueError(
@@ -259,12 +268,14 @@ class RunConfig:
                 "objective adjoint_matching is right on trajectories of the posterior itself: actor.mixture and "
                 f"final_mixture must be on-policy alone, got {', '.join(sorted(kinds))}"
             )
-        by_importance = set(self.replay.priorities) == {"importance"} and self.replay.newest_share == 0
-        if name == "mle" and kinds != {"joint"} and not by_importance:
+        drawn = set(self.replay.priorities)
+        by_importance = drawn == {"importance"} and self.replay.newest_share == 0
+        alike = kinds == {"joint"} and drawn <= {"uniform", "reshuffled", "importance"}
+        if name == "mle" and not (alike or by_importance):
             raise ValueError(
-                "objective mle needs paths that stand for the posterior: replay.priority importance with newest_share "
-                f"0, or actor mixtures of joint alone; got {self.replay.priority}, {self.replay.newest_share} and "
-                f"{', '.join(sorted(kinds))}"
+                "objective mle needs paths that stand for the posterior: replay.priority importance and newest_share "
+                "0, or actor mixtures of joint alone and priority uniform; got "
+                f"{self.replay.priority}, {self.replay.newest_share} and {', '.join(sorted(kinds))}"
             )
 
     def fine_tuning(self, run: str) -> RunConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from actors.path_search import PathSearch
 from actors.rollout import Control
 from envs import InverseProblem
-from evaluation.bounds import bridge_log_partition
+from evaluation.bounds import bridge_log_partition, bridge_variance
 from evaluation.mixing import nested_r_hat, population_effective_sample_size
 from system.errors import RunnerError
 
@@ -183,7 +183,7 @@ def _sample(
         if len(kept[0]) >= max(2 * wanted, 8):
             kept = [draws[1::2] for draws in kept]
             thinning *= 2
-    log_partition, error = _evidence(populations, control)
+    log_partition, error = _evidence(populations, temperatures, control)
     return ExactSamples(
         **_pick(kept, config),
         mixed=mixed,
@@ -220,26 +220,31 @@ def _temper(search: PathSearch, control: Control | None, left: Callable[[], floa
     return temperatures
 
 
-def _evidence(populations: list[PathSearch], control: Control | None) -> tuple[float, float]:
+def _evidence(
+    populations: Sequence[PathSearch], temperatures: Sequence[int], control: Control | None
+) -> tuple[float, float]:
     """(log Z, its standard error): from tempering, or bridged from paths of a kernel to the population's own.
 
-    The estimate on whose value the populations agree best; an infinite weight rules one out.
+    The estimate whose variance is smallest by its own theory: to choose by how far the populations are apart, from
+    which the error comes, would make that too small. Of a temperature it is (1 / ESS - 1) / N, and ESS is a half. An
+    infinite weight rules an estimate out.
     """
-    estimates = [torch.tensor([search.log_partition for search in populations], dtype=torch.float64, device="cpu")]
+    count = len(populations[0].states)
+    best = [search.log_partition for search in populations]
+    least = sum(temperatures) / len(temperatures) / count
     kernels = [search.kernels(control) for search in populations]
     for name in kernels[0]:
-        values = []
+        values, variances = [], []
         for search, own in zip(populations, kernels, strict=True):
             proposed, posterior = search.log_weights(own[name])
-            proposed = torch.where(
-                torch.isfinite(proposed), proposed, -math.inf
-            )  # as the moves take it: never accepted
-            usable = bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all())
-            values.append(bridge_log_partition(proposed, posterior) if usable else math.nan)
-        estimates.append(torch.tensor(values, dtype=torch.float64, device="cpu"))
-    sound = [value for value in estimates if bool(torch.isfinite(value).all())]
-    best = min(sound, key=lambda value: float(value.std()))
-    return float(best.mean()), float(best.std()) / math.sqrt(len(best))
+            # As the moves take it: never accepted.
+            proposed = torch.where(torch.isfinite(proposed), proposed, -math.inf)
+            if bool(torch.isfinite(proposed).any()) and bool(torch.isfinite(posterior).all()):
+                values.append(bridge_log_partition(proposed, posterior))
+                variances.append(bridge_variance(proposed, posterior, values[-1]))
+        if len(values) == len(populations) and sum(variances) / len(variances) < least:
+            best, least = values, sum(variances) / len(variances)
+    return float(np.mean(best)), float(np.std(best, ddof=1)) / math.sqrt(len(best))
 
 
 def _mixing(problem: InverseProblem, kept: list[list[Draw]]) -> tuple[float, str, float]:

@@ -14,7 +14,24 @@ from learner.gradient import GradientPlan, LossOutput, accumulate_gradient
 from learner.loss import Loss
 from learner.ranks import whole_batch
 
-__all__ = ["Balance", "Objective", "RatioObjective"]
+__all__ = ["Balance", "Objective", "RatioObjective", "possible"]
+
+
+IMPOSSIBLE_NATS = 30.0
+"""By how much a path of likelihood zero counts as less likely than the least likely one of its batch that is not."""
+
+
+def possible(log_likelihood: Tensor) -> Tensor:
+    """[B] with -inf replaced by IMPOSSIBLE_NATS below the smallest other value, or 0 where there is none.
+
+    No residual could make up for a likelihood of zero, and a path that was left out would not teach q to keep away.
+    """
+    zero = log_likelihood == -torch.inf
+    if not bool(zero.any()):
+        return log_likelihood
+    others = log_likelihood[~zero]
+    least = others.min() if len(others) else torch.zeros_like(log_likelihood[0])
+    return torch.where(zero, least - IMPOSSIBLE_NATS, log_likelihood)
 
 
 class Objective(nn.Module, ABC):
@@ -67,6 +84,7 @@ class RatioObjective(Objective):
         shapes = [tuple(value.shape) for value in (log_ratio, batch.log_likelihood, batch.measurement_id)]
         if shapes != [(len(batch), batch.num_steps), (len(batch),), (len(batch),)]:
             raise ValueError(f"log_ratio must be [B, T], log_likelihood and measurement_id [B], got {shapes}")
+        batch = dataclasses.replace(batch, log_likelihood=possible(batch.log_likelihood))
         known = self.known(batch)
         if bool(known.all()):
             return self.evaluate(log_ratio, batch, beta)

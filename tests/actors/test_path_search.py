@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors import path_search
+from actors import path_search, rollout
 from actors.path_search import PathSearch, log_acceptance, prefix_log_weight, suffix_log_weight
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
@@ -142,12 +142,21 @@ def test_what_paths_carry_along_stays_what_their_states_give(gaussian_problem, b
     assert search.paths(guided=False).guidance is None
 
 
+def _exact_base(problem):
+    """Mean square of s_0 / sigma_0 over exact paths."""
+    states = problem.exact[0].sample_path(100_000, torch.Generator().manual_seed(0))
+    return (states[:, 0] / problem.prior.sigma[0]).square().mean()
+
+
 def test_without_a_gradient_the_prior_s_proposals_reach_the_exact_moments(blind_problem):
     search = tempered(blind_problem, 2_000)
     draws = []
     for _ in range(100):
         search.sweep()
         draws.append(search.samples.double())
+    # Of the base too, which the prefix moves keep to by its density alone.
+    base = search.states[:, 0].double() / float(blind_problem.prior.sigma[0])
+    assert float(base.square().mean()) == pytest.approx(float(_exact_base(blind_problem)), abs=4 * math.sqrt(2 / 8_000))
     exact, values = blind_problem.exact[0], torch.cat(draws)
     error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
     assert float(error.abs().max()) < 4 / math.sqrt(2_000)
@@ -273,6 +282,41 @@ def test_the_gains_of_the_guided_kernel_are_the_most_likely_ones(gaussian_proble
                 guide.gain[row, step] += shift
                 assert log_likelihood() < best
                 guide.gain[row, step] -= shift
+
+
+class _Half:
+    """Another likelihood where the first element of x is above a limit, zero elsewhere."""
+
+    def __init__(self, likelihood, limit):
+        self.likelihood, self.limit = likelihood, limit
+        self.measurement_shape = likelihood.measurement_shape
+
+    def log_prob(self, value, measurement):
+        return torch.where(value[:, 0] > self.limit, self.likelihood.log_prob(value, measurement), -math.inf)
+
+
+@pytest.mark.parametrize(("limit", "possible"), [(-3.0, 1.0), (0.3, 0.25), (0.8, 0.11)])
+def test_paths_of_zero_likelihood_are_left_behind_and_count_in_the_evidence(blind_problem, limit, possible):
+    problem = dataclasses.replace(blind_problem, likelihood=_Half(blind_problem.likelihood, limit))
+    draws = rollout(problem, None, torch.zeros(100_000, dtype=torch.long), generator=torch.Generator().manual_seed(1))
+    weight = draws.log_likelihood.double().exp()
+    assert float((weight > 0).double().mean()) == pytest.approx(possible, rel=0.1)
+    found, means = [], []
+    for seed in range(8):
+        search = PathSearch(problem, 0, 500, generator=torch.Generator().manual_seed(seed))
+        betas = [0.0]
+        while search.beta < 1:
+            betas.append(search.temper())
+            assert betas[-1] > betas[-2] and bool(torch.isfinite(search.log_likelihood).all())
+            search.settle()
+        found.append(search.log_partition)
+        means.append(search.samples.double().mean(0).numpy())
+    error = np.std(found, ddof=1) / math.sqrt(8) + 0.02
+    assert np.mean(found) == pytest.approx(float(weight.mean().log()), abs=4 * error)
+    expected = (weight[:, None] * draws.states[:, -1].double()).sum(0) / weight.sum()
+    assert np.mean(means, axis=0) == pytest.approx(
+        expected.numpy(), abs=4 * np.std(means, axis=0).max() / math.sqrt(8) + 0.02
+    )
 
 
 def test_a_population_of_one_is_refused(gaussian_problem):

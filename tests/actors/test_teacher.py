@@ -91,6 +91,13 @@ def test_the_residual_of_the_exact_posterior_is_zero_and_negative_where_a_studen
     )
 
 
+def test_paths_of_zero_likelihood_count_in_the_evidence_and_are_else_the_worst_of_the_others():
+    likelihood = torch.tensor([-1.0, -math.inf, -3.0, -math.inf])
+    residual = student_residual(torch.zeros(4), torch.zeros(4), likelihood)
+    log_partition = math.log((math.exp(-1) + math.exp(-3)) / 4)
+    assert residual.numpy() == pytest.approx(log_partition + np.array([1.0, 3.0, 3.0, 3.0]))
+
+
 @pytest.mark.parametrize("rows", [10_000, 17])
 def test_the_gradient_is_that_of_autograd_in_any_number_of_chunks(two_modes, generator, monkeypatch, rows):
     monkeypatch.setattr(teacher, "MAX_ROWS", rows)

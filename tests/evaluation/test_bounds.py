@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -159,6 +160,18 @@ def test_the_bridge_estimate_of_two_gaussians_is_their_evidence(generator):
     error = torch.tensor(errors)
     assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(50)
     assert float(error.std()) < 0.08
+
+
+@pytest.mark.parametrize("distance", [0.5, 2.0])
+def test_the_variance_of_the_bridge_estimate_is_the_one_that_theory_says(generator, distance):
+    """q = N(0, 1), posterior = N(distance, 1): log pi / q = distance (x - distance / 2)."""
+    errors, variances = [], []
+    for _ in range(400):
+        noise = torch.randn(2, 200, generator=generator, dtype=torch.float64)
+        drawn, exact = distance * (noise[0] - distance / 2), distance * (noise[1] + distance / 2)
+        errors.append(bounds.bridge_log_partition(drawn, exact))
+        variances.append(bounds.bridge_variance(drawn, exact, errors[-1]))
+    assert float(np.mean(variances)) == pytest.approx(np.var(errors), rel=4 * math.sqrt(2 / 400))
 
 
 def test_the_bridge_estimate_is_exact_where_q_is_the_posterior():

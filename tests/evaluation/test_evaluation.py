@@ -5,7 +5,7 @@ import torch
 
 import envs.problems  # noqa: F401  registers them
 from envs.registry import make_problem
-from evaluation import evaluate
+from evaluation import bounds, evaluate
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,12 @@ def test_samples_in_a_mode_that_the_posterior_does_not_have_are_two_apart_from_i
     assert result.class_l1 == pytest.approx(2.0)
 
 
-def test_eubo_of_the_prior_on_a_mixture_exceeds_log_z_and_counts_the_discretisation(mixture):
-    class PriorAsPosterior:
-        def log_ratio(self, next_state, state, step, denoised, measurement):
-            return torch.zeros(len(next_state))
+class PriorAsPosterior:
+    def log_ratio(self, next_state, state, step, denoised, measurement):
+        return torch.zeros(len(next_state))
 
+
+def test_eubo_of_the_prior_on_a_mixture_exceeds_log_z_and_counts_the_discretisation(mixture):
     problem, samples, log_weight = mixture
     result = evaluate(problem, 0, samples, log_weight, PriorAsPosterior(), quick=True)
     assert result.eubo > result.exact_log_partition
@@ -83,6 +84,16 @@ def test_eubo_of_the_prior_on_a_mixture_exceeds_log_z_and_counts_the_discretisat
     likelihood = problem.log_likelihood(samples, torch.zeros(2_000, dtype=torch.int64)).double()
     expected = float(likelihood.mean()) + result.discretisation
     assert result.eubo == pytest.approx(expected, abs=5 * result.eubo_standard_error)
+
+
+def test_the_discretisation_is_added_to_the_eubo(mixture, monkeypatch):
+    problem, samples, log_weight = mixture
+    found = {}
+    for value in (0.0, 7.0):
+        constant = lambda problem, states, denoised, value=value: states.new_full((len(states),), value).double()  # noqa: E731
+        monkeypatch.setattr(bounds, "path_discretisation", constant)
+        found[value] = evaluate(problem, 0, samples, log_weight, PriorAsPosterior(), quick=True)
+    assert found[7.0].eubo - found[0.0].eubo == pytest.approx(7.0) and found[7.0].discretisation == 7.0
 
 
 def test_equal_seeds_give_equal_numbers_and_other_seeds_do_not(chain):

@@ -302,8 +302,10 @@ def test_a_joint_path_is_scored_at_its_own_measurement_and_its_mean_log_weight_b
 # --- bad batches ---
 
 
-@pytest.mark.parametrize("field", ["log_likelihood", "states"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("log_likelihood", np.nan), ("log_likelihood", np.inf), ("states", np.nan), ("states", np.inf)],
+)
 @pytest.mark.parametrize("objective", ["vargrad", "rtb"])
 @pytest.mark.parametrize("max_rows", [30, 16_384])
 def test_a_batch_with_one_number_that_is_not_finite_is_counted_and_changes_no_weight(
@@ -321,6 +323,52 @@ def test_a_batch_with_one_number_that_is_not_finite_is_counted_and_changes_no_we
     after[1].update(updates=1, guard=before[1]["guard"])
     _assert_same_state(after, before)
     assert learner.update(good, 0.0).verdict is Verdict.TAKE and np.isfinite(learner.weights()).all()
+
+
+@pytest.mark.parametrize("objective", ["vargrad", "rtb", "subtb", "reinforce_kl"])
+def test_a_likelihood_of_zero_counts_as_thirty_nats_below_the_worst_of_the_others(gaussian_problem, objective):
+    good = _batch(gaussian_problem, seed=1)
+    array, gradients = good.log_likelihood.copy(), []
+    for value in (-np.inf, np.delete(array, [3, 5]).min() - 30.0):
+        array[[3, 5]] = value
+        learner = _learner(gaussian_problem, objective=objective)
+        update = learner.update(dataclasses.replace(good, log_likelihood=array), 0.0)
+        assert update.verdict is Verdict.TAKE and np.isfinite(update.residual).all()
+        gradients.append(torch.cat([value.grad.flatten() for value in learner.posterior.parameters()]))
+    assert torch.equal(*gradients) and float(gradients[0].norm()) > 0
+    array[:] = -np.inf
+    assert math.isfinite(learner.update(dataclasses.replace(good, log_likelihood=array), 0.0).loss)
+
+
+class _Half:
+    """Another likelihood where the first element of x is positive, zero elsewhere."""
+
+    def __init__(self, likelihood):
+        self.likelihood, self.measurement_shape = likelihood, likelihood.measurement_shape
+
+    def log_prob(self, value, measurement):
+        return torch.where(value[:, 0] > 0, self.likelihood.log_prob(value, measurement), -math.inf)
+
+
+def test_a_posterior_learns_to_keep_away_from_where_the_likelihood_is_zero():
+    whole = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 10})
+    problem = dataclasses.replace(whole, likelihood=_Half(whole.likelihood), exact=())
+    alone = {"on-policy": 1.0}
+    posterior = ControlPosterior(problem.prior, (1,), None, hidden=32)
+    learner = Learner(problem, posterior, LearnerConfig(learning_rate=3e-3, warmup_updates=10))
+    actor = Actor(
+        problem,
+        ControlPosterior(problem.prior, (1,), None, hidden=32),
+        ActorConfig(batch_size=128, mixture=alone, final_mixture=alone),
+        seed=0,
+    )
+    shares = []
+    for update in range(400):
+        actor.load_weights(learner.weights(), update, 0.0)
+        batch = actor.act()
+        shares.append(float((batch.log_likelihood == -np.inf).mean()))
+        assert learner.update(batch, update / 400).verdict is Verdict.TAKE
+    assert np.mean(shares[:5]) > 0.2 and np.mean(shares[-20:]) < 0.05
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -394,6 +442,10 @@ def test_loading_the_state_of_another_network_names_the_first_array_that_does_no
     [
         ({"objective": "dpo"}, "learner.objective must be one of rtb, vargrad, .* mle, got 'dpo'"),
         ({"beta_ess": 1.0}, r"learner.beta_ess must be within \[0, 1\), got 1.0"),
+        (
+            {"beta_ess": 0.2, "objective": "trust_pcl"},
+            "learner.beta_ess weighs paths by exp.* take objective rtb, got 0.2",
+        ),
         ({"reinitialise_at": (0.5, 1.0)}, r"reinitialise_at must lie within \(0, 1\), got \[0.5, 1.0\]"),
         ({"batch_size": 1}, "learner.batch_size must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learner.learning_rate must be positive, got 0.0"),

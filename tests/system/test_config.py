@@ -177,6 +177,22 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
             "learner: {pretraining: {until: 0.5, fresh_measurements: true}}\nactor: {mixture: {on-policy: 1}}",
             "fresh_measurements are of x of the prior: give actor.mixture a share of joint or prior, got on-policy",
         ),
+        (
+            "learner: {pretraining: {until: 0.5, fresh_measurements: true}}\n"
+            "actor: {mixture: {joint: 1}}\nreplay: {priority: residual}",
+            "fresh_measurements needs x as the prior has them: replay.priority must be uniform or reshuffled, got",
+        ),
+        (
+            "actor: {mixture: {joint: 1}, final_mixture: {joint: 1}}\n"
+            "learner: {forward_kl: 1}\nreplay: {priority: residual}",
+            "replay.priority must be importance or reshuffled or uniform, got residual",
+        ),
+        (
+            "actor: {mixture: {joint: 1}, final_mixture: {joint: 1}}\n"
+            "learner: {objective: mle}\nreplay: {priority: likelihood}",
+            "or actor mixtures of joint alone and priority uniform; got likelihood, 0.5 and joint",
+        ),
+        ("actor: {batch_size: 1, mixture: {path-search: 1}}", "actor.batch_size must be at least 2 for path-search"),
         ("evaluation: {trajectories: 0}", "evaluation.trajectories must be at least 2, got 0"),
         ("checkpoint: {keep: 0}", "checkpoint.keep must be at least 1, got 0"),
         ("checkpoint: {interval_seconds: -1}", "checkpoint.interval_seconds must be at least 0, got -1.0"),
