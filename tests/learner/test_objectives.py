@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.stats import multivariate_normal, norm
 
+from actors import Actor, ActorConfig
 from actors.rollout import rollout
 from diffusion.denoiser import GaussianDenoiser
 from diffusion.path import density_over_chain, path_log_ratio
@@ -32,6 +33,7 @@ from learner.objectives.trust_pcl import TrustPCL
 from learner.objectives.vargrad import VarGrad
 
 SQUARE = Loss("square")
+KINDS = ["path-search", "backtracking", "langevin", "teacher", "dps", "dps-cla", "pigdm", "annealed-measurement"]
 LOG_RATIO = torch.tensor([1.0, -2.0, 0.5, 4.0], dtype=torch.float64)
 LOG_LIKELIHOOD = torch.tensor([-3.0, -1.0, 2.0, -2.0], dtype=torch.float64)
 GROUP = torch.tensor([0, 1, 0, 1])
@@ -87,10 +89,24 @@ def _posterior(problem, dtype=torch.float32, **options):
     return posterior.to(dtype)
 
 
+def _of_actor(problem, kind, count):
+    """[count, T+1, D] float64 states of a kind of exploration, which starts from paths of the present posterior."""
+    made = {}
+    for name in ("on-policy", kind):
+        alone = {name: 1.0}
+        config = ActorConfig(batch_size=count, mixture=alone, final_mixture=alone)
+        actor = Actor(problem, _posterior(problem), config, seed=1)
+        made[name] = actor.act(lambda size, by: made["on-policy"].take(slice(0, size)))
+    assert (made[kind].origin != made["on-policy"].origin).all()
+    return torch.from_numpy(made[kind].states).double()
+
+
 def _paths(problem, origin, count):
     """[count, T+1, D] float64 states of a kind of actor."""
     if origin == "exact":
         return problem.exact[0].sample_path(count, torch.Generator().manual_seed(1))
+    if origin in KINDS:
+        return _of_actor(problem, origin, count)
     inflation = 1.5 if origin == "noise-inflated" else 1.0
     control = None if origin == "prior" else _posterior(problem).control
     generator = torch.Generator().manual_seed(1)
@@ -147,7 +163,7 @@ def test_a_residual_is_one_float64_number_a_trajectory_never_a_matrix(gaussian_p
         objective.loss(ratio.sum(1), batch, 1.0)
 
 
-@pytest.mark.parametrize("origin", ["on-policy", "noise-inflated", "prior", "exact"])
+@pytest.mark.parametrize("origin", ["on-policy", "noise-inflated", "prior", "exact", *KINDS])
 @pytest.mark.parametrize("name", BALANCES)
 @pytest.mark.parametrize("shape", ["square", "huber"])
 def test_the_exact_posterior_has_no_residual_on_paths_of_any_origin(gaussian_problem, path_batch, origin, name, shape):
@@ -156,6 +172,19 @@ def test_the_exact_posterior_has_no_residual_on_paths_of_any_origin(gaussian_pro
     total = ratio.sum(1)
     assert (total - total.mean()).abs().max() > 0.5  # the terms do not vanish one by one
     assert _residual(_made(name, gaussian_problem, loss=shape), total, batch).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("origin", ["on-policy", "noise-inflated", "prior", "exact", *KINDS])
+def test_no_part_of_a_path_has_a_residual_under_the_exact_posterior_and_its_flow(
+    gaussian_problem, path_batch, monkeypatch, origin
+):
+    ratio, batch = _at_the_exact_posterior(gaussian_problem, _paths(gaussian_problem, origin, 50), path_batch)
+    objective = _made("subtb", gaussian_problem, loss="square").double()
+    loss, residual = objective.loss(ratio, batch, 1.0)
+    assert float(loss) > 0.1 and residual.abs().max() < 1e-9  # the flow is that of the prior at the start
+    flow = gaussian_problem.exact[0].log_partition + ratio.cumsum(1)[:, :-1]
+    monkeypatch.setattr(objective, "log_flow", lambda batch, log_partition: flow)
+    assert float(objective.loss(ratio, batch, 1.0)[0]) < 1e-18
 
 
 @pytest.mark.parametrize("origin", ["prior", "exact"])
