@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -69,6 +69,9 @@ class ActorConfig:
     """Training-free guidance as behaviour."""
     annealed_measurement: AnnealedMeasurementConfig = field(default_factory=AnnealedMeasurementConfig)
     """The posterior shown a noisy measurement early in the chain."""
+    weights: Literal["latest", "averaged"] = "latest"
+    """Of the posterior that they roll out: the newest, or their running average (learner.ema_decay), which is steadier
+    and a little behind."""
     store_denoised: bool = True
     """Send the prior's denoised estimates and the guidance along: more bytes, and the learner never runs the prior."""
 

@@ -98,7 +98,8 @@ class LocalRunner:
             generator = noising_generator(self.config, self.problem, self.updates)
             trajectory = as_paths(batch.trajectory, self.problem.prior, generator)
             try:
-                update = self.learner.update(trajectory, self.progress, versions_hold=True)
+                latest = self.config.actor.weights == "latest"
+                update = self.learner.update(trajectory, self.progress, versions_hold=latest)
             except Diverged as error:
                 raise DivergedError(f"training diverged: {error}") from error
             if update.residual is not None:
@@ -127,7 +128,7 @@ class LocalRunner:
 
     def weights_for_actor(self) -> tuple[NDArray[np.float32], int]:
         """(weights, their version) that the actor rolls out with next: the learner's present ones."""
-        return self.learner.weights(), self.learner.updates
+        return self.learner.weights(averaged=self.config.actor.weights == "averaged"), self.learner.updates
 
     def _starts(self, count: int, by: StartBy) -> Trajectory | None:
         stored = self.shard.starts(count, by)

@@ -269,7 +269,8 @@ class LearnerWorker:
         return heard
 
     def _publish(self, peers: Peers) -> None:
-        reference = ray.put(self._rank.learner.weights())
+        averaged = self._config.actor.weights == "averaged"
+        reference = ray.put(self._rank.learner.weights(averaged=averaged))
         self._published.append(reference)
         version = self._rank.learner.updates
         self._rank.send(peers.store.publish.remote(version, self._progress, [reference]), peers)

@@ -259,6 +259,19 @@ def test_the_actor_uses_the_newest_weights_of_the_learner():
     assert (actor == runner.learner.weights()).all()
 
 
+def test_the_actor_uses_the_averaged_weights_where_asked_to(monkeypatch):
+    runner, held = _runner(actor__weights="averaged"), []
+    update = runner.learner.update
+    monkeypatch.setattr(
+        runner.learner, "update", lambda *rest, **known: held.append(known["versions_hold"]) or update(*rest, **known)
+    )
+    _turns(runner, 40)
+    assert held and not any(held)  # of no trajectory is the density known from its number
+    weights, version = runner.weights_for_actor()
+    assert (weights == runner.learner.average.vector.numpy()).all() and version == runner.updates
+    assert not (weights == runner.learner.weights()).all()
+
+
 def test_the_learners_residuals_become_priorities():
     runner, heard = _runner(), []
     original = runner.shard.update_priorities
