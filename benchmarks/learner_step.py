@@ -7,6 +7,7 @@ whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
     compiled   the same with the network's operations fused (the MLP's; to compile the U-Net takes a CPU ten minutes)
+    bfloat16   the same as `all`, and for the MLP as `compiled`, with the network in bfloat16
     chunked    the same with at most a fifth of the transitions in memory
     subset     K of T transitions, replayed trajectories, as few in memory
     fresh      K of T transitions, trajectories of the present weights, as few in memory
@@ -60,8 +61,10 @@ class Case:
 
 
 CASES = {
-    "mlp": Case(shape=(2,), batch=500, steps=100, subset=25, rounds=15, variants=(*VARIANTS, "compiled")),
-    "unet": Case(shape=(1, 32, 32), batch=8, steps=20, subset=5, rounds=5),
+    "mlp": Case(
+        shape=(2,), batch=500, steps=100, subset=25, rounds=15, variants=(*VARIANTS, "compiled", "compiled-bfloat16")
+    ),
+    "unet": Case(shape=(1, 32, 32), batch=8, steps=20, subset=5, rounds=5, variants=(*VARIANTS, "bfloat16")),
 }
 
 
@@ -140,10 +143,14 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
         return lambda: reference.step(case.batch)
     steps_per_path = case.subset if variant in ("subset", "fresh") else None
     config = LearnerConfig(
-        steps_per_path=steps_per_path, objective="rtb", graph_bytes=2**40, compile=variant == "compiled"
+        steps_per_path=steps_per_path,
+        objective="rtb",
+        graph_bytes=2**40,
+        compile="compiled" in variant,
+        precision="bfloat16" if "bfloat16" in variant else "float32",
     )
     learner = Learner(problem, FinetunePosterior(problem.prior), config)
-    if variant not in ("all", "compiled"):
+    if variant in ("chunked", "subset", "fresh"):
         learner.limit_rows(case.batch * case.steps // 5)
     trajectory = make_trajectory(problem, case)
 
@@ -217,7 +224,10 @@ def measure(name: str, rounds: int) -> dict[str, float]:
         ratio = typical["reference"] / typical[variant]
         print(f"| {label} | {1e3 * typical[variant]:.0f} | {ratio:.2f} | {memory[variant] / 2**20:.0f} |")
     figures = {f"{name}_speedup": typical["reference"] / typical["all"]}
-    figures |= {f"{name}_{variant}_speedup": typical["reference"] / typical[variant] for variant in case.variants[2:]}
+    figures |= {
+        f"{name}_{variant.replace('-', '_')}_speedup": typical["reference"] / typical[variant]
+        for variant in case.variants[2:]
+    }
     figures[f"{name}_memory_ratio"] = memory["subset"] / max(memory["reference"], 1)
     figures[f"{name}_chunked_memory_ratio"] = memory["chunked"] / max(memory["reference"], 1)
     figures[f"{name}_gradient_error"] = gradient_error(case)
