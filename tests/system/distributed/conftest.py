@@ -42,6 +42,19 @@ def tiny():
     return tiny
 
 
+COUNTERS = {
+    "actor/trajectories": "actor/restarts",
+    "actor/restarts": None,
+    "learner/updates": "learner/restarts",
+    "learner/restarts": None,
+    "replay/inserts": "replay/restarts",
+    "replay/samples": "replay/restarts",
+    "replay/restarts": None,
+    "replay/lost": None,
+}
+"""Numbers that never fall, but where the other one has risen: what a process had counted may go with it."""
+
+
 class Run:
     """A RayRunner with the checkpoints that the run loop would make."""
 
@@ -49,15 +62,24 @@ class Run:
         self.store = CheckpointStore(path / "checkpoints")
         self.runner = RayRunner(config, build_problem(config), path)
         self.supervisor = self.runner.supervisor
+        self.counted: dict[str, float] = {}
 
     def until(self, condition, seconds: float = 180.0) -> dict[str, float]:
         """Advances until the metrics meet `condition`; fails after `seconds`."""
         end = time.monotonic() + seconds
         while True:
             metrics = self.runner.advance()
+            self._check_counters(metrics)
             if condition(metrics):
                 return metrics
             assert time.monotonic() < end, f"not met after {seconds} s: {metrics}"
+
+    def _check_counters(self, metrics: dict[str, float]) -> None:
+        for name, restarts in COUNTERS.items():
+            before, now = self.counted.get(name, 0.0), metrics.get(name, 0.0)
+            lost = restarts is not None and metrics.get(restarts, 0.0) > self.counted.get(restarts, 0.0)
+            assert lost or name not in metrics or now >= before, f"{name} fell from {before} to {now}"
+        self.counted |= {name: metrics[name] for name in COUNTERS if name in metrics}
 
     def save(self) -> int:
         """A checkpoint; the learner's number of updates in it."""
