@@ -162,7 +162,11 @@ class PathSearch:
         log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
         possible = float((log_likelihood > -math.inf).double().mean())
         if not possible:
-            raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x)")
+            invalid = int((~(self.log_likelihood < math.inf)).sum())
+            reason = (
+                f": it is NaN or +inf on {invalid} of them" if invalid else ", they do not reach where it is finite"
+            )
+            raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x){reason}")
         wanted = effective_sample_size * possible  # no beta above zero has more than the possible paths
         low, high = self.beta, 1.0
         if effective_fraction(log_likelihood * (high - self.beta)) < wanted:

@@ -15,13 +15,18 @@ from torch import Tensor, nn
 
 from envs.forward_operator import ForwardOperator, LinearOperator
 
-__all__ = ["DifferentiableLikelihood", "GaussianLikelihood", "Likelihood", "SimulableLikelihood"]
+__all__ = ["DifferentiableLikelihood", "GaussianLikelihood", "Likelihood", "LikelihoodError", "SimulableLikelihood"]
+
+
+class LikelihoodError(ValueError):
+    """A likelihood gave something that is no log density of N pairs."""
 
 
 class Likelihood(Protocol):
     """A log density of the measurement given x."""
 
     measurement_shape: tuple[int, ...]
+    """*Y, the shape of one measurement."""
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N] log p(y | x) in nats for x = `value` [N, *D] and y = `measurement` [N, *Y]."""

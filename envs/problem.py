@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusion.posterior import LikelihoodGradient
 from diffusion.prior import Prior
-from envs.likelihood import DifferentiableLikelihood, Likelihood, SimulableLikelihood
+from envs.likelihood import DifferentiableLikelihood, Likelihood, LikelihoodError, SimulableLikelihood
 from envs.time_limit import time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
@@ -115,6 +115,11 @@ class InverseProblem:
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
 
     def __post_init__(self) -> None:
+        if not hasattr(self.likelihood, "measurement_shape") or not hasattr(self.likelihood, "log_prob"):
+            raise ValueError(
+                f"problem {self.name!r}: the likelihood, {type(self.likelihood).__name__}, must have "
+                "measurement_shape, the shape *Y of one y, and log_prob(x [N, *D], y [N, *Y]) -> [N] in nats"
+            )
         expected = self.likelihood.measurement_shape
         if self.measurements.ndim != 1 + len(expected) or tuple(self.measurements.shape[1:]) != tuple(expected):
             raise ValueError(
@@ -205,9 +210,20 @@ class InverseProblem:
         return self.log_likelihood_of(value, self.measurements[measurement_id])
 
     def log_likelihood_of(self, value: Tensor, measurement: Tensor) -> Tensor:
-        """[N] log p(y | x) in nats for any y = `measurement` [N, *Y], and x = `value` [N, *D]."""
+        """[N] log p(y | x) in nats for any y = `measurement` [N, *Y], and x = `value` [N, *D].
+
+        Raises:
+            LikelihoodError: the likelihood gave something else.
+        """
         with time_limit(self.time_limit, self._asked(value)):
-            return self.likelihood.log_prob(value, measurement.to(value))
+            found: object = self.likelihood.log_prob(value, measurement.to(value))
+        if not isinstance(found, Tensor) or found.shape != (len(value),):
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise LikelihoodError(
+                f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}) must give a tensor of one "
+                f"number for each of the {len(value)} x, log p(y | x) [{len(value)}], got {what}"
+            )
+        return found
 
     @property
     def simulable(self) -> bool:

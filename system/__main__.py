@@ -145,12 +145,19 @@ def _resume(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    import numpy as np
+    import torch
+
+    from evaluation import bounds
     from system.run import sample
 
     if arguments.exact:
         return _sample_exactly(arguments, overrides)
     path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output, arguments.measurement)
-    sys.stdout.write(f"{arguments.num} samples: {path}\n")
+    with np.load(path) as file:
+        log_weight = torch.from_numpy(file["log_weight"])
+    share, bound = bounds.effective_sample_size(log_weight), bounds.elbo(log_weight)
+    sys.stdout.write(f"{arguments.num} samples: {path} (ELBO {bound:.2f}, effective sample size {100 * share:.2g} %)\n")
     return 0
 
 

@@ -208,7 +208,7 @@ def _temper(search: PathSearch, control: Control | None, left: Callable[[], floa
         try:
             search.temper()
         except ValueError as error:
-            raise RunnerError(f"{error}; the prior's paths do not reach where the likelihood is positive") from None
+            raise RunnerError(str(error)) from None
         temperatures += 1
         progress({"exact/beta": search.beta})
         search.settle(control, stop=lambda: left() < 0)

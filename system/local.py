@@ -115,6 +115,10 @@ class LocalRunner:
             reply = self.shard.insert(trajectory.take(rows), filtered=len(trajectory) - len(rows))
         except ValueError as error:  # how large an item is, and so whether the budget holds enough, shows here first
             raise ConfigError(f"replay: {error}; raise replay.capacity_bytes") from None
+        except MemoryError as error:
+            raise ConfigError(
+                f"replay: {error}; lower replay.capacity_bytes or max_items, or set replay.spill_directory"
+            ) from None
         if not reply.accepted:
             raise RunnerError("replay refuses samples and inserts at once; raise replay.tolerance")
         self._refused = self._refused + 1 if reply.refused == len(trajectory) else 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from envs import InverseProblem
+from envs.likelihood import LikelihoodError
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
@@ -47,11 +50,11 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def _likelihood_may_hang() -> Iterator[None]:
-    """Makes a likelihood that was given up an error of one line; also a decorator."""
+def _likelihood_may_fail() -> Iterator[None]:
+    """Makes a likelihood that was given up, or gives no density, an error of one line; also a decorator."""
     try:
         yield
-    except LikelihoodTimeout as error:
+    except (LikelihoodTimeout, LikelihoodError) as error:
         raise RunnerError(str(error)) from error
 
 
@@ -134,7 +137,7 @@ def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -
     return RayRunner(config, problem, run.path)
 
 
-@_likelihood_may_hang()
+@_likelihood_may_fail()
 def _train(
     config: RunConfig, problem: InverseProblem, run: RunDirectory, checkpoint: Checkpoint | None, quiet: bool
 ) -> None:
@@ -151,7 +154,8 @@ def _train(
                 runner.load(checkpoint.parts)
                 for line in checkpoint.warnings:
                     progress.warn(line)
-            _loop(config, problem, runner, store, writer, progress)
+            with _terminated_is_interrupted():
+                _loop(config, problem, runner, store, writer, progress)
         evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
         each, calibration = judge_each(config, problem, runner.weights())
     except KeyboardInterrupt:
@@ -160,6 +164,19 @@ def _train(
         runner.close()
     save_samples(run.samples, samples, log_weight)
     final_report(config, problem, run, evaluation, samples, notes, each=each, calibration=calibration)
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    """Takes SIGTERM, which batch systems and containers end a process with, for Ctrl-C: the run is saved first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)
 
 
 def _way_on(run: RunDirectory, store: CheckpointStore) -> str:
@@ -217,7 +234,12 @@ def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[n
     np.savez_compressed(path, samples=samples, log_weight=log_weight)
 
 
-_MAY_DIFFER = ("ray.address", "ray.num_actors", "ray.num_shards", "measurement", "init")  # the last two are copied
+_PROCESSES = ("num_actors", "num_shards", "num_learners", "cpus_per_actor", "cpus_per_learner")
+_MAY_DIFFER = (
+    "device",
+    *(f"ray.{key}" for key in ("address", *_PROCESSES, "gpus_per_actor", "gpus_per_learner")),
+    *("measurement", "init"),  # which are copied
+)
 
 
 def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
@@ -242,7 +264,7 @@ def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return flat
 
 
-@_likelihood_may_hang()
+@_likelihood_may_fail()
 def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int | Path = 0) -> Path:
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file.
 
@@ -260,7 +282,7 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     return path
 
 
-@_likelihood_may_hang()
+@_likelihood_may_fail()
 def sample_exact(
     source: Path,
     overrides: Sequence[str],
@@ -294,7 +316,7 @@ def sample_exact(
     return path, result
 
 
-@_likelihood_may_hang()
+@_likelihood_may_fail()
 def evaluate_run(directory: Path, count: int | None = None, measurement: int | Path | None = None) -> RunDirectory:
     """Evaluates the newest checkpoint of a run again and rewrites its report.
 

@@ -53,17 +53,17 @@ def test_every_relative_link_leads_to_a_file_of_the_repository(page):
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_link_within_a_page_leads_to_a_heading(page):
-    text = page.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
-        if line[:1] == "#"
-    }
-    anchors = [link[1:] for link in LINK.findall(text) if link.startswith("#")]
+def _headings(page):
+    """Anchors of a page."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    return {re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-") for line in lines if line[:1] == "#"}
 
-    assert [anchor for anchor in anchors if anchor not in headings] == []
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_to_a_place_in_a_page_leads_to_a_heading(page):
+    links = [link.split("#") for link in LINK.findall(page.read_text(encoding="utf-8")) if "#" in link]
+    known = [(page if not to else page.parent / to, anchor) for to, anchor in links if "://" not in to]
+    assert [anchor for to, anchor in known if to.suffix == ".md" and anchor not in _headings(to)] == []
 
 
 def test_every_file_of_the_packages_that_holds_a_concept_is_in_the_readme_or_beside_one_that_is():

@@ -42,8 +42,8 @@ class FinetunePosterior(Posterior):
         self.denoiser = copy.deepcopy(prior.denoiser).requires_grad_(True)
         if not any(True for _ in self.denoiser.parameters()):
             raise ValueError(
-                f"the finetune form trains a copy of the prior's network, but {type(prior.denoiser).__name__} has no "
-                "parameters; use the control form"
+                f"the {'finetune' if rank is None else 'lora'} form trains a copy of the prior's network, but "
+                f"{type(prior.denoiser).__name__} has no parameters; use the control form"
             )
         network: object = self.denoiser.network if isinstance(self.denoiser, NetworkDenoiser) else None
         self._sees = measurement_shape is not None and isinstance(network, SeesMeasurement)

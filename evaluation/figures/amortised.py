@@ -24,7 +24,7 @@ def amortised_picture(each: AmortisedEvaluation | None, calibration: Calibration
     captions = []
     if each is not None and evidence:
         _evidence(panels.pop(0), each)
-        captions.append("each point is one measurement; both lie below the line, the ELBO further")
+        captions.append("each point is one measurement; the ELBO is below the line on average, and IW near it")
     if calibration is not None:
         _coverage(panels.pop(0), calibration)
         captions.append(

@@ -96,7 +96,8 @@ class ReplayConfig:
                 "priority reshuffled draws without replacement and groups are drawn with it; set group_size to 1 or "
                 f"take another priority than reshuffled, got group_size {self.group_size}"
             )
-        self.rate_limiter()
+        if self.tolerance is None or (self.insert_batch and self.sample_batch):
+            self.rate_limiter()  # what tolerance is enough is known with the batches
 
     def _check_eviction_by_likelihood(self) -> None:
         if self.max_staleness is not None:

@@ -17,6 +17,18 @@ def test_each_trajectory_is_scored_against_its_own_measurement(gaussian_problem,
     assert got.shape == (4,)
 
 
+class _Bare:
+    """A density without the shape of what it is one of."""
+
+    def log_prob(self, value, measurement):
+        return value.sum(1)
+
+
+def test_a_likelihood_that_is_none_is_refused_with_what_it_needs(gaussian_problem):
+    with pytest.raises(ValueError, match=r"likelihood, _Bare, must have measurement_shape.* log_prob\(x \[N, \*D\]"):
+        dataclasses.replace(gaussian_problem, likelihood=_Bare())
+
+
 def test_a_problem_passes_on_shape_steps_and_gradient(gaussian_problem, generator):
     assert (gaussian_problem.event_shape, gaussian_problem.num_steps) == ((4,), 10)
     value = torch.randn(2, 4, generator=generator)

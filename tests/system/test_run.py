@@ -15,20 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import system.local
 import system.part
 import system.run
 from envs import InverseProblem, make_problem
+from envs.likelihood import GaussianLikelihood
 from envs.registry import register
 from evaluation import evaluate
 from evaluation.report import summary_rows
 from system.checkpoint import CheckpointStore
 from system.config_file import config_from_tree
-from system.errors import CheckpointError, ConfigError, UserError
+from system.errors import CheckpointError, ConfigError, RunnerError, UserError
+from system.exact import ExactConfig
 from system.judge import _doubts
 from system.metrics import read_metrics
-from system.run import closing_lines, evaluate_run, resume, sample, train
+from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
 from system.run_directory import write_text
 
 TREE = {
@@ -235,8 +238,8 @@ def test_resume_of_a_run_whose_configuration_was_edited_names_the_key(copy, old,
         resume(copy.path, quiet=True)
 
 
-@pytest.mark.parametrize("key", ["num_actors", "num_shards"])
-def test_the_number_of_actors_and_shards_may_differ_on_resume(copy, finished, key):
+@pytest.mark.parametrize("key", ["num_actors", "num_shards", "num_learners"])
+def test_the_number_of_processes_may_differ_on_resume(copy, finished, key):
     text = copy.config.read_text(encoding="utf-8")
     copy.config.write_text(re.sub(f"{key}: .", f"{key}: 3", text), encoding="utf-8")
     assert f"{key}: 3" in copy.config.read_text(encoding="utf-8")
@@ -366,6 +369,40 @@ def test_an_interrupt_saves_first_and_names_the_run_to_resume(tmp_path, monkeypa
     (step,) = CheckpointStore(path / "checkpoints").steps()
     assert step > 0
     assert str(interrupt.value) == f"interrupted; `rtb resume {path}` goes on from update {step}"
+
+
+def test_a_run_that_is_terminated_is_saved_as_an_interrupted_one(tmp_path, monkeypatch):
+    original, slices = system.local.LocalRunner.advance, [3]
+
+    def advance(runner):
+        slices[0] -= 1
+        if not slices[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(runner)
+
+    monkeypatch.setattr(system.local.LocalRunner, "advance", advance)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"interrupted; `rtb resume .* goes on from update"):
+        train(_config(checkpoint={"interval_seconds": 1000}), tmp_path / "stopped", quiet=True)
+    assert CheckpointStore(tmp_path / "stopped" / "checkpoints").steps() and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(
+    ("give", "got"),
+    [
+        (lambda found: found[:, None], r"shape \(8, 1\)"),
+        (lambda found: found.sum(), r"shape \(\)"),
+        (lambda found: found.numpy(), "ndarray"),
+    ],
+)
+def test_a_likelihood_that_gives_no_number_for_each_x_ends_the_run_by_name(tmp_path, monkeypatch, give, got):
+    source, original = tmp_path / "config.yaml", GaussianLikelihood.log_prob
+    source.write_text(yaml.safe_dump(TREE))
+    monkeypatch.setattr(GaussianLikelihood, "log_prob", lambda *arguments: give(original(*arguments)))
+    with pytest.raises(RunnerError, match=rf"\(GaussianLikelihood\) must give a tensor of one number.* got {got}"):
+        train(_config(), tmp_path / "run", quiet=True)
+    with pytest.raises(RunnerError, match=r"log p\(y \| x\) \[256\], got"):
+        sample_exact(source, [], ExactConfig(max_seconds=10.0), tmp_path / "exact.npz", quiet=True)
 
 
 def test_a_run_that_is_refused_before_it_begins_leaves_no_directory(tmp_path):

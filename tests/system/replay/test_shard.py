@@ -343,7 +343,10 @@ def test_a_budget_too_small_for_the_first_fill_is_refused_at_the_first_insert(ma
         ({"priority": "loss"}, "priority must be of uniform, residual, .*, rank, reshuffled, got loss"),
         ({"newest_share": 1.5}, r"newest_share must be in \[0, 1\], got 1.5"),
         ({"priority_exponent": 0.0}, r"priority_exponent must be in \(0, 10\], got 0.0"),
-        ({"tolerance": 100.0}, "tolerance must be at least 256.0"),
+        (
+            {"tolerance": 100.0, "insert_batch": 64, "sample_batch": 256},
+            "tolerance must be at least 256.0 for inserts of 64, samples of 256",
+        ),
         ({"samples_per_insert": -1.0}, "samples_per_insert must be positive or None, got -1.0"),
         ({"capacity_bytes": 0}, "capacity_bytes must be at least 1, got 0"),
         ({"max_items": 100}, "max_items must hold min_size = 256 and insert_batch = 64 items, got 100"),
