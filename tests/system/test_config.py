@@ -134,7 +134,7 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         ("replay: {min_size: 0}", "replay: min_size must be at least 1, got 0"),
         (
             "{replay: {tolerance: 1}, actor: {batch_size: 16}, learner: {batch_size: 32}}",
-            "tolerance must be at least 64.0 for inserts of 16, samples of 32",
+            "tolerance must be at least 48.0 for inserts of 16, samples of 32",
         ),
         ("replay: {group_size: 3}", "learner.batch_size must be a multiple of replay.group_size = 3, got 64"),
         ("learner: {forward_kl: 1}", "replay.priority must be importance, got uniform"),
