@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.denoiser import DataSampler
 from diffusion.network import CheckpointsActivations
@@ -21,7 +21,6 @@ from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin, Trajectory
 from envs.problem import InverseProblem
 from learner.annealing import Annealing
-from learner.average import WeightAverage
 from learner.batch import PathBatch
 from learner.config import LearnerConfig
 from learner.gradient import GradientPlan, rows_within
@@ -30,6 +29,7 @@ from learner.objectives import OBJECTIVES
 from learner.pretraining import accumulate_denoising_gradient, accumulate_simulated_gradient
 from learner.ranks import ONE_RANK, Ranks, own_rows
 from learner.subset import StepSubset
+from learner.weights import Snapshot, Weights
 
 __all__ = ["Learner", "Update"]
 
@@ -85,13 +85,13 @@ class Learner:
         if config.compile:
             _check_compiler(problem.measurements.device)
             posterior.compile_networks()
+        ranks.distribute(posterior)
         self.config = config
         self.updates = 0
         self.guard = Guard(config.guard)
         self.annealing = Annealing(config.beta_start, config.beta_until, config.beta_ess)
         self.reinitialised = 0
         self.objective = OBJECTIVES[config.objective](config, problem, posterior).to(problem.device)
-        self.average = WeightAverage(posterior, config.ema_decay)
         gains = [value for name, value in posterior.named_parameters() if name == "gain"]
         weights = [value for name, value in posterior.named_parameters() if name != "gain"]
         # What an objective learns beside the posterior: log Z, a number a measurement, and networks (flows).
@@ -106,9 +106,9 @@ class Learner:
         self._groups = [group for group in groups if group["params"]]
         self.optimizer = torch.optim.Adam(self._groups, betas=(0.9, 0.99))
         self._peak = [float(group["lr"]) for group in self.optimizer.param_groups]
-        self._first = self.average.vector.clone()
+        self._weights = Weights(posterior, self.objective, self.optimizer, config.ema_decay, ranks)
         self._warm_from = 0  # update at which the warm-up began
-        self._snapshots = [self._weights_and_moments()]  # at most two, the older first
+        self._snapshots = [self._weights.snapshot()]  # at most two, the older first
         self._max_rows: int | None = None  # known with the first batch
 
     def update(self, trajectory: Trajectory, progress: float, *, versions_hold: bool = False) -> Update:
@@ -142,7 +142,7 @@ class Learner:
                 known = output.residual[own][self.objective.known(batch)]
                 residual_std = float(known.std(correction=0)) if len(known) else None
         self.ranks.add_gradients(self.posterior.parameters())
-        norm = float(nn.utils.clip_grad_norm_(self.posterior.parameters(), config.gradient_clip))
+        norm = self.ranks.clip_gradients(self.posterior.parameters(), config.gradient_clip)
         verdict = self.guard.examine(float(loss), norm, residual)
         self.annealing.learn(progress, residual)
         self.updates += 1
@@ -151,9 +151,9 @@ class Learner:
             for param_group, peak in zip(self.optimizer.param_groups, self._peak, strict=True):
                 param_group["lr"] = factor * peak
             self.optimizer.step()
-            self.average.update(self.posterior)
+            self._weights.average.update(self.posterior)
             if self.guard.wants_snapshot:
-                self._snapshots = [self._snapshots[-1], self._weights_and_moments()]
+                self._snapshots = [self._snapshots[-1], self._weights.snapshot()]
         elif verdict is Verdict.ROLL_BACK:
             self._roll_back()
         return Update(
@@ -208,7 +208,7 @@ class Learner:
 
     def _roll_back(self) -> None:
         """To the older snapshot: the newer may be from when it began to go wrong."""
-        self._load_weights_and_moments(*self._snapshots[0])
+        self._weights.restore(self._snapshots[0])
         self._snapshots = self._snapshots[:1]
         self._warm_from = self.updates
         _log.warning(
@@ -220,11 +220,9 @@ class Learner:
 
     def _reinitialise(self) -> None:
         """Back to the first weights, with optimiser, average and guard anew; log Z and the clock of beta stay."""
-        nn.utils.vector_to_parameters(self._first.clone(), self.posterior.parameters())
-        self.optimizer.state.clear()
-        self.average = WeightAverage(self.posterior, self.config.ema_decay)
+        self._weights.reinitialise()
         self.guard.forget()
-        self._snapshots = [self._weights_and_moments()]
+        self._snapshots = [self._weights.snapshot()]
         self._warm_from = self.updates
         self.reinitialised += 1
         _log.info("the network was re-initialised at update %d, number %d", self.updates, self.reinitialised)
@@ -237,9 +235,11 @@ class Learner:
         return warmup * (config.final_learning_rate + (1 - config.final_learning_rate) * cosine)
 
     def weights(self, *, averaged: bool = False) -> NDArray[np.float32]:
-        """All parameters of the posterior as one flat vector: the current ones, or their moving average."""
-        vector = self.average.vector if averaged else nn.utils.parameters_to_vector(self.posterior.parameters())
-        return vector.detach().float().cpu().numpy().copy()
+        """All parameters of the posterior as one flat vector: the current ones, or their moving average.
+
+        Ranks that share weights out have to ask for it together, as for `state_dict`.
+        """
+        return self._weights.flat(averaged=averaged)
 
     def _batch(self, trajectory: Trajectory) -> PathBatch:
         problem, rows = self.problem, self._tensor(trajectory.measurement_id)
@@ -272,23 +272,16 @@ class Learner:
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """(arrays, scalars) that `load_state_dict` restores bit for bit, snapshots to roll back to included."""
-        arrays, average_updates = self._weights_and_moments()
-        scalars: dict[str, Any] = {"updates": self.updates, "average_updates": average_updates}
-        scalars |= {"warm_from": self._warm_from, "guard": self.guard.state_dict(), "snapshots": []}
+        now = self._weights.snapshot()
+        arrays = self._weights.whole(now.arrays)
+        scalars: dict[str, Any] = {"updates": self.updates, "average_updates": now.average_updates}
+        scalars |= {"warm_from": self._warm_from, "guard": self.guard.state_dict()}
         scalars |= {"annealing": self.annealing.state_dict(), "reinitialised": self.reinitialised}
-        for index, (saved, updates) in enumerate(self._snapshots):
-            arrays |= {f"snapshot.{index}.{name}": value for name, value in saved.items()}
-            scalars["snapshots"].append(updates)
+        for index, saved in enumerate(self._snapshots):
+            whole = self._weights.whole(saved.arrays)
+            arrays |= {f"snapshot.{index}.{name}": value for name, value in whole.items()}
+        scalars["snapshots"] = [saved.average_updates for saved in self._snapshots]
         return arrays, scalars
-
-    def _weights_and_moments(self) -> tuple[dict[str, NDArray[Any]], int]:
-        """All numbers that a step changes, and the number of updates of the average."""
-        arrays = {f"posterior.{name}": _numpy(value) for name, value in self.posterior.state_dict().items()}
-        arrays["average"] = _numpy(self.average.vector)
-        arrays |= {f"objective.{name}": _numpy(value) for name, value in self.objective.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            arrays.update({f"optimizer.{index}.{name}": _numpy(value) for name, value in state.items()})
-        return arrays, self.average.updates
 
     def load_state_dict(self, arrays: dict[str, NDArray[Any]], scalars: dict[str, Any]) -> None:
         """Restores `state_dict`.
@@ -296,35 +289,18 @@ class Learner:
         Raises:
             ValueError: an array is missing or has another shape; the message names the first.
         """
-        names = {index: f"snapshot.{index}." for index in range(len(scalars["snapshots"]))}
-        self._load_weights_and_moments(arrays, int(scalars["average_updates"]))
-        self._snapshots = [
-            ({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}, updates)
-            for prefix, updates in zip(names.values(), scalars["snapshots"], strict=True)
-        ]
+        self._weights.check(arrays)
+
+        def saved(prefix: str, average_updates: int) -> Snapshot:
+            whole = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+            return Snapshot(self._weights.own(whole), average_updates)
+
+        self._weights.restore(saved("", int(scalars["average_updates"])))
+        self._snapshots = [saved(f"snapshot.{index}.", count) for index, count in enumerate(scalars["snapshots"])]
         self.updates, self._warm_from = int(scalars["updates"]), int(scalars["warm_from"])
         self.guard.load_state_dict(scalars["guard"])
         self.annealing.load_state_dict(scalars["annealing"])
         self.reinitialised = int(scalars["reinitialised"])
-
-    def _load_weights_and_moments(self, arrays: dict[str, NDArray[Any]], average_updates: int) -> None:
-        expected = {f"posterior.{name}": value for name, value in self.posterior.state_dict().items()}
-        expected |= {f"objective.{name}": value for name, value in self.objective.state_dict().items()}
-        expected["average"] = self.average.vector
-        for name, value in expected.items():
-            found = arrays.get(name)
-            if found is None or found.shape != tuple(value.shape):
-                shape = "nothing" if found is None else f"shape {found.shape}"
-                raise ValueError(f"the checkpoint has {shape} where {name} of shape {tuple(value.shape)} is expected")
-            value.copy_(torch.from_numpy(np.array(found)))
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, array in arrays.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                states.setdefault(int(index), {})[key] = torch.from_numpy(np.array(array))
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
-        self.average.updates = average_updates
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -339,7 +315,3 @@ def _joint_log_weight(batch: PathBatch, log_ratio: Tensor | None) -> float | Non
     if log_ratio is None or not bool(own.any()):
         return None
     return float((batch.log_likelihood.double() - log_ratio)[own].mean())
-
-
-def _numpy(value: Tensor) -> NDArray[Any]:
-    return value.detach().cpu().numpy().copy()

@@ -86,10 +86,14 @@ def accumulate_simulated_gradient(
 
     x = `samples` [B, *D] are of the prior; `generator`, another one on every rank, draws measurements, steps and noise.
     """
-    prior, count, steps = problem.prior, len(samples), problem.num_steps
-    total = ranks.total(torch.full((), count, dtype=torch.float64, device=samples.device)).clamp_min(1)
-    if not count:
-        return ranks.total(total.new_zeros(()))
+    prior, steps = problem.prior, problem.num_steps
+    total = ranks.total(torch.full((), len(samples), dtype=torch.float64, device=samples.device))
+    if not total:
+        return total
+    share = bool(len(samples)) / total
+    if not len(samples):  # the others may need this rank to run the network
+        samples = samples.new_zeros((1, *samples.shape[1:]))
+    count = len(samples)
     with torch.no_grad():
         measurement = problem.simulate(samples, generator)
     chosen = min(steps_per_path, steps)
@@ -105,6 +109,6 @@ def accumulate_simulated_gradient(
         denoised = prior.denoised(state, step)
     towards = expand(prior.denoised_coefficient[step] / prior.std[step], clean) * (clean - denoised)
     ratio = log_ratio(towards, posterior.control(state, step, denoised, seen, guidance))
-    loss = -(steps / chosen / total) * ratio.double().sum()
+    loss = -(steps / chosen * share) * ratio.double().sum()
     loss.backward()
     return ranks.total(loss)

@@ -20,14 +20,31 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from diffusion.posterior import Posterior
 from learner.batch import PathBatch
 
-__all__ = ["ONE_RANK", "DistributedRanks", "OneRank", "RankLost", "Ranks", "own_rows", "whole_batch"]
+__all__ = [
+    "ONE_RANK",
+    "DistributedRanks",
+    "OneRank",
+    "RankLost",
+    "Ranks",
+    "held",
+    "own_rows",
+    "together",
+    "whole_batch",
+]
 
 
 class RankLost(Exception):
     """A rank is gone or silent, and the others cannot go on."""
+
+
+def held(value: Tensor) -> Tensor:
+    """What this rank has of a parameter, or of a tensor that is shared out as one is."""
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 class Ranks(Protocol):
@@ -50,8 +67,51 @@ class Ranks(Protocol):
         """Every `.grad` becomes the sum of those of all ranks."""
         ...
 
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+        """The norm of all gradients together, which are scaled down where it is above `limit`."""
+        ...
 
-class OneRank:
+    def distribute(self, posterior: Posterior) -> None:
+        """Before there is an optimiser: leaves this rank with what it is to hold of the parameters."""
+        ...
+
+    def own(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        """What this rank holds of `whole`, a tensor of the shape that `parameter` has in all ranks together."""
+        ...
+
+    def whole(self, own: Tensor, parameter: Tensor) -> Tensor:
+        """The tensor of which each rank holds its `own`; all ranks have to ask for it together."""
+        ...
+
+    def like(self, own: Tensor, parameter: Tensor) -> Tensor:
+        """What this rank holds of a tensor as an optimiser of `parameter` keeps it."""
+        ...
+
+
+class _WholeWeights:
+    """Every rank holds all parameters."""
+
+    def clip_gradients(self, parameters: Iterable[nn.Parameter], limit: float) -> float:
+        """See `Ranks`."""
+        return float(nn.utils.clip_grad_norm_(parameters, limit))
+
+    def distribute(self, posterior: Posterior) -> None:
+        """See `Ranks`."""
+
+    def own(self, whole: Tensor, parameter: Tensor) -> Tensor:
+        """See `Ranks`."""
+        return whole
+
+    def whole(self, own: Tensor, parameter: Tensor) -> Tensor:
+        """See `Ranks`."""
+        return own
+
+    def like(self, own: Tensor, parameter: Tensor) -> Tensor:
+        """See `Ranks`."""
+        return own
+
+
+class OneRank(_WholeWeights):
     """A learner by itself."""
 
     rank, size = 0, 1
@@ -72,14 +132,18 @@ ONE_RANK = OneRank()
 
 
 @contextmanager
-def _together() -> Iterator[None]:
+def together() -> Iterator[None]:
+    """Raises `RankLost` where a rank did not take part in what is done inside."""
     try:
         yield
-    except RuntimeError as error:  # what gloo raises, and nccl's errors are
+    except RuntimeError as error:
+        # nccl has an error of its own; gloo's is known by the file that it names.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+            raise
         raise RankLost(f"the ranks fell out of step: {' '.join(str(error).split())[:200]}") from error
 
 
-class DistributedRanks:
+class DistributedRanks(_WholeWeights):
     """The ranks of torch.distributed's default process group, which must have been made: gloo on CPUs, nccl on GPUs.
 
     Every method raises `RankLost` where a rank does not take part within the group's time limit.
@@ -94,25 +158,27 @@ class DistributedRanks:
         # gloo knows no bool.
         sent = value.to(torch.uint8) if value.dtype == torch.bool else value
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        with _together():
+        with together():
             dist.all_gather(parts, sent)
         return torch.cat(parts).to(value.dtype)
 
     def total(self, value: Tensor) -> Tensor:
         """See `Ranks`."""
         value = value.detach().clone()
-        with _together():
+        with together():
             dist.all_reduce(value)
         return value
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """See `Ranks`; one message for all."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            return
         for parameter in trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         flat = torch.cat([parameter.grad.flatten() for parameter in trained if parameter.grad is not None])
-        with _together():
+        with together():
             dist.all_reduce(flat)
         for parameter, part in zip(trained, flat.split([value.numel() for value in trained]), strict=True):
             parameter.grad = part.view_as(parameter).clone()

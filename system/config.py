@@ -84,6 +84,9 @@ class RayConfig:
     """Replay shards."""
     num_learners: int = 1
     """Learner ranks: each learns from a part of every batch, and all take the same step."""
+    shard_weights: bool = False
+    """Each learner rank keeps a part of the network's weights, gradients and moments, and gathers a block's when it
+    runs (FSDP2): for a network that is too large for one GPU. All ranks have to be there for every pass."""
     cpus_per_actor: float = 1.0
     """CPUs that Ray reserves for an actor."""
     gpus_per_actor: float = 0.0
@@ -110,6 +113,8 @@ class RayConfig:
         amounts = ("cpus_per_actor", "gpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
         _require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
         _require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
+        if self.shard_weights and self.num_learners == 1:
+            raise ValueError("ray.shard_weights shares the network out to several ranks: ray.num_learners is 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +170,8 @@ class RunConfig:
             raise ValueError(f"clock cpu is the processor time of one process: runner must be local, got {self.runner}")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.ray.shard_weights and self.learner.compile:
+            raise ValueError("ray.shard_weights and learner.compile cannot be had together: set one of them to false")
         parts = self.replay.group_size * (self.ray.num_learners if self.runner == "ray" else 1)
         sizes = {"batch_size": self.learner.batch_size}
         if self.learner.pretraining.until > 0:

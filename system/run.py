@@ -234,7 +234,7 @@ def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[n
     np.savez_compressed(path, samples=samples, log_weight=log_weight)
 
 
-_PROCESSES = ("num_actors", "num_shards", "num_learners", "cpus_per_actor", "cpus_per_learner")
+_PROCESSES = ("num_actors", "num_shards", "num_learners", "shard_weights", "cpus_per_actor", "cpus_per_learner")
 _MAY_DIFFER = (
     "device",
     *(f"ray.{key}" for key in ("address", *_PROCESSES, "gpus_per_actor", "gpus_per_learner")),

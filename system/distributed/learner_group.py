@@ -30,7 +30,8 @@ from numpy.typing import NDArray
 from ray.util.placement_group import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from learner.ranks import ONE_RANK, DistributedRanks, RankLost, Ranks
+from learner.ranks import ONE_RANK, DistributedRanks, RankLost, Ranks, together
+from learner.sharding import ShardedRanks
 from system.assembly import build_learner, build_problem, noising_generator
 from system.config import RunConfig
 from system.distributed.workers import Peers
@@ -96,7 +97,8 @@ class LearnerRank:
         number = self.learner.updates * self._ranks.size + self._ranks.rank
         generator = noising_generator(self._config, self._problem, number)
         trajectory = as_paths(batch.trajectory, self._problem.prior, generator)
-        update = self.learner.update(trajectory, progress)
+        with together():
+            update = self.learner.update(trajectory, progress)
         self.metrics = update_metrics(update, trajectory, self.learner.updates)
         if update.residual is not None:
             self.send(request.shard.update_priorities.remote(batch.ids, update.residual), peers)
@@ -153,6 +155,18 @@ class LearnerRank:
         """A peer is gone, and with it the answers that it owed."""
         self._requests.clear()
         self._sent.clear()
+
+    def weights(self, averaged: bool) -> NDArray[np.float32] | None:
+        """The weights of all ranks together, in rank 0."""
+        with together():
+            weights = self.learner.weights(averaged=averaged)
+        return weights if self._ranks.rank == 0 else None
+
+    def state(self) -> Part | None:
+        """What a checkpoint has of the learner, in rank 0."""
+        with together():
+            state = self.learner.state_dict()
+        return state_part(state) if self._ranks.rank == 0 else None
 
     def load(self, part: Part) -> int:
         """Restores a checkpoint, of any number of ranks; the number of updates it stands at."""
@@ -240,23 +254,36 @@ class LearnerWorker:
         asked = [rank.fetch.remote(progress, peers) for rank in self._others]
         here = self._rank.fetch(progress, peers)
         answers, self._answers = self._answers, []
-        self._hear(answers, peers)
-        return all(self._hear(asked, peers)) and here
+        self._hear(answers, peers.timeout)
+        return all(self._hear(asked, peers.timeout)) and here
 
     def _update(self, progress: float, peers: Peers) -> None:
         self._answers = [rank.update.remote(progress, peers) for rank in self._others]
         try:
             self._rank.update(progress, peers)
         except RankLost:
-            self._hear(self._answers, peers)  # where it failed in a way of its own, that is the reason
+            self._hear(self._answers, peers.timeout)  # where it failed in a way of its own, that is the reason
             raise
 
-    def _hear(self, answers: Sequence[Any], peers: Peers) -> list[Any]:
+    def _together(self, method: str, *arguments: Any) -> Any:  # noqa: ANN401
+        """What `method` of rank 0 gives, asked of all ranks where each holds but a part of the weights."""
+        others = self._others if self._config.ray.shard_weights else []
+        asked = [getattr(rank, method).remote(*arguments) for rank in others]
+        limit = self._config.ray.timeout_seconds / 2
+        try:
+            answer = getattr(self._rank, method)(*arguments)
+        except RankLost:
+            self._hear(asked, limit)
+            raise
+        self._hear(asked, limit)
+        return answer
+
+    def _hear(self, answers: Sequence[Any], timeout: float) -> list[Any]:
         """The answers of other ranks; what failed in one of them fails here."""
         heard, lost = [], None
         for answer in answers:
             try:
-                heard.append(ray.get(answer, timeout=peers.timeout))
+                heard.append(ray.get(answer, timeout=timeout))
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if not isinstance(cause, RankLost):
@@ -269,19 +296,19 @@ class LearnerWorker:
         return heard
 
     def _publish(self, peers: Peers) -> None:
-        averaged = self._config.actor.weights == "averaged"
-        reference = ray.put(self._rank.learner.weights(averaged=averaged))
+        reference = ray.put(self._together("weights", self._config.actor.weights == "averaged"))
         self._published.append(reference)
         version = self._rank.learner.updates
         self._rank.send(peers.store.publish.remote(version, self._progress, [reference]), peers)
 
     def weights(self) -> NDArray[np.float32]:
         """The averaged weights."""
-        return self._rank.learner.weights(averaged=True)
+        weights: NDArray[np.float32] = self._together("weights", True)
+        return weights
 
     def save(self, directory: Path) -> tuple[str, int]:
         """Writes the learner into a checkpoint that is being made; (part's name, updates)."""
-        write_part(directory, "learner", state_part(self._rank.learner.state_dict()))
+        write_part(directory, "learner", self._together("state"))
         return "learner", self._rank.learner.updates
 
     def load(self, part: Part) -> int:
@@ -319,4 +346,4 @@ def _join(config: RunConfig, rank: int, meeting: tuple[str, int], device: torch.
     step = timedelta(seconds=config.ray.timeout_seconds / 2)
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=step)
-    return DistributedRanks()
+    return ShardedRanks() if config.ray.shard_weights else DistributedRanks()

@@ -301,7 +301,9 @@ class Supervisor:
             try:
                 return ray.get(learner.handle.weights.remote(), timeout=limit)
             except ray.exceptions.RayTaskError as error:
-                raise _failure(learner.name, error) from error
+                if not isinstance(error.cause, RankLost):
+                    raise _failure(learner.name, error) from error
+                self._replace(learner, error.cause)
             except ray.exceptions.RayError as error:
                 self._replace(learner, error)
 

@@ -126,7 +126,8 @@ def test_maximum_likelihood_on_exact_paths_learns_the_posterior():
         states = problem.prior.noising.sample_path(problem.exact[0].sample(256, generator).float(), generator)
         fresh = dataclasses.replace(made, states=states.numpy(), denoised=None, guidance=None)
         learner.update(fresh, update / 150)
-    torch.nn.utils.vector_to_parameters(learner.average.vector, posterior.parameters())
+    averaged = torch.from_numpy(learner.weights(averaged=True))
+    torch.nn.utils.vector_to_parameters(averaged, posterior.parameters())
     rows = torch.zeros(4000, dtype=torch.long)
     gaps = [
         problem.exact[0].log_partition - elbo(rollout(problem, control, rows, generator=generator).log_weight)

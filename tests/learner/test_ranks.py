@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.tensor import DTensor
 
 from actors import Actor, ActorConfig
 from diffusion.posterior import ControlPosterior
@@ -16,8 +17,10 @@ from envs import make_problem
 from learner import Learner, LearnerConfig
 from learner.pretraining import PretrainingConfig
 from learner.ranks import DistributedRanks
+from learner.sharding import ShardedRanks
 
 SIZE, UPDATES = 2, 3
+KINDS = {"each has all weights": DistributedRanks, "each has a part of every weight": ShardedRanks}
 FAST = {"learning_rate": 1e-2, "warmup_updates": 1}
 SETTINGS = {
     "vargrad": {},
@@ -83,7 +86,9 @@ def _learn(name, ranks=None):
         update = learner.update(batch, number / UPDATES)
         own = [value.detach().flatten().double() for value in learner.objective.parameters()]
         weights.append(np.concatenate([learner.weights(), *(value.numpy() for value in own)]))
-        gradient = torch.cat([value.grad.flatten() for value in learner.posterior.parameters()]).numpy()
+        all_gradients = [value.grad for value in learner.posterior.parameters()]
+        whole = [value.full_tensor() if isinstance(value, DTensor) else value for value in all_gradients]
+        gradient = torch.cat([value.flatten() for value in whole]).numpy()
         gradients.append(gradient)
         losses.append(update.loss)
         residuals.append(None if update.residual is None else update.residual)
@@ -94,9 +99,11 @@ def _work(rank, path):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=SIZE)
-    ranks = DistributedRanks()
-    assert (ranks.rank, ranks.size) == (rank, SIZE)
-    found = {name: _learn(name, ranks) for name in SETTINGS}
+    found = {}
+    for kind, make in KINDS.items():
+        ranks = make()
+        assert (ranks.rank, ranks.size) == (rank, SIZE)
+        found |= {(kind, name): _learn(name, ranks) for name in SETTINGS}
     torch.save(found, f"{path}/rank-{rank}")
     dist.destroy_process_group()
 
@@ -108,11 +115,12 @@ def found(tmp_path_factory):
     return [torch.load(path / f"rank-{rank}", weights_only=False) for rank in range(SIZE)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_two_ranks_on_half_a_batch_each_are_one_rank_on_the_whole(found, name):
+def test_two_ranks_on_half_a_batch_each_are_one_rank_on_the_whole(found, name, kind):
     weights, gradients, losses, residuals = _learn(name)
     for part in found:
-        ours, our_gradients, our_losses, _ = part[name]
+        ours, our_gradients, our_losses, _ = part[kind, name]
         assert our_losses == pytest.approx(losses, rel=1e-5, abs=1e-6)
         assert np.linalg.norm(our_gradients[0] - gradients[0]) < 1e-6 * np.linalg.norm(gradients[0])
         # Adam divides by the size of a gradient, and so makes the rounding of a small one large.
@@ -120,13 +128,14 @@ def test_two_ranks_on_half_a_batch_each_are_one_rank_on_the_whole(found, name):
             assert np.linalg.norm(ours[update] - weights[update]) < 3e-6 * np.linalg.norm(weights[update])
     if residuals[0] is not None:
         for update in range(UPDATES):
-            joined = np.concatenate([part[name][3][update] for part in found])
+            joined = np.concatenate([part[kind, name][3][update] for part in found])
             assert joined == pytest.approx(residuals[update], rel=1e-4, abs=1e-3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", SETTINGS)
-def test_all_ranks_have_the_same_weights_to_the_last_bit(found, name):
-    first, second = (part[name] for part in found)
+def test_all_ranks_have_the_same_weights_to_the_last_bit(found, name, kind):
+    first, second = (part[kind, name] for part in found)
     for ours, theirs in zip(first[0], second[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert first[2] == second[2]

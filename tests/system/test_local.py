@@ -244,7 +244,7 @@ def test_the_run_ends_at_its_budget_of_seconds_those_before_a_resume_included(tm
 
 def test_evaluated_weights_are_the_averaged_ones():
     runner = _finish(_runner())
-    assert (runner.weights() == runner.learner.average.vector.numpy()).all()
+    assert (runner.weights() == runner.learner.weights(averaged=True)).all()
     assert (runner.weights() != runner.learner.weights()).any()
 
 
@@ -268,7 +268,7 @@ def test_the_actor_uses_the_averaged_weights_where_asked_to(monkeypatch):
     _turns(runner, 40)
     assert held and not any(held)  # of no trajectory is the density known from its number
     weights, version = runner.weights_for_actor()
-    assert (weights == runner.learner.average.vector.numpy()).all() and version == runner.updates
+    assert (weights == runner.learner.weights(averaged=True)).all() and version == runner.updates
     assert not (weights == runner.learner.weights()).all()
 
 

@@ -26,8 +26,9 @@ def others(run):
     return ray.get(run.supervisor.learner.handle.__ray_call__.remote(lambda worker: worker._others), timeout=60)
 
 
-def test_two_ranks_train_in_step_outlive_the_death_of_either_and_resume_as_three(start, tiny, tmp_path):
-    config = tiny(num_learners=2, cpus_per_learner=0.5, timeout_seconds=20.0)
+@pytest.mark.parametrize("shared", [False, True], ids=["each has all weights", "weights shared out"])
+def test_two_ranks_train_in_step_outlive_the_death_of_either_and_resume_as_three(start, tiny, shared):
+    config = tiny(num_learners=2, cpus_per_learner=0.5, timeout_seconds=20.0, shard_weights=shared)
     run = start(config)
     supervisor = run.supervisor
     first = run.until(lambda m: m.get("learner/updates", 0) >= 10 and "replay/size" in m)
@@ -73,7 +74,7 @@ def test_two_ranks_train_in_step_outlive_the_death_of_either_and_resume_as_three
     parts = again.store.load().parts
     again.runner.load(parts)
     assert again.runner.updates == parts["learner"].scalars["updates"] == at_checkpoint
-    assert weights_of(again.supervisor.learner.handle)[2] == 3
+    assert 1 + len(others(again)) == 3
     again.until(lambda m: m["learner/updates"] >= at_checkpoint + 20)
 
 
@@ -117,9 +118,20 @@ def test_a_hung_rank_costs_the_group_a_restart_after_the_timeout(start, tiny):
         ),
         ("replay", {"group_size": 32}, r"a multiple of replay.group_size = 32 times ray.num_learners = 2, got 32"),
         ("ray", {"num_learners": 0}, r"ray.num_learners must be at least 1, got 0"),
+        (
+            "ray",
+            {"num_learners": 1, "shard_weights": True},
+            r"ray.shard_weights .* several ranks: ray.num_learners is 1",
+        ),
     ],
 )
-def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(tiny, section, values, message):
+def test_a_group_that_cannot_be_is_refused(tiny, section, values, message):
     config = tiny(num_learners=2)
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(config, **{section: dataclasses.replace(getattr(config, section), **values)})
+
+
+def test_weights_that_are_shared_out_are_not_compiled(tiny):
+    config = tiny(num_learners=2, shard_weights=True)
+    with pytest.raises(ValueError, match=r"ray.shard_weights and learner.compile cannot be had together"):
+        dataclasses.replace(config, learner=dataclasses.replace(config.learner, compile=True))
