@@ -5,8 +5,9 @@ A loss L that sees the posterior through its log-ratios l_ik = log q_ik - log p_
     dL/dtheta = sum_ik w_ik dlog q_ik/dtheta,    w_ik = dL/dl_ik.
 
 Pass 1 scores all transitions without a graph and gives w; pass 2 rebuilds the graph chunk by chunk of stacked
-(trajectory, step) pairs and back-propagates w_ik log q_ik. A batch that fits one chunk is scored once, with its graph.
-Both give the gradient of plain autograd.
+(trajectory, step) pairs and back-propagates w_ik log q_ik. A batch whose graph fits the memory is scored once, with it.
+Both give the gradient of plain autograd. Either way a processor takes few enough transitions at a time that their
+activations stay in its cache, where an operation finds what the one before it left; see `RowLimits`.
 
 Pass 2 may take K of the T transitions of each trajectory (`learner.subset`), weighted so that the gradient is right on
 average, and pass 1 leaves out trajectories that were drawn from the present q: an update then costs K / T of a whole
@@ -34,23 +35,36 @@ from learner.ranks import ONE_RANK, Ranks, own_rows
 from learner.subset import StepSubset
 
 __all__ = [
+    "PROBED",
     "GradientPlan",
     "LossOutput",
+    "RowLimits",
     "accumulate_gradient",
     "denoising_log_ratio",
     "denoising_share",
-    "rows_within",
+    "row_limits",
 ]
 
 PROBED = 8  # transitions that are scored to see what one takes
+CACHED_BYTES = 2**20  # of a tensor in a pass, on average: close to the best for MLPs and U-Nets
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """How many transitions are taken at once."""
+
+    graph: int
+    """In a graph: as many as fit the memory."""
+    network: int
+    """In one run of the network: as many as keep its activations in the processor's cache, at most `graph`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class GradientPlan:
     """How one gradient is made; see `accumulate_gradient`."""
 
-    max_rows: int
-    """Transitions in a graph at once."""
+    limits: RowLimits
+    """Transitions at once."""
     forward_kl: float = 0.0
     """Weight of the denoising term."""
     subset: StepSubset | None = None
@@ -89,16 +103,18 @@ def accumulate_gradient(
     without the denoising term. With `plan.fresh` it has to be a loss of the summed log-ratios, as their parts are not
     known.
     """
-    count, steps, max_rows, ranks = len(batch), batch.num_steps, plan.max_rows, plan.ranks
+    count, steps, limits, ranks = len(batch), batch.num_steps, plan.limits, plan.ranks
     denoises = plan.forward_kl > 0
     share = plan.forward_kl * denoising_share(batch, ranks) if denoises else torch.zeros(())
-    at_once = plan.subset is None and count * steps <= max_rows
+    at_once = plan.subset is None and count * steps <= limits.graph
     if at_once:
-        row, step = next(stacked_transitions(count, steps, count * steps))
-        ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
-        ratios = ratio.reshape(count, steps).double()
+        passes = [
+            _log_ratios(posterior, batch, row, step, denoises)
+            for row, step in stacked_transitions(count, steps, limits.network)
+        ]
+        ratios, given_x = (torch.cat(parts).reshape(count, steps).double() for parts in zip(*passes, strict=True))
     else:
-        ratios = _score(posterior, batch, max_rows, plan.fresh)
+        ratios = _score(posterior, batch, limits.network, plan.fresh)
     of_all = ranks.gather(ratios).requires_grad_(True)
     value, residual = loss(of_all)
     value.backward()
@@ -106,9 +122,9 @@ def accumulate_gradient(
     weight = of_all.grad[own_rows(ranks, batch)]
     if at_once:
         scaled = (weight * ratios).sum()
-        (scaled - (share[row] * given_x.double()).sum() if denoises else scaled).backward()
+        (scaled - (share[:, None] * given_x).sum() if denoises else scaled).backward()
     else:
-        for row, step, factor in _chosen(ratios, plan.subset, plan.fresh, max_rows):
+        for row, step, factor in _chosen(ratios, plan.subset, plan.fresh, limits.network):
             ratio, given_x = _log_ratios(posterior, batch, row, step, denoises)
             part = weight[row, step] * ratio
             (factor * (part - share[row] * given_x if denoises else part)).sum().backward()
@@ -157,13 +173,13 @@ def denoising_log_ratio(posterior: Posterior, batch: PathBatch, row: Tensor, ste
     return _log_ratios(posterior, batch, row, step, True)[1]
 
 
-def rows_within(posterior: Posterior, batch: PathBatch, budget: int, average: bool) -> int:
+def row_limits(posterior: Posterior, batch: PathBatch, budget: int, average: bool) -> RowLimits:
     """Transitions whose graph fits `budget` bytes, at least one, from what autograd saves for a few of `batch`.
 
     `average` is whether their averages given x are in it too: where there is a denoising term.
     """
 
-    def saved(rows: int) -> int:
+    def saved(rows: int) -> list[int]:
         storages: dict[int, int] = {}
 
         def pack(value: Tensor) -> Tensor:
@@ -174,12 +190,17 @@ def rows_within(posterior: Posterior, batch: PathBatch, budget: int, average: bo
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             graph = _log_ratios(posterior, batch, row, step, average)
         del graph
-        return sum(storages.values())
+        return list(storages.values())
 
     few = max(min(PROBED, len(batch) * batch.num_steps // 2), 1)
     # The difference leaves out what does not grow with the rows: weights, and tensors of the whole batch.
-    each = (saved(2 * few) - saved(few)) / few
-    return max(int(budget / max(each, 1.0)), 1)
+    less, more = saved(few), saved(2 * few)
+    each = max((sum(more) - sum(less)) / few, 1.0)
+    graph = max(int(budget / each), 1)
+    if batch.states.device.type == "cuda":  # which has no use for small passes
+        return RowLimits(graph, graph)
+    tensors = max(sum(b > a for a, b in zip(less, more, strict=False)), 1)
+    return RowLimits(graph, min(max(int(CACHED_BYTES * tensors / each), 1), graph))
 
 
 def _log_ratios(

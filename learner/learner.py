@@ -23,7 +23,7 @@ from envs.problem import InverseProblem
 from learner.annealing import Annealing
 from learner.batch import PathBatch
 from learner.config import LearnerConfig
-from learner.gradient import GradientPlan, rows_within
+from learner.gradient import PROBED, GradientPlan, RowLimits, row_limits
 from learner.guard import Guard, Verdict
 from learner.objectives import OBJECTIVES
 from learner.pretraining import accumulate_denoising_gradient, accumulate_simulated_gradient
@@ -109,7 +109,7 @@ class Learner:
         self._weights = Weights(posterior, self.objective, self.optimizer, config.ema_decay, ranks)
         self._warm_from = 0  # update at which the warm-up began
         self._snapshots = [self._weights.snapshot()]  # at most two, the older first
-        self._max_rows: int | None = None  # known with the first batch
+        self._limits: RowLimits | None = None  # known with the first batch
 
     def update(self, trajectory: Trajectory, progress: float, *, versions_hold: bool = False) -> Update:
         """One optimiser step on `trajectory`; `progress` (0 to 1) is the fraction of the run that is done.
@@ -133,7 +133,7 @@ class Learner:
         else:
             batch = self._batch(trajectory)
             output = self.objective.accumulate(
-                self.posterior, batch, beta, self._plan(trajectory, batch, versions_hold and unchanged)
+                self.posterior, batch, beta, self._plan(trajectory, versions_hold and unchanged)
             )
             loss, joint_log_weight = output.loss, _joint_log_weight(batch, output.log_ratio)
             if output.residual is not None:
@@ -168,38 +168,49 @@ class Learner:
 
     def _pretrain(self, trajectory: Trajectory) -> Tensor:
         """Adds the gradient of maximum likelihood; the loss."""
-        steps, seed = self.config.pretraining.steps_per_path, self._seed
+        problem, steps, seed = self.problem, self.config.pretraining.steps_per_path, self._seed
+        rows = self._row_limits(trajectory).network
         if not self.config.pretraining.fresh_measurements:
-            return accumulate_denoising_gradient(self.posterior, self._batch(trajectory), steps, seed, self.ranks)
-        problem, generator = self.problem, self.problem.generator(seed)
+            return accumulate_denoising_gradient(
+                self.posterior, self._batch(trajectory), steps, seed, max_rows=rows, ranks=self.ranks
+            )
+        generator, counted = problem.generator(seed), True
         if isinstance(problem.prior.denoiser, DataSampler):
             samples = problem.prior.denoiser.sample(len(trajectory), generator).float()
         else:
-            of_prior = np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR))
-            samples = self._tensor(trajectory.samples[of_prior])
-        return accumulate_simulated_gradient(problem, self.posterior, samples, steps, generator, self.ranks)
+            of_prior = np.flatnonzero(np.isin(trajectory.origin, (Origin.JOINT, Origin.PRIOR)))
+            # As many on every rank, so that all run the network equally often; where there are none they do not count.
+            samples, counted = self._tensor(trajectory.samples[np.resize(of_prior, len(trajectory))]), len(of_prior) > 0
+        return accumulate_simulated_gradient(
+            problem, self.posterior, samples, steps, generator, counted=counted, max_rows=rows, ranks=self.ranks
+        )
 
     def limit_rows(self, max_rows: int) -> None:
         """Holds at most `max_rows` transitions in a graph, whatever `graph_bytes` says."""
-        self._max_rows = max_rows
+        self._limits = RowLimits(max_rows, max_rows)
 
-    def _plan(self, trajectory: Trajectory, batch: PathBatch, versions_hold: bool) -> GradientPlan:
+    def _plan(self, trajectory: Trajectory, versions_hold: bool) -> GradientPlan:
         """How the gradient is made."""
         config = self.config
-        if self._max_rows is None:
-            self._max_rows = rows_within(self.posterior, batch, config.graph_bytes, config.forward_kl > 0)
         subset = None
         if config.steps_per_path is not None:
             subset = StepSubset(config.steps_per_path, config.steps_by, seed=self._seed)
         fresh = (trajectory.origin == Origin.ON_POLICY) & (trajectory.policy_version == self.updates)
         return GradientPlan(
-            max_rows=self._max_rows,
+            limits=self._row_limits(trajectory),
             forward_kl=config.forward_kl,
             subset=subset,
-            fresh=torch.from_numpy(fresh).to(batch.states.device) if versions_hold and fresh.any() else None,
+            fresh=torch.from_numpy(fresh).to(self.problem.device) if versions_hold and fresh.any() else None,
             seed=self._seed,
             ranks=self.ranks,
         )
+
+    def _row_limits(self, trajectory: Trajectory) -> RowLimits:
+        if self._limits is None:
+            batch = self._batch(trajectory.take(np.arange(min(len(trajectory), 2 * PROBED))))
+            denoises = self.config.forward_kl > 0 or self.config.pretraining.until > 0
+            self._limits = row_limits(self.posterior, batch, self.config.graph_bytes, denoises)
+        return self._limits
 
     @property
     def _seed(self) -> int:

@@ -17,11 +17,13 @@ costs is the prior's estimate at every new state.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffusion.kernel import expand
+from diffusion.path import MAX_ROWS
 from diffusion.posterior import Posterior, log_ratio
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
@@ -57,21 +59,30 @@ class PretrainingConfig:
 
 
 def accumulate_denoising_gradient(
-    posterior: Posterior, batch: PathBatch, steps_per_path: int, seed: int, ranks: Ranks = ONE_RANK
+    posterior: Posterior,
+    batch: PathBatch,
+    steps_per_path: int,
+    seed: int,
+    *,
+    max_rows: int = MAX_ROWS,
+    ranks: Ranks = ONE_RANK,
 ) -> Tensor:
     """Adds this rank's part of the gradient of L to `.grad`; L [] of all ranks, without graph.
 
-    `seed` chooses the steps, and is another one on every rank.
+    `seed` chooses the steps, and is another one on every rank. `max_rows` transitions are in a graph at a time.
     """
     count, steps = batch.states.shape[0], batch.states.shape[1] - 1
     chosen = min(steps_per_path, steps)
     generator = torch.Generator(batch.states.device).manual_seed(seed)
-    step = equally_spaced(count, steps, chosen, generator)
+    step = equally_spaced(count, steps, chosen, generator).flatten()
     row = torch.arange(count).repeat_interleave(chosen)
-    share = denoising_share(batch, ranks)[row]
-    loss = -(steps / chosen) * (share * denoising_log_ratio(posterior, batch, row, step.flatten()).double()).sum()
-    loss.backward()
-    return ranks.total(loss)
+    weight = -(steps / chosen) * denoising_share(batch, ranks)
+    total = torch.zeros((), dtype=torch.float64, device=batch.states.device)
+    for rows, at in zip(row.split(max_rows), step.split(max_rows), strict=True):
+        loss = (weight[rows] * denoising_log_ratio(posterior, batch, rows, at)).sum()
+        loss.backward()
+        total += loss.detach()
+    return ranks.total(total)
 
 
 def accumulate_simulated_gradient(
@@ -80,35 +91,37 @@ def accumulate_simulated_gradient(
     samples: Tensor,
     steps_per_path: int,
     generator: torch.Generator,
+    *,
+    counted: bool = True,
+    max_rows: int = MAX_ROWS,
     ranks: Ranks = ONE_RANK,
 ) -> Tensor:
     """Adds this rank's part of the gradient of L to `.grad`; L [] of all ranks, without graph.
 
-    x = `samples` [B, *D] are of the prior; `generator`, another one on every rank, draws measurements, steps and noise.
+    x = `samples` [B, *D] are of the prior, or else not `counted`; `generator`, another one on every rank, draws
+    measurements, steps and noise. `max_rows` transitions are in a graph at a time.
     """
-    prior, steps = problem.prior, problem.num_steps
-    total = ranks.total(torch.full((), len(samples), dtype=torch.float64, device=samples.device))
-    if not total:
-        return total
-    share = bool(len(samples)) / total
-    if not len(samples):  # the others may need this rank to run the network
-        samples = samples.new_zeros((1, *samples.shape[1:]))
-    count = len(samples)
+    prior, count, steps = problem.prior, len(samples), problem.num_steps
+    chosen = min(steps_per_path, steps)
+    own = torch.full((), counted * count, dtype=torch.float64, device=samples.device)
+    weight = -counted * steps / chosen / ranks.total(own).clamp_min(1)
     with torch.no_grad():
         measurement = problem.simulate(samples, generator)
-    chosen = min(steps_per_path, steps)
     step = equally_spaced(count, steps, chosen, generator).flatten()
     row = torch.arange(count, device=samples.device).repeat_interleave(chosen)
-    clean, seen = samples[row], measurement[row]
-    noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
-    state = expand(prior.alpha[step], clean) * clean + expand(prior.sigma[step], clean) * noise
-    gradient, guidance = problem.gradient, None
-    if posterior.uses_guidance and gradient is not None:
-        denoised, guidance = prior.pull_back(state, step, lambda value: gradient(value, seen))
-    else:
-        denoised = prior.denoised(state, step)
-    towards = expand(prior.denoised_coefficient[step] / prior.std[step], clean) * (clean - denoised)
-    ratio = log_ratio(towards, posterior.control(state, step, denoised, seen, guidance))
-    loss = -(steps / chosen * share) * ratio.double().sum()
-    loss.backward()
-    return ranks.total(loss)
+    noise = torch.randn((len(row), *samples.shape[1:]), generator=generator, dtype=samples.dtype, device=samples.device)
+    total = torch.zeros((), dtype=torch.float64, device=samples.device)
+    for rows, at, eps in zip(row.split(max_rows), step.split(max_rows), noise.split(max_rows), strict=True):
+        clean, seen = samples[rows], measurement[rows]
+        state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * eps
+        gradient, guidance = problem.gradient, None
+        if posterior.uses_guidance and gradient is not None:
+            denoised, guidance = prior.pull_back(state, at, partial(gradient, measurement=seen))
+        else:
+            denoised = prior.denoised(state, at)
+        towards = expand(prior.denoised_coefficient[at] / prior.std[at], clean) * (clean - denoised)
+        ratio = log_ratio(towards, posterior.control(state, at, denoised, seen, guidance))
+        loss = (weight * ratio.double()).sum()
+        loss.backward()
+        total += loss.detach()
+    return ranks.total(total)

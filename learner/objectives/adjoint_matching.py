@@ -62,7 +62,7 @@ class AdjointMatching(Objective):
         prior = problem.prior
         adjoint = beta * lean_adjoint(problem, batch.states, batch.measurement)
         total, ratios = torch.zeros((), dtype=torch.float64), []
-        for row, step in stacked_transitions(count, steps, plan.max_rows):
+        for row, step in stacked_transitions(count, steps, plan.limits.network):
             state, denoised = batch.states[row, step], batch.denoised[row, step]
             guidance = None if batch.guidance is None else batch.guidance[row, step]
             control = posterior.control(state, step, denoised, batch.measurement[row], guidance)

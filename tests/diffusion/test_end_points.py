@@ -15,7 +15,7 @@ from envs.exact.chain import ChainPosterior
 from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
 from envs.problem import InverseProblem
-from learner.gradient import GradientPlan, accumulate_gradient
+from learner.gradient import GradientPlan, RowLimits, accumulate_gradient
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def _gradients(problem, posterior, states, path_batch):
 
         posterior.zero_grad()
         batch = path_batch(problem.prior, part, problem.measurements[rows])
-        accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=10_000))
+        accumulate_gradient(posterior, batch, loss, GradientPlan(limits=RowLimits(10_000, 10_000)))
         gradients.append(torch.cat([p.grad.flatten() for p in posterior.parameters()]).double())
     return torch.stack(gradients)
 

@@ -53,7 +53,7 @@ def test_the_gradient_is_the_same_and_more_transitions_fit_the_memory(problem, f
         learner = Learner(problem, _posterior(problem, form), settings)
         losses.append(learner.update(batch, 0.0).loss)
         gradients.append(torch.cat([value.grad.flatten() for value in learner.posterior.parameters()]))
-        rows.append(learner._max_rows)
+        rows.append(learner._limits.graph)
     assert losses[1] == pytest.approx(losses[0], rel=1e-6) and losses[0] > 0
     assert float(gradients[0].norm()) > 0
     assert float((gradients[1] - gradients[0]).norm()) < 1e-5 * float(gradients[0].norm())

@@ -8,7 +8,7 @@ import torch
 from actors.rollout import rollout
 from diffusion.path import path_log_ratio
 from diffusion.posterior import ControlPosterior, FinetunePosterior
-from learner.gradient import GradientPlan, _log_ratios, accumulate_gradient, rows_within
+from learner.gradient import CACHED_BYTES, GradientPlan, RowLimits, _log_ratios, accumulate_gradient, row_limits
 from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives.rtb import RelativeTrajectoryBalance
@@ -59,10 +59,15 @@ def _reference(posterior, batch, log_partition, loss):
     return value.item(), [torch.zeros_like(value) if gradient is None else gradient for value, gradient in pairs]
 
 
-def _accumulated(posterior, batch, log_partition, loss, max_rows):
+def _rows(count):
+    return RowLimits(count, count)
+
+
+def _accumulated(posterior, batch, log_partition, loss, limits):
+    limits = _rows(limits) if isinstance(limits, int) else limits
     posterior.zero_grad()
     log_partition.grad = None
-    output = accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows))
+    output = accumulate_gradient(posterior, batch, loss, GradientPlan(limits=limits))
     parameters = [*posterior.parameters(), log_partition]
     return output, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in parameters]
 
@@ -86,7 +91,7 @@ def test_the_forward_kl_adds_a_denoising_loss_by_hand_to_1e_10(gaussian_problem,
     gradients = torch.autograd.grad(3.0 * distance, parameters, allow_unused=True)
     added = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradients, strict=True)]
     posterior.zero_grad()
-    output = accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows, forward_kl=3.0))
+    output = accumulate_gradient(posterior, batch, loss, GradientPlan(limits=_rows(max_rows), forward_kl=3.0))
     found = _flat(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
     assert float(output.loss) == pytest.approx(value, rel=1e-12)
     assert _flat(added).norm() > 0.1 * _flat(without).norm()
@@ -205,7 +210,7 @@ def test_a_subset_of_the_transitions_has_the_gradient_of_all_on_average(
     def gradient(subset):
         posterior.zero_grad()
         output = accumulate_gradient(
-            posterior, batch, loss, GradientPlan(max_rows=max_rows, forward_kl=2.0, subset=subset)
+            posterior, batch, loss, GradientPlan(limits=_rows(max_rows), forward_kl=2.0, subset=subset)
         )
         return _flat(parameter.grad for parameter in posterior.parameters()), output
 
@@ -228,7 +233,10 @@ def test_a_subset_as_long_as_the_path_is_the_whole_gradient(gaussian_problem, pa
     for chosen in (STEPS, STEPS + 5):
         posterior.zero_grad()
         accumulate_gradient(
-            posterior, batch, losses("rtb", 2.0), GradientPlan(max_rows=50, subset=StepSubset(chosen, "share", 0))
+            posterior,
+            batch,
+            losses("rtb", 2.0),
+            GradientPlan(limits=_rows(50), subset=StepSubset(chosen, "share", 0)),
         )
         found = _flat(parameter.grad for parameter in posterior.parameters())
         assert (found - _flat(whole[:-1])).norm() <= 1e-12 * found.norm()
@@ -257,14 +265,14 @@ def test_fresh_trajectories_need_no_first_pass(gaussian_problem, monkeypatch, su
     subset_of_all = None if subset is None else dataclasses.replace(subset, by="uniform")
     posterior.zero_grad()
     reference = accumulate_gradient(
-        posterior, batch, losses("vargrad", 1.0), GradientPlan(max_rows=40, subset=subset_of_all)
+        posterior, batch, losses("vargrad", 1.0), GradientPlan(limits=_rows(40), subset=subset_of_all)
     )
     expected = _flat(parameter.grad for parameter in posterior.parameters())
     scored, original = [], posterior.control
     monkeypatch.setattr(posterior, "control", lambda state, *rest: scored.append(len(state)) or original(state, *rest))
     posterior.zero_grad()
     output = accumulate_gradient(
-        posterior, batch, losses("vargrad", 1.0), GradientPlan(max_rows=40, subset=subset, fresh=fresh)
+        posterior, batch, losses("vargrad", 1.0), GradientPlan(limits=_rows(40), subset=subset, fresh=fresh)
     )
     assert output.residual.numpy() == pytest.approx(reference.residual.numpy(), abs=1e-10)
     assert sum(scored) == (COUNT - len(rows)) * STEPS + COUNT * (STEPS if subset is None else 3)
@@ -276,7 +284,7 @@ def test_fresh_trajectories_need_no_first_pass(gaussian_problem, monkeypatch, su
 @pytest.mark.parametrize("budget", [1, 20_000, 300_000])
 def test_the_graph_of_as_many_transitions_as_fit_the_budget_fits_it(gaussian_problem, budget, path_batch):
     posterior, batch, *_ = _case(gaussian_problem, torch.float32, path_batch)
-    rows, each = (rows_within(posterior, batch, size, True) for size in (budget, 10**9))
+    rows, each = (row_limits(posterior, batch, size, True).graph for size in (budget, 10**9))
     assert rows == max(int(budget * each / 10**9), 1)
     saved = {}
 
@@ -296,20 +304,45 @@ def test_the_graph_of_as_many_transitions_as_fit_the_budget_fits_it(gaussian_pro
 def test_gradients_add_to_those_that_are_there(gaussian_problem, max_rows, path_batch):
     posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64, path_batch)
     _, once = _accumulated(posterior, batch, log_partition, losses("rtb", None), max_rows)
-    accumulate_gradient(posterior, batch, losses("rtb", None), GradientPlan(max_rows=max_rows))
+    accumulate_gradient(posterior, batch, losses("rtb", None), GradientPlan(limits=_rows(max_rows)))
     twice = [*(parameter.grad for parameter in posterior.parameters()), log_partition.grad]
     assert _flat(twice).numpy() == pytest.approx(2 * _flat(once).numpy(), rel=1e-10, abs=1e-14)
 
 
-def test_at_most_max_rows_transitions_are_in_a_graph_at_once(gaussian_problem, monkeypatch, path_batch):
-    posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float32, path_batch)
+@pytest.mark.parametrize(
+    ("limits", "passes"),
+    [
+        (RowLimits(50, 50), [50, 50, 20] * 2),  # once to score, once for the gradient
+        (RowLimits(119, 70), [70, 50] * 2),
+        (RowLimits(120, 120), [120]),  # a batch that fits is scored once
+        (RowLimits(500, 50), [50, 50, 20]),
+    ],
+)
+def test_no_more_transitions_are_taken_at_once_than_the_limits_say(
+    gaussian_problem, monkeypatch, path_batch, limits, passes
+):
+    posterior, batch, log_partition, losses = _case(gaussian_problem, torch.float64, path_batch)
+    _, expected = _accumulated(posterior, batch, log_partition, losses("vargrad", 30.0), 120)
     rows, original = [], posterior.control
     monkeypatch.setattr(posterior, "control", lambda state, *rest: rows.append(len(state)) or original(state, *rest))
-    _accumulated(posterior, batch, log_partition, losses("vargrad", 30.0), 50)
-    assert rows == [50, 50, 20] * 2  # once to score, once for the gradient
-    rows.clear()
-    _accumulated(posterior, batch, log_partition, losses("vargrad", 30.0), 120)
-    assert rows == [120]  # a batch that fits is scored once
+    _, found = _accumulated(posterior, batch, log_partition, losses("vargrad", 30.0), limits)
+    assert rows == passes
+    assert (_flat(found) - _flat(expected)).norm() <= 1e-12 * _flat(expected).norm()
+
+
+def test_the_activations_of_a_pass_fit_the_cache_and_its_graph_the_memory(gaussian_problem, path_batch):
+    torch.manual_seed(0)
+    posteriors = [
+        ControlPosterior(gaussian_problem.prior, (2,), gaussian_problem.gradient, hidden=width) for width in (128, 1024)
+    ]
+    *_, batch = _case(gaussian_problem, torch.float32, path_batch)[:2]
+    narrow, wide = (row_limits(posterior, batch, 2**40, False) for posterior in posteriors)
+    assert 4 < narrow.network / wide.network < 9
+    # Of the tensors of a row most are as wide as the network.
+    assert CACHED_BYTES < wide.network * 4 * 1024 < 3 * CACHED_BYTES
+    assert (
+        row_limits(posteriors[0], batch, 10_000, False).network == row_limits(posteriors[0], batch, 10_000, False).graph
+    )
 
 
 def test_the_finetune_form_has_the_same_gradient_in_two_passes(network_prior, path_batch):
@@ -326,6 +359,6 @@ def test_the_finetune_form_has_the_same_gradient_in_two_passes(network_prior, pa
     gradients = []
     for max_rows in (4, 30):
         posterior.zero_grad()
-        accumulate_gradient(posterior, batch, loss, GradientPlan(max_rows=max_rows))
+        accumulate_gradient(posterior, batch, loss, GradientPlan(limits=_rows(max_rows)))
         gradients.append(_flat([parameter.grad for parameter in posterior.parameters()]))
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm() and gradients[1].norm() > 0

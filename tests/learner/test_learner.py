@@ -16,7 +16,7 @@ from envs.exact.chain import ChainPosterior
 from evaluation.bounds import elbo, iw_log_partition
 from learner import Learner, LearnerConfig
 from learner.average import WeightAverage
-from learner.gradient import GradientPlan, accumulate_gradient
+from learner.gradient import GradientPlan, RowLimits, accumulate_gradient
 from learner.guard import Verdict
 from learner.loss import Loss
 
@@ -146,7 +146,8 @@ def test_three_updates_are_adam_on_the_clipped_gradient_by_hand(gaussian_problem
 
         reference.zero_grad()
         log_partition.grad = None
-        output = accumulate_gradient(reference, learner._batch(batch), loss, GradientPlan(max_rows=10_000))
+        plan = GradientPlan(limits=RowLimits(10_000, 10_000))
+        output = accumulate_gradient(reference, learner._batch(batch), loss, plan)
         norm = math.sqrt(sum(float(value.grad.square().sum()) for value in reference.parameters()))
         assert found.loss == pytest.approx(float(output.loss), rel=1e-5)
         assert found.gradient_norm == pytest.approx(norm, rel=1e-4) and norm > 0.5

@@ -19,7 +19,7 @@ from envs import make_problem
 from envs.exact.chain import ChainPosterior
 from learner import LearnerConfig
 from learner.batch import PathBatch
-from learner.gradient import GradientPlan
+from learner.gradient import GradientPlan, RowLimits
 from learner.log_partition import LogPartition
 from learner.loss import Loss
 from learner.objectives import OBJECTIVES
@@ -608,7 +608,8 @@ def test_adjoint_matching_is_least_squares_on_the_adjoint_by_a_loop(gaussian_pro
         expected = expected + 0.5 * (control + problem.prior.std[k] * adjoint[:, k]).square().sum() / 6
     gradients = torch.autograd.grad(expected, list(posterior.parameters()))
     posterior.zero_grad()
-    output = _made("adjoint_matching", problem).accumulate(posterior, batch, 0.7, GradientPlan(max_rows=max_rows))
+    plan = GradientPlan(limits=RowLimits(1000, max_rows))
+    output = _made("adjoint_matching", problem).accumulate(posterior, batch, 0.7, plan)
     assert float(output.loss) == pytest.approx(expected.item(), rel=1e-10)
     for parameter, gradient in zip(posterior.parameters(), gradients, strict=True):
         assert (parameter.grad - gradient).norm() <= 1e-9 * gradient.norm()

@@ -71,6 +71,16 @@ def test_a_few_steps_of_each_path_have_the_same_gradient_on_average(case, steps_
     assert losses.mean() == pytest.approx(value, abs=4 * losses.std() / 1500**0.5)
 
 
+@pytest.mark.parametrize("max_rows", [1, 7, 24])
+def test_a_few_transitions_at_a_time_make_the_same_gradient(case, max_rows):
+    posterior, batch = case
+    expected, value = gradient(*case, 4, 3)
+    posterior.zero_grad()
+    loss = accumulate_denoising_gradient(posterior, batch, 4, 3, max_rows=max_rows)
+    found = torch.cat([p.grad.flatten() for p in posterior.parameters() if p.grad is not None])
+    assert (found - expected).norm() <= 1e-12 * expected.norm() and float(loss) == pytest.approx(value, rel=1e-12)
+
+
 def test_no_path_has_a_step_twice_and_the_seed_alone_chooses(case, monkeypatch):
     posterior, batch = case
     seen = []
@@ -174,7 +184,8 @@ def test_fresh_measurements_are_of_the_stored_x_and_so_are_the_states_at_every_s
     recorded = _Recorded(posterior)
     samples = prior.denoiser.sample(count, torch.Generator().manual_seed(0)).float()
     accumulate_simulated_gradient(problem, posterior, samples, 5, torch.Generator().manual_seed(4))
-    state, step, denoised, measurement, guidance = recorded.asked[0]
+    assert len(recorded.asked) == 2  # chunks of rows
+    state, step, denoised, measurement, guidance = map(torch.cat, zip(*recorded.asked, strict=True))
     row = torch.arange(count).repeat_interleave(5)
     noise = (measurement - likelihood.operator(samples[row])) / likelihood.noise_std
     assert torch.equal(noise[::5], noise[4::5])  # one measurement a path
@@ -214,6 +225,10 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     assert (found - expected).norm() <= 1e-10 * expected.norm() and float(value) == pytest.approx(
         float(loss.detach()), rel=1e-10
     )
+    posterior.zero_grad()
+    accumulate_simulated_gradient(problem, posterior, samples, 3, torch.Generator().manual_seed(4), max_rows=7)
+    in_parts = torch.cat([p.grad.flatten() for p in posterior.parameters()])
+    assert (in_parts - expected).norm() <= 1e-10 * expected.norm()
 
 
 class _Opaque(torch.nn.Module):
