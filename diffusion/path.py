@@ -17,6 +17,7 @@ __all__ = [
     "PathScorer",
     "denoise_path",
     "density_over_chain",
+    "even_chunks",
     "guide_path",
     "path_log_prior",
     "path_log_ratio",
@@ -36,10 +37,14 @@ class PathScorer(Protocol):
         ...
 
 
+def even_chunks(count: int, max_rows: int) -> tuple[Tensor, ...]:
+    """0 ... `count` - 1 in as few parts of at most `max_rows` as can be, all of nearly the same size."""
+    return torch.arange(count).tensor_split(-(-count // max_rows)) if count else ()
+
+
 def stacked_transitions(batch: int, steps: int, max_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunks (row [N], step [N]) that together cover every (trajectory, step) pair once, N <= `max_rows`."""
-    for start in range(0, batch * steps, max_rows):
-        pairs = torch.arange(start, min(start + max_rows, batch * steps))
+    for pairs in even_chunks(batch * steps, max_rows):
         yield pairs // steps, pairs % steps
 
 

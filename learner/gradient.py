@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from diffusion.kernel import expand
-from diffusion.path import stacked_transitions
+from diffusion.path import even_chunks, stacked_transitions
 from diffusion.posterior import Posterior, log_ratio
 from learner.batch import PathBatch
 from learner.ranks import ONE_RANK, Ranks, own_rows
@@ -158,7 +158,7 @@ def _chosen(
         return
     drawn, factor = subset.draw(ratios, fresh)
     row = torch.arange(count).repeat_interleave(drawn.shape[1])
-    for part in torch.arange(len(row)).split(max_rows):
+    for part in even_chunks(len(row), max_rows):
         yield row[part], drawn.flatten()[part], factor.flatten()[part]
 
 
@@ -186,7 +186,8 @@ def row_limits(posterior: Posterior, batch: PathBatch, budget: int, average: boo
             storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
             return value
 
-        row, step = next(stacked_transitions(len(batch), batch.num_steps, rows))
+        pairs = torch.arange(min(rows, len(batch) * batch.num_steps))
+        row, step = pairs // batch.num_steps, pairs % batch.num_steps
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
             graph = _log_ratios(posterior, batch, row, step, average)
         del graph

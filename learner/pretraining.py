@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from diffusion.kernel import expand
-from diffusion.path import MAX_ROWS
+from diffusion.path import MAX_ROWS, even_chunks
 from diffusion.posterior import Posterior, log_ratio
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
@@ -78,8 +78,8 @@ def accumulate_denoising_gradient(
     row = torch.arange(count).repeat_interleave(chosen)
     weight = -(steps / chosen) * denoising_share(batch, ranks)
     total = torch.zeros((), dtype=torch.float64, device=batch.states.device)
-    for rows, at in zip(row.split(max_rows), step.split(max_rows), strict=True):
-        loss = (weight[rows] * denoising_log_ratio(posterior, batch, rows, at)).sum()
+    for part in even_chunks(len(row), max_rows):
+        loss = (weight[row[part]] * denoising_log_ratio(posterior, batch, row[part], step[part])).sum()
         loss.backward()
         total += loss.detach()
     return ranks.total(total)
@@ -111,9 +111,9 @@ def accumulate_simulated_gradient(
     row = torch.arange(count, device=samples.device).repeat_interleave(chosen)
     noise = torch.randn((len(row), *samples.shape[1:]), generator=generator, dtype=samples.dtype, device=samples.device)
     total = torch.zeros((), dtype=torch.float64, device=samples.device)
-    for rows, at, eps in zip(row.split(max_rows), step.split(max_rows), noise.split(max_rows), strict=True):
-        clean, seen = samples[rows], measurement[rows]
-        state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * eps
+    for part in even_chunks(len(row), max_rows):
+        clean, seen, at = samples[row[part]], measurement[row[part]], step[part]
+        state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * noise[part]
         gradient, guidance = problem.gradient, None
         if posterior.uses_guidance and gradient is not None:
             denoised, guidance = prior.pull_back(state, at, partial(gradient, measurement=seen))

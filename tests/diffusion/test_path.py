@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -24,6 +26,8 @@ def paths(network_prior, generator):
 def test_chunks_cover_every_pair_once_and_respect_the_bound(batch, steps, max_rows):
     chunks = list(stacked_transitions(batch, steps, max_rows))
     assert all(1 <= len(row) == len(step) <= max_rows for row, step in chunks)
+    sizes = [len(row) for row, _ in chunks]
+    assert len(sizes) == math.ceil(batch * steps / max_rows) and max(sizes) - min(sizes) <= 1
     pairs = [pair for row, step in chunks for pair in zip(row.tolist(), step.tolist(), strict=True)]
     assert pairs == [(row, step) for row in range(batch) for step in range(steps)]
 

@@ -312,10 +312,10 @@ def test_gradients_add_to_those_that_are_there(gaussian_problem, max_rows, path_
 @pytest.mark.parametrize(
     ("limits", "passes"),
     [
-        (RowLimits(50, 50), [50, 50, 20] * 2),  # once to score, once for the gradient
-        (RowLimits(119, 70), [70, 50] * 2),
+        (RowLimits(50, 50), [40, 40, 40] * 2),  # once to score, once for the gradient
+        (RowLimits(119, 70), [60, 60] * 2),
         (RowLimits(120, 120), [120]),  # a batch that fits is scored once
-        (RowLimits(500, 50), [50, 50, 20]),
+        (RowLimits(500, 50), [40, 40, 40]),
     ],
 )
 def test_no_more_transitions_are_taken_at_once_than_the_limits_say(
