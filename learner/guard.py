@@ -76,6 +76,8 @@ class Guard:
         """Batches whose step was not taken."""
         self.rollbacks = 0
         """Times that the learner went back to a snapshot."""
+        self.reason = ""
+        """Why the last batch that was set aside was."""
         self._row = 0  # batches set aside since the last that was taken
         self._taken = 0  # batches taken since the start or the last rollback
         self._seen = 0  # those of them that had a residual
@@ -107,13 +109,16 @@ class Guard:
             return Verdict.TAKE
         self.set_aside += 1
         self._row += 1
+        self.reason = (
+            f"loss {loss:.3g}, gradient norm {gradient_norm:.3g}, median residual {scale:.3g} nats, normally "
+            f"{self.normal_scale:.3g}"
+        )
         if self._row < self.config.patience:
             return Verdict.SET_ASIDE
         if self.rollbacks == self.config.max_rollbacks:
             raise Diverged(
-                f"after {self.rollbacks} rollbacks {self._row} batches in a row cannot be learned from again (loss "
-                f"{loss:.3g}, gradient norm {gradient_norm:.3g}, median residual {scale:.3g} nats, normally "
-                f"{self.normal_scale:.3g}); lower learner.learning_rate, or look at the likelihood"
+                f"after {self.rollbacks} rollbacks {self._row} batches in a row cannot be learned from again "
+                f"({self.reason}); lower learner.learning_rate, or look at the likelihood"
             )
         self.rollbacks += 1
         self.forget()

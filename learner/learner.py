@@ -223,9 +223,10 @@ class Learner:
         self._snapshots = self._snapshots[:1]
         self._warm_from = self.updates
         _log.warning(
-            "the learner rolled back at update %d, number %d; step size times %g from now on",
+            "the learner rolled back at update %d, number %d (%s); step size times %g from now on",
             self.updates,
             self.guard.rollbacks,
+            self.guard.reason,
             self.guard.step_factor,
         )
 

@@ -18,6 +18,7 @@ from system.errors import UserError
 
 __all__ = ["main"]
 
+EXACT = ("populations", "chains", "r_hat", "max_seconds")  # options of `rtb sample --exact`
 NO_CONFIG = "-"  # in the place of the configuration: that of the run to start from
 
 
@@ -89,10 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     exact.add_argument(
         "--exact", action="store_true", help="search until populations agree; exit code 1 if they do not"
     )
-    exact.add_argument("--populations", type=int, default=4, help="populations that never meet (default 4)")
-    exact.add_argument("--chains", type=int, default=256, help="paths in each (default 256)")
-    exact.add_argument("--r-hat", type=float, default=1.01, help="largest R^ that counts as mixed (default 1.01)")
-    exact.add_argument("--max-seconds", type=float, default=600.0, help="stop then, mixed or not (default 600)")
+    exact.add_argument("--populations", type=int, help="populations that never meet (default 4)")
+    exact.add_argument("--chains", type=int, help="paths in each (default 256)")
+    exact.add_argument("--r-hat", type=float, help="largest R^ that counts as mixed (default 1.01)")
+    exact.add_argument("--max-seconds", type=float, help="stop then, mixed or not (default 600)")
     evaluate = add("evaluate", "evaluate a run's posterior again and rewrite its report", _evaluate)
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--num", type=int, help="number of trajectories (default: as configured)")
@@ -149,10 +150,18 @@ def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
     import torch
 
     from evaluation import bounds
-    from system.run import sample
+    from system.run import ended_diverged, sample
+    from system.run_directory import RunDirectory
 
     if arguments.exact:
         return _sample_exactly(arguments, overrides)
+    for name in EXACT:
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} is for `rtb sample --exact`")
+    if ended_diverged(RunDirectory.open(arguments.directory)):
+        sys.stderr.write(
+            f"rtb: warning: the run diverged, and these are not posterior samples: {arguments.directory}\n"
+        )
     path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output, arguments.measurement)
     with np.load(path) as file:
         log_weight = torch.from_numpy(file["log_weight"])
@@ -166,14 +175,8 @@ def _sample_exactly(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from system.run import sample_exact
 
     try:
-        config = ExactConfig(
-            num_samples=arguments.num,
-            populations=arguments.populations,
-            chains=arguments.chains,
-            r_hat=arguments.r_hat,
-            max_seconds=arguments.max_seconds,
-            seed=arguments.seed,
-        )
+        given = {name: getattr(arguments, name) for name in EXACT if getattr(arguments, name) is not None}
+        config = ExactConfig(num_samples=arguments.num, seed=arguments.seed, **given)
     except ValueError as error:
         raise UserError(str(error)) from None
     if overrides and arguments.directory.is_dir():

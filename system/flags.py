@@ -71,7 +71,17 @@ def _known_flags(overrides: Sequence[str], defaults: object) -> None:
         if word.startswith("--") and word.replace("_", "-") not in known:
             close = difflib.get_close_matches(word, known, n=1)
             hint = f"did you mean {close[0]}?" if close else "`rtb train CONFIG --help` lists them all"
+            parent = word.rpartition(".")[0]
+            if isinstance(_value_at(defaults, parent), dict):
+                hint = f"flags change the entries of {parent[2:]} that the configuration file has; add this one there"
             raise ConfigError(f"command line: unknown option {word}; {hint}")
+
+
+def _value_at(value: Any, flag: str) -> Any:  # noqa: ANN401 - any configuration value
+    """What `--section.key` names in a dataclass, None if nothing."""
+    for name in flag.removeprefix("--").replace("-", "_").split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _flag_names(value: Any, prefix: str = "--") -> Iterator[str]:  # noqa: ANN401 - any configuration value
@@ -98,4 +108,7 @@ def _one_line(box: str) -> str:
         .removeprefix("Error parsing ")
         .removeprefix("RunFlags: ")
     )
-    return re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
+    text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
+    # Of a value that fits none of several types it tells what each of them said.
+    several = re.match(r"(--\S+): no type matching (.*) could be instantiated from \[(.*?)\]", text)
+    return f"invalid value {several[3]} for {several[1]}; expected {several[2]}" if several else text

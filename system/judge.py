@@ -25,6 +25,7 @@ from system.config import RunConfig
 from system.errors import ConfigError
 from system.metrics import read_metrics
 from system.run_directory import RunDirectory, write_text
+from system.runner import only_impossible
 
 __all__ = ["draw", "draw_each", "final_report", "has_diverged", "judge", "judge_each", "load_posterior"]
 
@@ -136,7 +137,8 @@ def final_report(
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
-    if has_diverged(metrics):
+    diverged = has_diverged(metrics)
+    if diverged:
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
         *problem_pictures(problem, measurement_id, prior, torch.from_numpy(samples), evaluation),
@@ -155,7 +157,7 @@ def final_report(
     title = f"{config.problem.name}: learned posterior"
     write_report(run.report, title, rows, shown, config.to_yaml(), list(notes), run.path.name)
     summary = [dataclasses.asdict(row) for row in rows]
-    results = {"summary": summary, "metrics": metrics, "notes": notes}
+    results = {"summary": summary, "metrics": metrics, "notes": notes, "diverged": diverged}
     write_text(run.results, json.dumps(results, indent=1) + "\n")
 
 
@@ -185,14 +187,17 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
         )
     if not newest("learner/updates"):
         notes.append("the run ended before its first update: what is shown is the prior")
+    nothing = only_impossible({key: newest(key) for key in history})
+    if nothing is not None:
+        notes.append(nothing)
     if newest("learner/set_aside"):
         notes.append(
             f"the guard set {newest('learner/set_aside'):.0f} of {newest('learner/updates'):.0f} batches aside and "
-            f"rolled back {newest('learner/rollbacks'):.0f} times: lower learner.learning_rate, or look at the "
+            f"rolled back {_times(newest('learner/rollbacks'))}: lower learner.learning_rate, or look at the "
             "likelihood"
         )
     if newest("learner/reinitialised"):
-        notes.append(f"the network was re-initialised {newest('learner/reinitialised'):.0f} times, as configured")
+        notes.append(f"the network was re-initialised {_times(newest('learner/reinitialised'))}, as configured")
     if "learner/beta" in history and newest("learner/beta") < 1:
         notes.append(
             f"beta ended at {newest('learner/beta'):.2f}, so this is the posterior of a tempered likelihood: give the "
@@ -206,3 +211,7 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
             "its error can be trusted"
         )
     return notes
+
+
+def _times(count: float) -> str:
+    return "once" if count == 1 else f"{count:.0f} times"

@@ -32,9 +32,10 @@ def read_measurement(path: Path, problem: InverseProblem) -> Tensor:
     try:
         found = np.load(path, allow_pickle=False)
     except FileNotFoundError:
-        raise ConfigError(f"{what}: there is no such file, and it is not the number of a row") from None
+        raise ConfigError(f"{what}: there is no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
+        # Of what it does not know numpy believes that it is a pickle, and says how to load that.
+        reason = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())
         raise ConfigError(f"{what}: expected a .npy file, or a .npz file with one array, got {reason}") from None
     if isinstance(found, np.lib.npyio.NpzFile):
         with found:

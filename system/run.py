@@ -32,10 +32,11 @@ from system.measurement import measured
 from system.metrics import MetricsWriter
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
-from system.runner import Runner
+from system.runner import Runner, only_impossible
 
 __all__ = [
     "closing_lines",
+    "ended_diverged",
     "evaluate_run",
     "make_runner",
     "open_run",
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+TELLING = 1_000  # trajectories without a likelihood above zero, after which the user is told
 
 
 @contextmanager
@@ -197,6 +200,7 @@ def _loop(
 ) -> None:
     """Trains until the budget is spent; the last act is a checkpoint."""
     evaluated = saved = time.perf_counter()
+    told = False
     try:
         while not runner.finished:
             fresh = runner.advance()
@@ -210,6 +214,10 @@ def _loop(
             fresh["system/seconds"] = runner.seconds
             writer.write(runner.updates, fresh)
             progress.update(fresh)
+            nothing = None if told else only_impossible(fresh, TELLING)
+            if nothing is not None:
+                told = True
+                progress.warn(nothing)
     except KeyboardInterrupt:
         _save(runner, store, progress, last=False)
         raise
@@ -346,6 +354,11 @@ def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, 
     run, config = open_run(directory)
     checkpoint = CheckpointStore(run.checkpoints, config.checkpoint.keep).load(only=("learner",))
     return run, config, build_problem(config), checkpoint.parts["learner"].arrays["average"].astype(np.float32)
+
+
+def ended_diverged(run: RunDirectory) -> bool:
+    """Whether the run has been judged, and diverged."""
+    return run.results.is_file() and bool(json.loads(run.results.read_text(encoding="utf-8")).get("diverged"))
 
 
 def closing_lines(run: RunDirectory) -> str:

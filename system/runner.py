@@ -21,6 +21,7 @@ __all__ = [
     "add_counters",
     "as_paths",
     "exploration_metrics",
+    "only_impossible",
     "replay_metrics",
     "run_progress",
     "state_part",
@@ -123,12 +124,27 @@ def exploration_metrics(counters: Mapping[str, float]) -> dict[str, float]:
         if name != "trajectories":
             continue
         metrics |= {f"actor/{kind}/trajectories": made, f"actor/{kind}/seconds": counters[f"{kind}/seconds"]}
-        metrics[f"actor/{kind}/invalid"] = counters.get(f"{kind}/invalid", 0.0)
+        invalid = metrics[f"actor/{kind}/invalid"] = counters.get(f"{kind}/invalid", 0.0)
+        metrics[f"actor/{kind}/impossible"] = made - invalid - counters.get(f"{kind}/finite", 0.0)
         if counters.get(f"{kind}/finite", 0) > 0:
             metrics[f"actor/{kind}/log_likelihood"] = counters[f"{kind}/log_likelihood"] / counters[f"{kind}/finite"]
         if counters.get(f"{kind}/proposals", 0) > 0:
             metrics[f"actor/{kind}/acceptance"] = counters[f"{kind}/accepted"] / counters[f"{kind}/proposals"]
     return metrics
+
+
+def only_impossible(metrics: Mapping[str, float], least: int = 1) -> str | None:
+    """A sentence for a run of which none of at least `least` trajectories has a likelihood above zero; else None."""
+    of_kinds = [key.split("/") for key in metrics if key.startswith("actor/") and key.count("/") == 2]
+    made, zero = (
+        sum(metrics["/".join(key)] for key in of_kinds if key[2] == name) for name in ("trajectories", "impossible")
+    )
+    if made < least or zero < made:
+        return None
+    return (
+        f"none of {made:.0f} trajectories has a likelihood above zero, so there is nothing to learn from: look at the "
+        "likelihood's support and at the measurement, or give it noise"
+    )
 
 
 def state_part(state: tuple[dict[str, NDArray[np.generic]], dict[str, object]]) -> Part:

@@ -332,8 +332,9 @@ def _is_loss_of_peer(error: ray.exceptions.RayTaskError) -> bool:
 
 def _failure(name: str, error: ray.exceptions.RayTaskError) -> RunnerError:
     """One line for a bug in a worker, or in a peer that it called; the traceback is in `error`."""
-    called = re.findall(r"ray::([\w.]+)\(", str(error))
-    return RunnerError(f"{name} failed{f' in {called[-1]}' if called else ''}: {last_line(error)}")
+    called, raised = (re.findall(kind, str(error)) for kind in (r"ray::([\w.]+)\(", r'File "([^"]+)", line (\d+)'))
+    where = f" ({raised[-1][0]}, line {raised[-1][1]})" if raised else ""
+    return RunnerError(f"{name} failed{f' in {called[-1]}' if called else ''}: {last_line(error)}{where}")
 
 
 def last_line(error: BaseException) -> str:

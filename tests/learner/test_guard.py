@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import logging
 import math
+import re
 
 import numpy as np
 import pytest
@@ -118,7 +120,7 @@ def learner(gaussian_problem):
     return Learner(gaussian_problem, posterior, settings), actor
 
 
-def test_a_rollback_restores_the_older_snapshot_halves_the_step_and_warms_up_again(learner):
+def test_a_rollback_restores_the_older_snapshot_halves_the_step_and_warms_up_again(learner, caplog):
     learner, actor = learner
     for _ in range(SNAPSHOT_INTERVAL):
         learner.update(actor.act(), 0.0)
@@ -128,7 +130,10 @@ def test_a_rollback_restores_the_older_snapshot_halves_the_step_and_warms_up_aga
     assert (learner.weights() != older[0]).any()
     good = actor.act()
     bad = dataclasses.replace(good, log_likelihood=np.full(16, np.nan, np.float32))
-    assert [learner.update(bad, 0.0).verdict for _ in range(2)] == [SET_ASIDE, ROLL_BACK]
+    with caplog.at_level(logging.WARNING):
+        assert [learner.update(bad, 0.0).verdict for _ in range(2)] == [SET_ASIDE, ROLL_BACK]
+    said = r"rolled back at update \d+, number 1 \(loss nan, gradient norm .*, median residual nan"
+    assert re.search(said, caplog.text)
     np.testing.assert_array_equal(learner.weights(), older[0])
     np.testing.assert_array_equal(learner.weights(averaged=True), older[1])
     assert learner.updates == 2 * SNAPSHOT_INTERVAL + 5 and learner.learning_rate_factor(0.0) == 0.0

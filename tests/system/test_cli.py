@@ -82,6 +82,7 @@ def _rtb(*arguments, cwd, path):
         (("sample", "no/such/run"), "expected the directory of a run, but no/such/run does not exist"),
         (("evaluate", "no/such/run"), "expected the directory of a run, but no/such/run does not exist"),
         (("resume", "run", "--updates", "5"), "unknown argument '--updates' of `rtb resume`; see `rtb resume --help`"),
+        (("sample", "run", "--chains", "5"), "--chains is for `rtb sample --exact`"),
         (("sample", "run", "--num", "many"), "argument --num: invalid int value: 'many'; see `rtb sample --help`"),
         (("problems", "gausian-linear"), "unknown problem 'gausian-linear'; did you mean 'gaussian-linear'?"),
     ],
@@ -96,6 +97,12 @@ def test_a_command_that_cannot_be_run_ends_with_2_and_one_line(error, arguments,
         (("--learner.learning-rat", "1"), "command line: unknown option --learner.learning-rat; did you mean"),
         (("--problem.noise-std", "0"), "problem 'gaussian-linear': noise_std must be a positive finite standard devi"),
         (("--problem.noise-std", "-1"), "problem 'gaussian-linear': noise_std must be a positive finite standard devi"),
+        (("--replay.priority", "none"), "command line: invalid value 'none' for --replay.priority; expected {uniform,"),
+        (
+            ("--actor.mixture.teacher", "1"),
+            "command line: unknown option --actor.mixture.teacher; flags change the entries of actor.mixture that the "
+            "configuration file has; add this one there",
+        ),
         (("--posterior.form", "finetune"), "posterior: the finetune form trains a copy of the prior's network"),
         (("--name", "a/b"), "name of a run must be letters, digits, '.', '-' and '_', got 'a/b'"),
         (("--replay.capacity-bytes", "9"), "replay: a budget of 9 bytes holds 0 items of"),
@@ -191,6 +198,12 @@ def test_train_resume_sample_and_evaluate_of_one_run(config, tmp_path, monkeypat
     )
     with np.load("drawn.npz", allow_pickle=False) as stored:
         assert stored["samples"].shape == (12, 2) and stored["log_weight"].shape == (12,)
+
+    # Samples of a run that diverged are none of the posterior.
+    results = json.loads(Path("mine/results.json").read_text(encoding="utf-8"))
+    Path("mine/results.json").write_text(json.dumps(results | {"diverged": True}), encoding="utf-8")
+    assert main(["sample", "mine", "--num", "12"]) == 0
+    assert capsys.readouterr().err == "rtb: warning: the run diverged, and these are not posterior samples: mine\n"
 
     Path("mine/results.json").unlink()
     assert main(["evaluate", "mine", "--num", "40"]) == 0

@@ -445,6 +445,32 @@ def test_samples_and_evaluation_are_of_the_measurement_that_is_asked_for(two_mea
         evaluate_run(two_measurements.path, 5, -1)
 
 
+class _Never:
+    """A likelihood that is zero everywhere."""
+
+    measurement_shape = (1,)
+
+    def log_prob(self, value, measurement):
+        return torch.full((len(value),), -torch.inf)
+
+
+def test_a_run_in_which_nothing_is_possible_says_so_while_it_runs_and_at_its_end(tmp_path, capsys):
+    @register("nowhere")
+    def nowhere() -> InverseProblem:
+        """Nothing explains the measurement."""
+        problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 5})
+        return dataclasses.replace(problem, name="nowhere", likelihood=_Never(), exact=(), truth=None, solve=None)
+
+    tree = TREE | {"problem": {"name": "nowhere"}, "updates": 600}
+    run = train(config_from_tree(tree, "test"), tmp_path / "none")
+    said = (
+        "trajectories has a likelihood above zero, so there is nothing to learn from: look at the likelihood's support"
+    )
+    warned = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: none of")]
+    assert len(warned) == 1 and said in warned[0]
+    assert any(said in note for note in json.loads(run.results.read_text())["notes"])
+
+
 @pytest.mark.parametrize("output", ["missing/x.npz", "x.csv"])
 def test_an_output_that_cannot_be_written_is_refused_before_anything_is_drawn(copy, tmp_path, output):
     with pytest.raises(ConfigError, match=r"--output must be an \.npz file in a directory that exists, got .*"):
@@ -461,6 +487,8 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     history = {key: (np.array([1]), np.array([1.0]), np.array([value])) for key, value in newest.items()}
     skipped, refused, weight = _doubts(problem, evaluation, history, 0)
     assert skipped.startswith("the guard set 11 of 20 batches aside and rolled back 2 times")
+    once = history | {"learner/rollbacks": (np.array([1]), np.array([1.0]), np.array([1.0]))}
+    assert "batches aside and rolled back once: lower" in _doubts(problem, evaluation, once, 0)[0]
     assert refused == "655 trajectories were refused, as a number in them was not finite"
     assert weight.startswith("an effective sample size of 0.1 % is 1 paths")
     assert _doubts(problem, evaluation, {}, 0)[0].startswith("the run ended before its first update")

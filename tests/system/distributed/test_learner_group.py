@@ -60,7 +60,9 @@ def test_two_ranks_train_in_step_outlive_the_death_of_either_and_resume_as_three
 
     # A bug in the other rank is named, and not taken for its loss.
     ray.get(others(run)[0].__ray_call__.remote(break_rank), timeout=60)
-    with pytest.raises(RunnerError, match=r"^learner 0 failed.*: ZeroDivisionError: three by zero$"):
+    with pytest.raises(
+        RunnerError, match=r"^learner 0 failed.*: ZeroDivisionError: three by zero \(.*\.py, line \d+\)$"
+    ):
         run.until(lambda m: False)
     run.runner.close()
 
