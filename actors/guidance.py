@@ -35,8 +35,8 @@ from actors.rollout import Control, Rollout, rollout
 from diffusion.kernel import expand
 from diffusion.posterior import Posterior, bounded
 from diffusion.trajectory import Origin
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import LinearOperator
 from envs.problem import InverseProblem
 
 __all__ = ["DiffusionPosteriorSampling", "GuidanceConfig", "GuidedProposal", "PseudoinverseGuidance"]
@@ -94,22 +94,19 @@ class PseudoinverseGuidance:
                 f"that of problem {problem.name!r} is {type(operator).__name__}; dps takes any operator"
             )
         self._prior = problem.prior
-        self._matrix = operator.matrix
-        # Eigenvectors of A A^T serve all steps: only r^2 = v_k changes.
-        self._eigenvalues, self._eigenvectors = torch.linalg.eigh(operator.matrix @ operator.matrix.T)
+        self._operator = operator
+        self._spectrum = operator.spectrum()  # serves all steps: only r^2 = v_k changes
 
     def __call__(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
     ) -> Tensor:
         """[N, *D] u; `guidance` is of no use to it, as the inverse stands between J and A."""
         likelihood, variance = self._likelihood, self._prior.uncertainty[step].square()
-        precision = 1 / (variance[:, None] * self._eigenvalues + likelihood.noise_std**2)  # [N, Y]
 
         def cotangent(value: Tensor) -> Tensor:
-            residual = measurement.to(value) - likelihood.operator(value)
-            basis = self._eigenvectors.to(value)
-            solved = (residual @ basis * precision.to(value)) @ basis.T
-            return (solved @ self._matrix.to(value)).reshape(value.shape)
+            residual = measurement.to(value) - self._operator(value)
+            solved = self._spectrum.solve(residual, variance, likelihood.noise_std**2)
+            return self._operator.adjoint(solved).reshape(value.shape)
 
         return expand(self._prior.std[step], state) * self._prior.pull_back(state, step, cotangent)[1]
 

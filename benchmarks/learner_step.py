@@ -40,8 +40,8 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from diffusion.trajectory import Trajectory
 from envs import InverseProblem
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from learner import Learner, LearnerConfig
 
 VARIANTS = ("reference", "all", "chunked", "subset", "fresh")
@@ -77,7 +77,7 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> InverseProbl
         nn.init.normal_(parameter, std=0.05)
     denoiser = NetworkDenoiser(network).requires_grad_(False).to(dtype)
     prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", case.steps), case.shape)
-    likelihood = GaussianLikelihood(LinearOperator(torch.eye(1, dim, dtype=torch.float64)), 1.0)
+    likelihood = GaussianLikelihood(Matrix(torch.eye(1, dim, dtype=torch.float64)), 1.0)
     return InverseProblem(name="learner-step", prior=prior, likelihood=likelihood, measurements=torch.ones(1, 1))
 
 

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from envs.forward_operator import ForwardOperator, LinearOperator
+from envs.operators import ForwardOperator, LinearOperator
 
 __all__ = ["DifferentiableLikelihood", "GaussianLikelihood", "Likelihood", "LikelihoodError", "SimulableLikelihood"]
 
@@ -72,7 +72,7 @@ class GaussianLikelihood(nn.Module):
         """See `DifferentiableLikelihood`; A^T (y - A x) / sigma^2 for a linear operator, autograd otherwise."""
         if isinstance(self.operator, LinearOperator):
             residual = measurement.to(value) - self.operator(value)
-            return (residual @ self.operator.matrix.to(value) / self.noise_std**2).reshape(value.shape)
+            return (self.operator.adjoint(residual) / self.noise_std**2).reshape(value.shape)
         with torch.enable_grad():
             leaf = value.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.log_prob(leaf, measurement).sum(), leaf)

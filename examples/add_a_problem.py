@@ -34,7 +34,7 @@ class Distance:
     measurement_shape = (1,)
 
     def __call__(self, value: Tensor) -> Tensor:
-        """See `envs.forward_operator.ForwardOperator`."""
+        """See `envs.operators.ForwardOperator`."""
         return value.norm(dim=1, keepdim=True)
 
 

@@ -14,8 +14,8 @@ from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import MixturePosterior, condition_mixture
-from envs.forward_operator import Pixels
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Pixels
 from envs.problem import Classes, InverseProblem
 from envs.registry import register
 
@@ -63,7 +63,7 @@ def digits_half(
 
     def solve(measurement: Tensor) -> tuple[MixturePosterior, Tensor]:
         covariance, log_weights = denoiser.covariance, denoiser.log_weights
-        exact = condition_mixture(means, covariance, log_weights, operator.matrix, noise_std, measurement, SHAPE)
+        exact = condition_mixture(means, covariance, log_weights, operator.as_matrix(), noise_std, measurement, SHAPE)
         return exact, exact.log_weights.exp() @ one_hot
 
     def picture(values: Tensor) -> Tensor:

@@ -11,34 +11,19 @@ scikit-learn digits in all four forms, so it is as symmetric as the likelihood a
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
 
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.likelihood import GaussianLikelihood
+from envs.operators import FourierMagnitudes
 from envs.problem import Classes, InverseProblem
 from envs.problems.digits_half import HELD_OUT, SHAPE, TRAINING_DIGITS
 from envs.registry import register
 
-__all__ = ["FourierMagnitudes", "digits_phase"]
+__all__ = ["digits_phase"]
 
 FORMS = ("upright", "rotated", "negative", "negative, rotated")
-
-
-class FourierMagnitudes(nn.Module):
-    """y = |F x|, x [N, 1, H, W] padded with zeros to 2H x 2W; a magnitude of zero has the gradient zero."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.size = (2 * height, 2 * width)
-        self.measurement_shape: tuple[int, ...] = (2 * height * (width + 1),)
-
-    def forward(self, value: Tensor) -> Tensor:
-        """See `envs.forward_operator.ForwardOperator`; half of the plane, the other half being its mirror image."""
-        spectrum = torch.fft.rfft2(value.flatten(1, -3), s=self.size, norm="ortho")
-        square = spectrum.real.square() + spectrum.imag.square()
-        return square.clamp_min(1e-12).sqrt().flatten(1)
 
 
 @register("digits-phase")
@@ -68,7 +53,7 @@ def digits_phase(
     prior = Prior(
         denoiser, make_schedule(schedule, num_steps, scale=data_std), SHAPE, denoiser.denoising_variance, data_std
     )
-    likelihood = GaussianLikelihood(FourierMagnitudes(*SHAPE[1:]), noise_std)
+    likelihood = GaussianLikelihood(FourierMagnitudes(SHAPE), noise_std)
     form = torch.eye(4, dtype=torch.float64).repeat_interleave(training_digits, 0)
     return InverseProblem(
         name="digits-phase",

@@ -8,8 +8,8 @@ from diffusion.denoiser import GaussianDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.chain import ChainPosterior
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from envs.problem import InverseProblem
 from envs.registry import register
 
@@ -40,7 +40,7 @@ def gaussian_linear(
     levels = make_schedule(schedule, num_steps)
     prior = Prior(denoiser, levels, (dim,), denoiser.denoising_variance)
     matrix = torch.randn(measurement_dim, dim, generator=generator, dtype=torch.float64) / dim**0.5
-    likelihood = GaussianLikelihood(LinearOperator(matrix), noise_std)
+    likelihood = GaussianLikelihood(Matrix(matrix), noise_std)
     truth = denoiser.sample(1, generator)
     return InverseProblem(
         name="gaussian-linear",

@@ -9,8 +9,8 @@ from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import MixturePosterior, condition_mixture
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from envs.problem import Classes, InverseProblem
 from envs.registry import register
 
@@ -48,7 +48,7 @@ def gmm_linear(
     data_std = float((means.var(0, correction=0).mean() + component_std**2).sqrt())
     levels = make_schedule(schedule, num_steps, scale=data_std)
     prior = Prior(denoiser, levels, (dim,), denoiser.denoising_variance, data_std)
-    operator = LinearOperator(seen.T)
+    operator = Matrix(seen.T)
     likelihood = GaussianLikelihood(operator, noise_std)
     truth = denoiser.sample(1, generator)
 

@@ -15,8 +15,8 @@ from diffusion.posterior import ControlPosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 
 STEPS, NOISE = 8, 0.3
 MATRIX = torch.tensor([[1.0, -0.5, 0.2], [0.3, 0.8, -1.0]], dtype=torch.float64)
@@ -64,7 +64,7 @@ def _log_evidence_given(problem, state, index, variance):
 @pytest.mark.parametrize("index", range(STEPS))
 @pytest.mark.parametrize("variance", [1.0, 0.3])
 def test_pigdm_is_the_exact_score_of_the_measurement_where_x_given_s_is_isotropic(index, variance):
-    problem = _problem(variance * torch.eye(3, dtype=torch.float64), LinearOperator(MATRIX))
+    problem = _problem(variance * torch.eye(3, dtype=torch.float64), Matrix(MATRIX))
     state, *rest = _arguments(problem, index)
     leaf = state.clone().requires_grad_(True)
     (score,) = torch.autograd.grad(_log_evidence_given(problem, leaf, index, variance).sum(), leaf)
@@ -77,8 +77,8 @@ def test_pigdm_takes_a_matrix_of_more_rows_than_columns_and_rows_of_different_st
     tall = torch.cat([MATRIX, MATRIX[:1] * 2, MATRIX[:1] + MATRIX[1:]])
     covariance = torch.diag(torch.tensor([2.0, 1.0, 0.4], dtype=torch.float64))
     problem = dataclasses.replace(
-        _problem(covariance, LinearOperator(MATRIX)),
-        likelihood=GaussianLikelihood(LinearOperator(tall), NOISE),
+        _problem(covariance, Matrix(MATRIX)),
+        likelihood=GaussianLikelihood(Matrix(tall), NOISE),
         measurements=torch.tensor([[0.7, -1.1, 1.4, -0.4]]),
     )
     state, step, _, measurement = _arguments(problem, 4)
@@ -97,7 +97,7 @@ def test_pigdm_takes_a_matrix_of_more_rows_than_columns_and_rows_of_different_st
 
 
 @pytest.mark.parametrize("index", range(1, STEPS))
-@pytest.mark.parametrize("operator", [LinearOperator(MATRIX), Bend()])
+@pytest.mark.parametrize("operator", [Matrix(MATRIX), Bend()])
 @pytest.mark.parametrize("noised", [False, True])
 def test_dps_is_the_finite_difference_of_the_residual_norm_at_the_denoised_estimate(index, operator, noised):
     covariance = torch.tensor([[1.0, 0.4, 0.0], [0.4, 0.8, -0.3], [0.0, -0.3, 0.6]], dtype=torch.float64)
@@ -120,14 +120,14 @@ def test_dps_is_the_finite_difference_of_the_residual_norm_at_the_denoised_estim
 
 
 def test_on_a_schedule_that_keeps_the_signal_the_noised_residual_is_the_residual():
-    problem = _problem(torch.eye(3, dtype=torch.float64), LinearOperator(MATRIX), "ve")
+    problem = _problem(torch.eye(3, dtype=torch.float64), Matrix(MATRIX), "ve")
     arguments = _arguments(problem, 3)
     plain, noised = (DiffusionPosteriorSampling(problem, 0.2, noised=noised)(*arguments) for noised in (False, True))
     assert torch.equal(plain, noised)
 
 
 def test_a_measurement_that_is_met_exactly_gives_dps_no_direction():
-    problem = _problem(torch.eye(3, dtype=torch.float64), LinearOperator(MATRIX))
+    problem = _problem(torch.eye(3, dtype=torch.float64), Matrix(MATRIX))
     state, step, denoised, _ = _arguments(problem, 4)
     met = denoised @ MATRIX.T
     assert not DiffusionPosteriorSampling(problem, 1.0)(state, step, denoised, met).any()

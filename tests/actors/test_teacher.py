@@ -15,8 +15,8 @@ from diffusion.posterior import ControlPosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 
 ROWS = torch.zeros(64, dtype=torch.long)
 
@@ -26,7 +26,7 @@ def two_modes():
     """Equal modes at x_0 = -2 and 2, which the measurement of x_1 does not tell apart: half of the posterior each."""
     denoiser = MixtureDenoiser(torch.tensor([[-2.0, 0.0], [2.0, 0.0]], dtype=torch.float64), 0.3)
     prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", 10), (2,), denoiser.denoising_variance)
-    likelihood = GaussianLikelihood(LinearOperator(torch.tensor([[0.0, 1.0]], dtype=torch.float64)), 0.5)
+    likelihood = GaussianLikelihood(Matrix(torch.tensor([[0.0, 1.0]], dtype=torch.float64)), 0.5)
     return InverseProblem(name="two-modes", prior=prior, likelihood=likelihood, measurements=torch.tensor([[0.3]]))
 
 

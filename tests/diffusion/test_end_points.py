@@ -12,8 +12,8 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from diffusion.trajectory import Trajectory
 from envs.exact.chain import ChainPosterior
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from envs.problem import InverseProblem
 from learner.gradient import GradientPlan, RowLimits, accumulate_gradient
 
@@ -26,7 +26,7 @@ def isotropic() -> InverseProblem:
     matrix = torch.tensor([[1.0, 0.5, 0.0], [0.0, -0.3, 1.0]]).double()
     measurement = torch.tensor([[1.5, -0.7]])
     exact = ChainPosterior(prior, matrix, 0.4, measurement[0])
-    likelihood = GaussianLikelihood(LinearOperator(matrix), 0.4)
+    likelihood = GaussianLikelihood(Matrix(matrix), 0.4)
     return InverseProblem(
         name="isotropic", prior=prior, likelihood=likelihood, measurements=measurement, exact=(exact,)
     )

@@ -20,8 +20,8 @@ from diffusion.prior import Prior
 from diffusion.schedule import SCHEDULES, make_schedule
 from envs import make_problem
 from envs.exact.chain import ChainPosterior
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from envs.problem import InverseProblem
 
 DIM, STEPS, NOISE = 3, 6, 0.4
@@ -36,7 +36,7 @@ def _problem(schedule):
     denoiser = GaussianDenoiser(MEAN, COVARIANCE)
     options = {"sigma_min": 0.1, "sigma_max": 10.0} if schedule == "ve" else {}
     prior = Prior(denoiser, make_schedule(schedule, STEPS, **options), (DIM,), denoiser.denoising_variance)
-    likelihood = GaussianLikelihood(LinearOperator(MATRIX), NOISE)
+    likelihood = GaussianLikelihood(Matrix(MATRIX), NOISE)
     exact = ChainPosterior(prior, MATRIX, NOISE, MEASUREMENT)
     measurements = MEASUREMENT[None].float()
     return InverseProblem(name="chain", prior=prior, likelihood=likelihood, measurements=measurements, exact=(exact,))

@@ -5,8 +5,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from envs.forward_operator import LinearOperator, Pixels
 from envs.likelihood import DifferentiableLikelihood, GaussianLikelihood, SimulableLikelihood
+from envs.operators import Matrix, Pixels
 from envs.problems.gmm_25_to_9 import gmm_25_to_9
 
 
@@ -20,7 +20,7 @@ class Square(nn.Module):
 
 
 OPERATORS = [
-    LinearOperator(torch.tensor([[0.3, -1.2, 0.7], [2.0, 0.1, -0.4]])),
+    Matrix(torch.tensor([[0.3, -1.2, 0.7], [2.0, 0.1, -0.4]])),
     Pixels(torch.tensor([True, False, True])),
     Square(),
 ]
@@ -42,7 +42,7 @@ def test_the_gaussian_log_likelihood_is_the_sum_of_normal_log_densities(operator
 
 
 def test_the_likelihood_integrates_to_one_over_the_measurement():
-    likelihood = GaussianLikelihood(LinearOperator(torch.tensor([[1.0, -2.0]])), 0.4)
+    likelihood = GaussianLikelihood(Matrix(torch.tensor([[1.0, -2.0]])), 0.4)
     grid = torch.linspace(-10, 10, 2001, dtype=torch.float64)[:, None]
     value = torch.tensor([[0.7, 1.1]], dtype=torch.float64).expand(2001, 2)
     assert float(torch.trapezoid(likelihood.log_prob(value, grid).exp(), grid[:, 0])) == pytest.approx(1, abs=1e-9)
@@ -71,7 +71,7 @@ def test_the_density_ratio_gradient_is_that_of_autograd(generator):
 
 
 def test_simulated_measurements_follow_the_likelihood(generator):
-    likelihood = GaussianLikelihood(LinearOperator(torch.tensor([[1.0, -2.0]])), 0.4)
+    likelihood = GaussianLikelihood(Matrix(torch.tensor([[1.0, -2.0]])), 0.4)
     value = torch.tensor([[0.7, 1.1]]).expand(20_000, 2)
     drawn = likelihood.sample(value, generator)
     assert drawn.shape == (20_000, 1)

@@ -15,8 +15,8 @@ from diffusion.posterior import FinetunePosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem
-from envs.forward_operator import LinearOperator
 from envs.likelihood import GaussianLikelihood
+from envs.operators import Matrix
 from learner import Learner, LearnerConfig
 from learner.guard import GuardConfig, Verdict
 from learner.pretraining import PretrainingConfig
@@ -40,7 +40,7 @@ def _problem():
     network = UNet(1, 1, (8, 12), groups=4)
     torch.nn.init.normal_(network.head.weight, std=0.05)
     prior = Prior(NetworkDenoiser(network).requires_grad_(False), make_schedule("vp-cosine-zero-snr", 4), (1, 8, 8))
-    likelihood = GaussianLikelihood(LinearOperator(torch.eye(2, 64, dtype=torch.float64)), 0.5)
+    likelihood = GaussianLikelihood(Matrix(torch.eye(2, 64, dtype=torch.float64)), 0.5)
     return InverseProblem(name="images", prior=prior, likelihood=likelihood, measurements=torch.ones(1, 2))
 
 

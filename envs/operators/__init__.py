@@ -1,0 +1,41 @@
+"""Forward operators: from x to the noiseless measurement, a family a file."""
+
+from envs.operators.base import ForwardOperator, LinearOperator, Spectrum
+from envs.operators.composed import Composed, LinearlyComposed, compose
+from envs.operators.convolution import Convolution, gaussian_kernel, motion_kernel
+from envs.operators.detectors import Clipped, Quantised
+from envs.operators.fourier import MaskedFourier, random_lines
+from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
+from envs.operators.matrix import Matrix, random_projections
+from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
+from envs.operators.pixels import Pixels, box_mask, random_mask
+from envs.operators.separable import Separable, lower_resolution
+from envs.operators.sparse import SparseMatrix, radon
+
+__all__ = [
+    "Clipped",
+    "CodedMagnitudes",
+    "Composed",
+    "Convolution",
+    "ForwardOperator",
+    "FourierMagnitudes",
+    "LinearOperator",
+    "LinearlyComposed",
+    "MaskedFourier",
+    "Matrix",
+    "NonlinearBlurSurrogate",
+    "Pixels",
+    "Quantised",
+    "Separable",
+    "SparseMatrix",
+    "Spectrum",
+    "box_mask",
+    "compose",
+    "gaussian_kernel",
+    "lower_resolution",
+    "motion_kernel",
+    "radon",
+    "random_lines",
+    "random_mask",
+    "random_projections",
+]
