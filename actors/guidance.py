@@ -35,7 +35,7 @@ from actors.rollout import Control, Rollout, rollout
 from diffusion.kernel import expand
 from diffusion.posterior import Posterior, bounded
 from diffusion.trajectory import Origin
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import LinearOperator
 from envs.problem import InverseProblem
 

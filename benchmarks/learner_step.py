@@ -40,7 +40,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from diffusion.trajectory import Trajectory
 from envs import InverseProblem
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from learner import Learner, LearnerConfig
 

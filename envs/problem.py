@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffusion.posterior import LikelihoodGradient
 from diffusion.prior import Prior
-from envs.likelihood import DifferentiableLikelihood, Likelihood, LikelihoodError, SimulableLikelihood
+from envs.likelihoods import DifferentiableLikelihood, Likelihood, LikelihoodError, SimulableLikelihood
 from envs.time_limit import time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]

@@ -22,7 +22,7 @@ from diffusion.posterior import PosteriorConfig, make_posterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem, register
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from evaluation import evaluate
 from learner import Learner, LearnerConfig
 

@@ -18,7 +18,7 @@ import yaml
 from numpy.typing import NDArray
 
 from envs import InverseProblem
-from envs.likelihood import LikelihoodError
+from envs.likelihoods import LikelihoodError
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore

@@ -26,8 +26,7 @@ class Clipped(nn.Module):
 class Quantised(nn.Module):
     """x on [-1, 1] in `levels` equal steps: a staircase, of which a gradient says nothing.
 
-    Use it with a likelihood that has no gradient (`envs.likelihoods.BlackBox`), or autograd's zeros would be taken for
-    one.
+    Its likelihood should have none (`envs.likelihoods.WithoutGradient`), or autograd's zeros would be taken for one.
     """
 
     def __init__(self, event_shape: tuple[int, ...], levels: int) -> None:

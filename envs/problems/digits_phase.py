@@ -15,7 +15,7 @@ import torch
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import FourierMagnitudes
 from envs.problem import Classes, InverseProblem
 from envs.problems.digits_half import HELD_OUT, SHAPE, TRAINING_DIGITS

@@ -8,7 +8,7 @@ from diffusion.denoiser import GaussianDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.chain import ChainPosterior
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from envs.problem import InverseProblem
 from envs.registry import register

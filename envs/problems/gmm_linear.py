@@ -9,7 +9,7 @@ from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.mixture import MixturePosterior, condition_mixture
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from envs.problem import Classes, InverseProblem
 from envs.registry import register

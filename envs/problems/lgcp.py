@@ -37,17 +37,17 @@ class CoxLikelihood:
         self.area = area
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
-        """See `envs.likelihood.Likelihood`; in float64, as thousands of cells are summed."""
+        """See `envs.likelihoods.Likelihood`; in float64, as thousands of cells are summed."""
         value, counts = value.double(), measurement.double()
         terms = counts * (value + math.log(self.area)) - self.area * value.exp() - torch.lgamma(counts + 1)
         return terms.sum(1).float()
 
     def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
-        """See `envs.likelihood.DifferentiableLikelihood`: y_i - a exp(x_i)."""
+        """See `envs.likelihoods.DifferentiableLikelihood`: y_i - a exp(x_i)."""
         return measurement.to(value) - self.area * value.exp()
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `envs.likelihood.SimulableLikelihood`."""
+        """See `envs.likelihoods.SimulableLikelihood`."""
         return torch.poisson(self.area * value.exp(), generator=generator)
 
 

@@ -15,7 +15,7 @@ from diffusion.posterior import ControlPosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 
 STEPS, NOISE = 8, 0.3

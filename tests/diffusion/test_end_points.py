@@ -12,7 +12,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from diffusion.trajectory import Trajectory
 from envs.exact.chain import ChainPosterior
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from envs.problem import InverseProblem
 from learner.gradient import GradientPlan, RowLimits, accumulate_gradient

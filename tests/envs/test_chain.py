@@ -20,7 +20,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import SCHEDULES, make_schedule
 from envs import make_problem
 from envs.exact.chain import ChainPosterior
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from envs.problem import InverseProblem
 

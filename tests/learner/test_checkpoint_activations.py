@@ -10,7 +10,7 @@ from diffusion.posterior import ControlPosterior, FinetunePosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from learner import Learner, LearnerConfig
 

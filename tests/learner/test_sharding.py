@@ -15,7 +15,7 @@ from diffusion.posterior import FinetunePosterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import InverseProblem
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from learner import Learner, LearnerConfig
 from learner.guard import GuardConfig, Verdict

@@ -21,7 +21,7 @@ import system.local
 import system.part
 import system.run
 from envs import InverseProblem, make_problem
-from envs.likelihood import GaussianLikelihood
+from envs.likelihoods import GaussianLikelihood
 from envs.registry import register
 from evaluation import evaluate
 from evaluation.report import summary_rows

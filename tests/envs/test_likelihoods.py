@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from envs.likelihood import DifferentiableLikelihood, GaussianLikelihood, SimulableLikelihood
+from envs.likelihoods import DifferentiableLikelihood, GaussianLikelihood, SimulableLikelihood
 from envs.operators import Matrix, Pixels
 from envs.problems.gmm_25_to_9 import gmm_25_to_9
 

@@ -1,0 +1,34 @@
+"""Likelihoods p(y | x), normalised in y, a family a file."""
+
+from envs.likelihoods.base import (
+    AutogradLikelihood,
+    DifferentiableLikelihood,
+    Likelihood,
+    LikelihoodError,
+    SimulableLikelihood,
+)
+from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
+from envs.likelihoods.counts import PoissonGaussianLikelihood, PoissonLikelihood
+from envs.likelihoods.event import EventLikelihood
+from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
+from envs.likelihoods.joint import DifferentiableJointLikelihood, JointLikelihood, joint
+from envs.likelihoods.student_t import StudentTLikelihood
+
+__all__ = [
+    "AutogradLikelihood",
+    "BlackBoxLikelihood",
+    "CorrelatedGaussianLikelihood",
+    "DifferentiableJointLikelihood",
+    "DifferentiableLikelihood",
+    "EventLikelihood",
+    "GaussianLikelihood",
+    "JointLikelihood",
+    "Likelihood",
+    "LikelihoodError",
+    "PoissonGaussianLikelihood",
+    "PoissonLikelihood",
+    "SimulableLikelihood",
+    "StudentTLikelihood",
+    "WithoutGradient",
+    "joint",
+]

@@ -1,0 +1,60 @@
+"""What a likelihood p(y | x) is: always normalised in y, so that log Z = log p(y) is the evidence."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["AutogradLikelihood", "DifferentiableLikelihood", "Likelihood", "LikelihoodError", "SimulableLikelihood"]
+
+
+class LikelihoodError(ValueError):
+    """A likelihood gave something that is no log density of N pairs."""
+
+
+class Likelihood(Protocol):
+    """A log density of the measurement given x."""
+
+    measurement_shape: tuple[int, ...]
+    """*Y, the shape of one measurement."""
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N] log p(y | x) in nats for x = `value` [N, *D] and y = `measurement` [N, *Y]."""
+        ...
+
+
+@runtime_checkable
+class DifferentiableLikelihood(Protocol):
+    """A likelihood that also gives its gradient with respect to x."""
+
+    def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N, *D] gradient of log p(y | x) at x = `value`."""
+        ...
+
+
+@runtime_checkable
+class SimulableLikelihood(Protocol):
+    """A likelihood that measurements can be drawn from."""
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """[N, *Y] a measurement of each x = `value` [N, *D]."""
+        ...
+
+
+class AutogradLikelihood(nn.Module):
+    """A likelihood of which autograd takes the gradient."""
+
+    measurement_shape: tuple[int, ...]
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `Likelihood`."""
+        raise NotImplementedError
+
+    def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `DifferentiableLikelihood`."""
+        with torch.enable_grad():
+            leaf = value.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.log_prob(leaf, measurement).sum(), leaf)
+        return gradient

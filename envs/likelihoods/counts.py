@@ -1,0 +1,121 @@
+r"""Counts: photons, and photons that a camera reads with noise.
+
+    Poisson            y ~ Poisson(lambda),   lambda = exposure A(x) + background,
+    Poisson-Gaussian   y = gain n + read_std noise,   n ~ Poisson(lambda),
+
+the second summed over n: log p(y | x) = log sum_n Poisson(n; lambda) N(y; gain n, read_std^2). A(x) is an intensity; a
+lambda below zero has no density, so A has to keep it from that (an exponential, a square, a sum with the background).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from envs.likelihoods.base import AutogradLikelihood
+from envs.operators import ForwardOperator
+
+__all__ = ["PoissonGaussianLikelihood", "PoissonLikelihood"]
+
+WIDTH = 8.0  # standard deviations of n given y that the sum reaches to each side
+NEWTON_STEPS = 8
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+class PoissonLikelihood(AutogradLikelihood):
+    """Counts of mean lambda = exposure A(x) + background."""
+
+    exposure: Tensor
+    background: Tensor
+
+    def __init__(
+        self, operator: ForwardOperator, exposure: float | Tensor = 1.0, background: float | Tensor = 0.0
+    ) -> None:
+        """`exposure` (counts per unit of A) and `background` (counts) are numbers, or of the shape of y."""
+        super().__init__()
+        self.operator = operator
+        self.measurement_shape = tuple(operator.measurement_shape)
+        for name, given, least in (("exposure", exposure, "positive"), ("background", background, "not negative")):
+            field = torch.as_tensor(given, dtype=torch.float64)
+            if field.ndim and tuple(field.shape) != self.measurement_shape:
+                raise ValueError(
+                    f"{name} must be a number or of the measurement's shape {self.measurement_shape}, got shape "
+                    f"{tuple(field.shape)}"
+                )
+            sound = torch.isfinite(field) & ((field > 0) if least == "positive" else (field >= 0))
+            if not bool(sound.all()):
+                span = f"{float(field.min())} to {float(field.max())}"
+                raise ValueError(f"{name} must be {least} and finite everywhere, got {span}")
+            self.register_buffer(name, field)
+
+    def mean(self, value: Tensor) -> Tensor:
+        """[N, *Y] lambda."""
+        return self.operator(value) * self.exposure.to(value) + self.background.to(value)
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `Likelihood`; -inf where a count is not one, or lambda is negative, or zero for counts above zero."""
+        mean, counts = self.mean(value).double(), measurement.to(value).double()  # large numbers, small differences
+        whole = (counts >= 0) & (counts == counts.round())
+        possible = whole & ((mean > 0) | ((mean == 0) & (counts == 0)))
+        log_prob = torch.xlogy(counts, mean.clamp_min(1e-30)) - mean - torch.lgamma(counts + 1)
+        return torch.where(possible.flatten(1).all(1), log_prob.flatten(1).sum(1), -torch.inf).to(value)
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `SimulableLikelihood`."""
+        return torch.poisson(self.mean(value).clamp_min(0), generator=generator)
+
+
+class PoissonGaussianLikelihood(PoissonLikelihood):
+    """What a camera reads: `gain` units per count, and noise of standard deviation `read_std` units."""
+
+    def __init__(
+        self,
+        operator: ForwardOperator,
+        read_std: float,
+        gain: float = 1.0,
+        exposure: float | Tensor = 1.0,
+        background: float | Tensor = 0.0,
+    ) -> None:
+        super().__init__(operator, exposure, background)
+        for name, given in (("read_std", read_std), ("gain", gain)):
+            if not (given > 0 and math.isfinite(given)):
+                raise ValueError(f"{name} must be positive and finite, got {given}")
+        self.read_std, self.gain = float(read_std), float(gain)
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `Likelihood`; the sum is over those n that have a part in it, so its cost is about read_std / gain."""
+        mean = self.mean(value).double()
+        wrong = (mean < 0).flatten(1).any(1)
+        mean, spread = mean.clamp_min(1e-30), self.read_std / self.gain
+        seen = measurement.to(value).double() / self.gain
+        half = math.ceil(WIDTH * spread) + 8
+        offset = torch.arange(-half, half + 1, device=value.device, dtype=torch.float64)
+        number = _likeliest(seen, mean.detach(), spread**2)[..., None] + offset
+        here = number >= 0
+        number = number.clamp_min(0)
+        each = torch.xlogy(number, mean[..., None]) - mean[..., None] - torch.lgamma(number + 1)
+        each = each - 0.5 * ((seen[..., None] - number) / spread).square()
+        log_prob = torch.where(here, each, -torch.inf).logsumexp(-1) - math.log(self.read_std) - 0.5 * LOG_TWO_PI
+        return torch.where(wrong, -torch.inf, log_prob.flatten(1).sum(1)).to(value)
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `SimulableLikelihood`."""
+        counts = super().sample(value, generator)
+        noise = torch.randn(counts.shape, generator=generator, dtype=counts.dtype, device=counts.device)
+        return self.gain * counts + self.read_std * noise
+
+
+def _likeliest(seen: Tensor, mean: Tensor, variance: float) -> Tensor:
+    """The whole number next to the n of largest Poisson(n; mean) N(seen; n, variance).
+
+    Its logarithm u solves  exp(u) + variance u = seen + variance log(mean),  which is convex: Newton's steps from the
+    right come down to it.
+    """
+    target = seen + variance * mean.log()
+    log_number = torch.where(target >= 1, target.clamp_min(1).log(), (target / variance).clamp_max(0))
+    for _ in range(NEWTON_STEPS):
+        number = log_number.exp()
+        log_number = log_number - (number + variance * log_number - target) / (number + variance)
+    return log_number.exp().round()

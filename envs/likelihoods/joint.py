@@ -1,0 +1,69 @@
+"""Several instruments that look at the same x: log p(y_1, y_2, ... | x) = sum of log p(y_i | x)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from envs.likelihoods.base import DifferentiableLikelihood, Likelihood, SimulableLikelihood
+
+__all__ = ["DifferentiableJointLikelihood", "JointLikelihood", "joint"]
+
+
+class JointLikelihood(nn.Module):
+    """Independent measurements of one x, flattened and put behind one another in y."""
+
+    def __init__(self, parts: Sequence[Likelihood]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("a joint likelihood needs at least one part, got none")
+        self.parts = tuple(parts)
+        self._modules_of_parts = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
+        self._sizes = [torch.Size(part.measurement_shape).numel() for part in parts]
+        self.measurement_shape = (sum(self._sizes),)
+
+    def split(self, measurement: Tensor) -> list[Tensor]:
+        """Y [N, Y] as the measurements [N, *Y_i] of the parts."""
+        pieces = measurement.split(self._sizes, dim=1)
+        return [
+            piece.reshape(len(measurement), *part.measurement_shape)
+            for piece, part in zip(pieces, self.parts, strict=True)
+        ]
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `Likelihood`."""
+        pairs = zip(self.parts, self.split(measurement), strict=True)
+        return torch.stack([part.log_prob(value, own) for part, own in pairs]).sum(0)
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `SimulableLikelihood`.
+
+        Raises:
+            ValueError: a part cannot be simulated; it is named.
+        """
+        drawn = []
+        for part in self.parts:
+            if not isinstance(part, SimulableLikelihood):
+                raise ValueError(f"a part of the joint likelihood, {type(part).__name__}, has no method `sample`")
+            drawn.append(part.sample(value, generator).flatten(1))
+        return torch.cat(drawn, 1)
+
+
+class DifferentiableJointLikelihood(JointLikelihood):
+    """One whose parts all have a gradient."""
+
+    def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `DifferentiableLikelihood`."""
+        total = torch.zeros_like(value)
+        for part, own in zip(self.parts, self.split(measurement), strict=True):
+            assert isinstance(part, DifferentiableLikelihood)
+            total = total + part.gradient(value, own)
+        return total
+
+
+def joint(parts: Sequence[Likelihood]) -> JointLikelihood:
+    """The likelihood of all `parts` together, with a gradient where all have one."""
+    differentiable = all(isinstance(part, DifferentiableLikelihood) for part in parts)
+    return (DifferentiableJointLikelihood if differentiable else JointLikelihood)(parts)
