@@ -206,9 +206,10 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
         factories = {name: problem_factory(name) for name in ([arguments.name] if arguments.name else problem_names())}
     except ValueError as error:
         raise UserError(str(error)) from None
+    width = max(map(len, factories))
     for name, factory in factories.items():
         first = (inspect.getdoc(factory) or "").split("\n")[0]
-        sys.stdout.write(f"{name:16} {first}\n")
+        sys.stdout.write(f"{name:{width}}  {first}\n")
         if arguments.name:
             for parameter in inspect.signature(factory).parameters.values():
                 sys.stdout.write(f"  --problem.{parameter.name.replace('_', '-')} ({parameter.default})\n")

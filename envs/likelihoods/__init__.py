@@ -8,7 +8,7 @@ from envs.likelihoods.base import (
     SimulableLikelihood,
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
-from envs.likelihoods.counts import PoissonGaussianLikelihood, PoissonLikelihood
+from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
 from envs.likelihoods.event import EventLikelihood
 from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
 from envs.likelihoods.joint import DifferentiableJointLikelihood, JointLikelihood, joint
@@ -16,6 +16,7 @@ from envs.likelihoods.student_t import StudentTLikelihood
 
 __all__ = [
     "AutogradLikelihood",
+    "BernoulliLikelihood",
     "BlackBoxLikelihood",
     "CorrelatedGaussianLikelihood",
     "DifferentiableJointLikelihood",

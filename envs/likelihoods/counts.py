@@ -1,10 +1,11 @@
-r"""Counts: photons, and photons that a camera reads with noise.
+r"""Counts: photons, photons that a camera reads with noise, and events that happen or do not.
 
     Poisson            y ~ Poisson(lambda),   lambda = exposure A(x) + background,
     Poisson-Gaussian   y = gain n + read_std noise,   n ~ Poisson(lambda),
+    Bernoulli          y is 1 with probability 1 / (1 + exp(-A(x))), else 0,
 
-the second summed over n: log p(y | x) = log sum_n Poisson(n; lambda) N(y; gain n, read_std^2). A(x) is an intensity; a
-lambda below zero has no density, so A has to keep it from that (an exponential, a square, a sum with the background).
+the second being summed over n: log p(y | x) = log sum_n Poisson(n; lambda) N(y; gain n, read_std^2). In both A(x) is an
+intensity; a lambda below zero has no density, so A has to keep it from that (an exponential, a square).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 from envs.likelihoods.base import AutogradLikelihood
 from envs.operators import ForwardOperator
 
-__all__ = ["PoissonGaussianLikelihood", "PoissonLikelihood"]
+__all__ = ["BernoulliLikelihood", "PoissonGaussianLikelihood", "PoissonLikelihood"]
 
 WIDTH = 8.0  # standard deviations of n given y that the sum reaches to each side
 NEWTON_STEPS = 8
@@ -105,6 +106,26 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
         counts = super().sample(value, generator)
         noise = torch.randn(counts.shape, generator=generator, dtype=counts.dtype, device=counts.device)
         return self.gain * counts + self.read_std * noise
+
+
+class BernoulliLikelihood(AutogradLikelihood):
+    """Each element of y is 1 or 0, A(x) being the logarithm of its odds (logistic regression)."""
+
+    def __init__(self, operator: ForwardOperator) -> None:
+        super().__init__()
+        self.operator = operator
+        self.measurement_shape = tuple(operator.measurement_shape)
+
+    def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `Likelihood`; -inf where an element is neither 0 nor 1."""
+        seen, log_odds = measurement.to(value), self.operator(value)
+        possible = ((seen == 0) | (seen == 1)).flatten(1).all(1)
+        log_prob = torch.nn.functional.logsigmoid((2 * seen - 1) * log_odds).flatten(1).sum(1)
+        return torch.where(possible, log_prob, -torch.inf)
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `SimulableLikelihood`."""
+        return torch.bernoulli(self.operator(value).sigmoid(), generator=generator)
 
 
 def _likeliest(seen: Tensor, mean: Tensor, variance: float) -> Tensor:

@@ -10,6 +10,7 @@ from envs.problems import (
     gmm_linear,
     lgcp,
     manywell,
+    sbibm,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "gmm_linear",
     "lgcp",
     "manywell",
+    "sbibm",
 ]

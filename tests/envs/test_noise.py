@@ -10,6 +10,7 @@ import torch
 from scipy import stats
 
 from envs.likelihoods import (
+    BernoulliLikelihood,
     BlackBoxLikelihood,
     CorrelatedGaussianLikelihood,
     DifferentiableLikelihood,
@@ -51,6 +52,7 @@ LIKELIHOODS = {
     "correlated": CorrelatedGaussianLikelihood(WHOLE, _power()),
     "poisson": PoissonLikelihood(Intensity(), exposure=30.0, background=torch.tensor([0.0, 4.0])),
     "poisson-gaussian": PoissonGaussianLikelihood(Intensity(), 2.0, gain=0.7, exposure=5.0),
+    "bernoulli": BernoulliLikelihood(TWO),
     "student": StudentTLikelihood(TWO, 0.4, 2.5),
     "joint": joint([GaussianLikelihood(ONE, 0.5), StudentTLikelihood(TWO, 0.4)]),
 }
@@ -156,6 +158,14 @@ def test_the_sum_over_photons_is_that_of_all_their_numbers_however_unlikely_y(me
     expected = np.logaddexp.reduce(terms, axis=1)
     found = likelihood.log_prob(torch.ones(40, 1, dtype=torch.float64), y)
     assert found.numpy() == pytest.approx(expected, rel=1e-8, abs=1e-8)
+
+
+def test_ones_and_zeros_have_the_probabilities_of_a_logistic_regression(generator):
+    value = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    seen = LIKELIHOODS["bernoulli"].sample(value, generator)
+    expected = stats.bernoulli(1 / (1 + np.exp(-TWO(value).numpy()))).logpmf(seen.numpy().astype(int)).sum(1)
+    assert LIKELIHOODS["bernoulli"].log_prob(value, seen).numpy() == pytest.approx(expected, rel=1e-10)
+    assert float(LIKELIHOODS["bernoulli"].log_prob(value[:1], torch.tensor([[0.5, 1.0]]))) == -math.inf
 
 
 def test_outliers_are_those_of_students_t(generator):
