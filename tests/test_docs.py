@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+import envs.likelihoods
+import envs.operators
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -88,6 +91,16 @@ def test_the_tables_of_the_configuration_page_are_those_of_the_code():
 
 def test_the_readme_shows_the_problem_of_the_example():
     assert any(block.strip() == example_region().strip() for block in snippets("README.md"))
+
+
+def test_every_problem_operator_and_likelihood_is_on_the_page_of_problems_and_its_snippet_runs():
+    text = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
+    contracts = {"ForwardOperator", "LinearOperator", "Likelihood", "LikelihoodError", "AutogradLikelihood"}
+    contracts |= {"DifferentiableLikelihood", "SimulableLikelihood", "DifferentiableJointLikelihood"}
+    problems = python("-c", "import envs; print(*envs.problem_names())").split()  # other tests register some here
+    for name in {*problems, *envs.operators.__all__, *envs.likelihoods.__all__} - contracts:
+        assert f"`{name}`" in text, name
+    python("-c", snippets("docs/problems.md")[0])
 
 
 def test_the_snippets_of_the_readme_run(tmp_path):
