@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from diffusion.field_denoiser import hartley
 from envs.operators.base import LinearOperator, Spectrum
 
 __all__ = ["Convolution", "gaussian_kernel", "motion_kernel"]
@@ -75,11 +76,10 @@ class Convolution(LinearOperator):
         placed[: self.kernel.shape[0], : self.kernel.shape[1]] = self.kernel
         values = torch.fft.fft2(placed.to(like)).abs().square().expand(shape).flatten()
 
-        def hartley(value: Tensor) -> Tensor:
-            transformed = torch.fft.fft2(value.reshape(len(value), *shape), norm="ortho")
-            return transformed.real - transformed.imag
+        def analyse(value: Tensor) -> Tensor:
+            return hartley(value).flatten(1)
 
-        return Spectrum(values, lambda value: hartley(value).flatten(1), hartley)
+        return Spectrum(values, analyse, lambda value: hartley(value.reshape(len(value), *shape)))
 
 
 def gaussian_kernel(std: float, size: int | None = None) -> Tensor:
