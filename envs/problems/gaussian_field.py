@@ -33,7 +33,7 @@ def gaussian_field(
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
-    """A field of `size` x `size` pixels behind a blur of `blur` pixels; beyond `knee` cycles its power falls by `slope`."""
+    """A field of `size` x `size` pixels behind a blur of `blur` pixels, its power flat below `knee` cycles an image."""
     if size < 4 or not knee > 0:
         raise ValueError(f"size must be at least 4 and knee positive, got {size} and {knee}")
     frequency = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
