@@ -67,7 +67,7 @@ class DiffusionPosteriorSampling:
         assert gradient is not None  # a Gaussian likelihood has one
         self._prior, self._gradient = prior, gradient
         # grad_s log p(y | x^(s)) = -(|r| / sigma_y^2) grad_s |r|: the guidance holds the gradient of the norm.
-        self._factor = scale * self._likelihood.noise_std**2 * (prior.alpha if noised else 1.0) / prior.std
+        self._factor = scale * float(self._likelihood.noise_std) ** 2 * (prior.alpha if noised else 1.0) / prior.std
 
     def __call__(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
@@ -105,7 +105,7 @@ class PseudoinverseGuidance:
 
         def cotangent(value: Tensor) -> Tensor:
             residual = measurement.to(value) - self._operator(value)
-            solved = self._spectrum.solve(residual, variance, likelihood.noise_std**2)
+            solved = self._spectrum.solve(residual, variance, float(likelihood.noise_std) ** 2)
             return self._operator.adjoint(solved).reshape(value.shape)
 
         return expand(self._prior.std[step], state) * self._prior.pull_back(state, step, cotangent)[1]
@@ -145,5 +145,10 @@ def _gaussian_likelihood(problem: InverseProblem, kind: str) -> GaussianLikeliho
         raise ValueError(
             f"{kind} follows the residual y - A(x) of a Gaussian likelihood (GaussianLikelihood); that of problem "
             f"{problem.name!r} is {type(problem.likelihood).__name__}"
+        )
+    if isinstance(problem.likelihood.noise_std, Tensor):
+        raise ValueError(
+            f"{kind} is published for noise of one size; that of problem {problem.name!r} has a size for each element "
+            "of y"
         )
     return problem.likelihood

@@ -16,7 +16,7 @@ path forget how it came there; the suffix move then makes another x of it. Neith
 
 Tempering starts from paths of the prior, which are exact at beta = 0, and raises beta by reweighting, resampling and
 moving (a sequential Monte Carlo sampler, Del Moral et al. 2006; steps chosen by the effective sample size, Zhou et al.
-2016). That gives every mode its weight, as far as the prior's paths reach it, and an unbiased estimate of the evidence
+2016). That gives every mode its weight, as far as the prior's paths reach it, and a consistent estimate of the evidence
 of the chain, the product over steps of mean_i p(y | x_i)^(beta' - beta).
 """
 

@@ -57,11 +57,13 @@ class BoxDenoiser(nn.Module):
         """Mean and variance [N, D] float64 of x given s = `state` [N, D]."""
         state = state.double()
         alpha, sigma = expand(alpha, state).double(), expand(sigma, state).double()
-        flat = (alpha * (self.high - self.low) < sigma).all(1)
-        mean, variance = torch.empty_like(state), torch.empty_like(state)
-        for rows, moments in ((flat, self._by_quadrature), (~flat, self._in_closed_form)):
-            if bool(rows.any()):
-                mean[rows], variance[rows] = moments(state[rows], alpha[rows], sigma[rows])
+        flat = alpha * (self.high - self.low) < sigma  # [N, D]: sides may be of very different lengths
+        if bool(flat.all()):
+            return self._by_quadrature(state, alpha, sigma)
+        mean, variance = self._in_closed_form(state, alpha, sigma)
+        if bool(flat.any()):
+            few_mean, few_variance = self._by_quadrature(state, alpha, sigma)
+            mean, variance = torch.where(flat, few_mean, mean), torch.where(flat, few_variance, variance)
         return mean, variance
 
     def _by_quadrature(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
 from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
 from envs.likelihoods.event import EventLikelihood
 from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
-from envs.likelihoods.joint import DifferentiableJointLikelihood, JointLikelihood, joint
+from envs.likelihoods.joint import DifferentiableJointLikelihood, JointLikelihood, SimulableJointLikelihood, joint
 from envs.likelihoods.student_t import StudentTLikelihood
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "LikelihoodError",
     "PoissonGaussianLikelihood",
     "PoissonLikelihood",
+    "SimulableJointLikelihood",
     "SimulableLikelihood",
     "StudentTLikelihood",
     "WithoutGradient",

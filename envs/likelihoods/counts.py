@@ -59,7 +59,8 @@ class PoissonLikelihood(AutogradLikelihood):
         """See `Likelihood`; -inf where a count is not one, or lambda is negative, or zero for counts above zero."""
         mean, counts = self.mean(value).double(), measurement.to(value).double()  # large numbers, small differences
         whole = (counts >= 0) & (counts == counts.round())
-        possible = whole & ((mean > 0) | ((mean == 0) & (counts == 0)))
+        possible = whole & torch.isfinite(mean) & ((mean > 0) | ((mean == 0) & (counts == 0)))
+        mean = torch.where(possible, mean, 0.0)  # what is impossible has no gradient, not one of NaN
         log_prob = torch.xlogy(counts, mean.clamp_min(1e-30)) - mean - torch.lgamma(counts + 1)
         return torch.where(possible.flatten(1).all(1), log_prob.flatten(1).sum(1), -torch.inf).to(value)
 
@@ -88,8 +89,9 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; the sum is over those n that have a part in it, so its cost is about read_std / gain."""
         mean = self.mean(value).double()
-        wrong = (mean < 0).flatten(1).any(1)
-        mean, spread = mean.clamp_min(1e-30), self.read_std / self.gain
+        unsound = (mean < 0) | ~torch.isfinite(mean)
+        wrong = unsound.flatten(1).any(1)
+        mean, spread = torch.where(unsound, 1.0, mean.clamp_min(1e-30)), self.read_std / self.gain
         seen = measurement.to(value).double() / self.gain
         half = math.ceil(WIDTH * spread) + 8
         offset = torch.arange(-half, half + 1, device=value.device, dtype=torch.float64)

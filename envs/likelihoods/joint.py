@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from envs.likelihoods.base import DifferentiableLikelihood, Likelihood, SimulableLikelihood
 
-__all__ = ["DifferentiableJointLikelihood", "JointLikelihood", "joint"]
+__all__ = ["DifferentiableJointLikelihood", "JointLikelihood", "SimulableJointLikelihood", "joint"]
 
 
 class JointLikelihood(nn.Module):
@@ -37,16 +37,15 @@ class JointLikelihood(nn.Module):
         pairs = zip(self.parts, self.split(measurement), strict=True)
         return torch.stack([part.log_prob(value, own) for part, own in pairs]).sum(0)
 
-    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """See `SimulableLikelihood`.
 
-        Raises:
-            ValueError: a part cannot be simulated; it is named.
-        """
+class SimulableJointLikelihood(JointLikelihood):
+    """One whose parts can all be simulated."""
+
+    def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """See `SimulableLikelihood`."""
         drawn = []
         for part in self.parts:
-            if not isinstance(part, SimulableLikelihood):
-                raise ValueError(f"a part of the joint likelihood, {type(part).__name__}, has no method `sample`")
+            assert isinstance(part, SimulableLikelihood)
             drawn.append(part.sample(value, generator).flatten(1))
         return torch.cat(drawn, 1)
 
@@ -63,7 +62,13 @@ class DifferentiableJointLikelihood(JointLikelihood):
         return total
 
 
+class _SimulableDifferentiableJointLikelihood(SimulableJointLikelihood, DifferentiableJointLikelihood):
+    """Both."""
+
+
 def joint(parts: Sequence[Likelihood]) -> JointLikelihood:
-    """The likelihood of all `parts` together, with a gradient where all have one."""
+    """The likelihood of all `parts` together, with a gradient where all have one, simulated where all can be."""
     differentiable = all(isinstance(part, DifferentiableLikelihood) for part in parts)
+    if all(isinstance(part, SimulableLikelihood) for part in parts):
+        return (_SimulableDifferentiableJointLikelihood if differentiable else SimulableJointLikelihood)(parts)
     return (DifferentiableJointLikelihood if differentiable else JointLikelihood)(parts)

@@ -74,7 +74,8 @@ class LinearOperator(nn.Module, ABC):
                 f"{type(self).__name__} as a matrix of {rows} x {columns} numbers is more than the {MAX_DENSE} that "
                 "are made; use its methods forward, adjoint and spectrum"
             )
-        unit = torch.eye(columns, dtype=torch.float64).reshape(columns, *self.event_shape)
+        device = next((buffer.device for buffer in self.buffers()), None)
+        unit = torch.eye(columns, dtype=torch.float64, device=device).reshape(columns, *self.event_shape)
         with torch.no_grad():
             return torch.cat([self(part).flatten(1) for part in unit.split(256)]).T.contiguous()
 

@@ -45,6 +45,8 @@ class CodedMagnitudes(nn.Module):
         super().__init__()
         if count < 1:
             raise ValueError(f"there must be at least one mask, got {count}")
+        if len(event_shape) != 3:
+            raise ValueError(f"x must be an image [C, H, W], got shape {tuple(event_shape)}")
         *channels, height, width = event_shape
         drawn = torch.randint(2, (count, 1, height, width), generator=torch.Generator().manual_seed(seed))
         self.register_buffer("masks", 2.0 * drawn.double() - 1.0)

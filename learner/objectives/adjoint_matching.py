@@ -24,7 +24,7 @@ from diffusion.prior import Prior
 from envs.problem import InverseProblem
 from learner.batch import PathBatch
 from learner.gradient import GradientPlan, LossOutput
-from learner.objectives.base import Objective
+from learner.objectives.base import Objective, possible
 from learner.objectives.vargrad import group_mean
 from learner.ranks import whole_batch
 
@@ -73,7 +73,8 @@ class AdjointMatching(Objective):
             noise = (batch.states[row, step + 1] - prior.mean(state, step, denoised)) / std
             ratios.append(log_ratio(noise, control.detach()))
         log_ratios = torch.cat(ratios).reshape(count, steps).double().sum(1)
-        delta = plan.ranks.gather(log_ratios - beta * batch.log_likelihood.double())
+        log_likelihood = possible(plan.ranks.gather(batch.log_likelihood.double()))
+        delta = plan.ranks.gather(log_ratios) - beta * log_likelihood
         group = whole_batch(plan.ranks, batch, with_paths=False).group
         centre = group_mean(delta, torch.ones_like(delta), group)
         return LossOutput(plan.ranks.total(total), delta - centre[group], log_ratios)

@@ -33,8 +33,11 @@ class ProximalPolicyKL(RatioObjective):
     def evaluate(self, log_ratio: Tensor, batch: PathBatch, beta: float) -> tuple[Tensor, Tensor]:
         """See `RatioObjective.evaluate`."""
         total, reward = log_ratio.double().sum(1), beta * batch.log_likelihood.double()
-        behaviour = batch.log_behaviour_ratio.double()
-        advantage = -self._centred(behaviour - reward, batch.group)
+        # A path that stands for nothing, as it left a start of likelihood zero, has b = inf: nothing is to be imitated.
+        known = torch.isfinite(batch.log_behaviour_ratio)
+        behaviour = torch.where(known, batch.log_behaviour_ratio.double(), total.detach())
+        centre = group_mean(behaviour - reward, known.double(), batch.group)
+        advantage = torch.where(known, centre[batch.group] - behaviour + reward, 0.0)
         ratio = (total - behaviour).clamp_max(50.0).exp()  # a ratio that overflows has no use for more
         clipped = ratio.clamp(1 - self.clip_range, 1 + self.clip_range)
         loss = torch.maximum(-advantage * ratio, -advantage * clipped)

@@ -71,7 +71,9 @@ class SubTrajectoryBalance(RatioObjective):
         delta = potential[:, None, :] - potential[:, :, None]
         index = torch.arange(steps + 1, device=delta.device)
         length = (index[None, :] - index[:, None]).double()
-        weight = torch.where(length > 0, self.decay ** (length - 1).clamp_min(0), torch.zeros_like(length))
+        # Whatever the scale of the weights, it falls out: the largest is one, so that none overflows.
+        exponent = length - (steps if self.decay > 1 else 1)
+        weight = torch.where(length > 0, self.decay ** torch.where(length > 0, exponent, 0.0), 0.0)
         value = (weight * self.shape(delta)).sum((1, 2)) / weight.sum()
         return value.mean(), delta[:, 0, -1]
 

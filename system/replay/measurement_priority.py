@@ -6,7 +6,8 @@ all the draws. So the masses of a measurement's items sum to one, or to the shar
     m_i = f v_i / V,   V = sum_j v_j,   f = V / V_all,
 
 once the shards have told each other their V (`log_totals`, `refer`): then m_i = v_i / V_all is the same whichever shard
-has the item. A single shard has f = 1. All simulated measurements together count as one more.
+has the item, but for truncated weights: their cap is that of the shard's own n items, so S shards truncate them more
+than one would. A single shard has f = 1. All simulated measurements together count as one more.
 
 A new item is placed with the stored V, n and cap of its measurement; all are computed anew when 1/16 of the items are
 new, when a measurement is new, or when an item is too far from what is stored. That is O(16) a new item on average, and

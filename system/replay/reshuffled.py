@@ -42,6 +42,8 @@ class ReshuffledPriority(Priority):
 
     def probability(self, slots: NDArray[np.int64], count: int) -> NDArray[np.float64]:
         """See `Priority`; of the draw of `count` that comes next."""
+        if not count:
+            return np.zeros(len(slots))
         everything, left = len(self._all), len(self._left)
         expected = np.where(self._left.holds(slots), min(count / max(left, 1), 1.0), 0.0)
         expected += self._all.holds(slots) * max(count - left, 0) / max(everything, 1)

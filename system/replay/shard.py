@@ -99,7 +99,8 @@ class ReplayShard:
             self._residual[slots] = np.inf  # not known yet, so as good as the largest
             for priority in self._priorities.values():
                 priority.place(self._storage, slots)
-            self._newest_version = max(self._newest_version, int(sound.policy_version.max()))
+            # Of what came last: a learner that went back to its checkpoint goes on with smaller versions.
+            self._newest_version = int(sound.policy_version.max())
             self._fresh = min(self._fresh + len(slots), len(self))
             self._expire()
             self._order = None

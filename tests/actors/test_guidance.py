@@ -195,6 +195,15 @@ def test_pigdm_refuses_an_operator_that_is_not_linear_and_dps_takes_it():
         PseudoinverseGuidance(problem)
 
 
+def test_noise_of_a_size_for_each_element_is_refused():
+    problem = make_problem("gaussian-linear", {"num_steps": 4})
+    likelihood = GaussianLikelihood(problem.likelihood.operator, torch.full(problem.likelihood.measurement_shape, 0.3))
+    uneven = dataclasses.replace(problem, likelihood=likelihood)
+    for make in (lambda: DiffusionPosteriorSampling(uneven, 0.1), lambda: PseudoinverseGuidance(uneven)):
+        with pytest.raises(ValueError, match="published for noise of one size; that of problem 'gaussian-linear' has"):
+            make()
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
 def test_a_scale_that_is_no_length_is_refused(scale):
     with pytest.raises(ValueError, match=f"actor.guidance.scale must be positive and finite, got {scale}"):

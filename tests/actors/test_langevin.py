@@ -103,6 +103,23 @@ def test_after_a_step_gradients_and_densities_are_those_of_where_the_paths_are(
     )
 
 
+def test_each_step_starts_from_the_gradient_where_the_last_one_ended(gaussian_problem, exact_starts, generator):
+    """By the steps of one round, one by one, with the same random numbers."""
+    problem, measurement = gaussian_problem, gaussian_problem.measurements.expand(200, -1)
+    starts = exact_starts(200, "age")
+    kind = Langevin(LangevinConfig(rounds=1, steps=3), problem)
+    kind._size = 2.0
+    explored = kind.explore_from(problem, _posterior(problem), starts, 0.0, torch.Generator().manual_seed(5))
+    generator = torch.Generator().manual_seed(5)
+    paths = StoredPaths(problem, starts, generator=generator, guided=False)
+    again = Langevin(LangevinConfig(), problem)
+    again._size = 2.0
+    for _ in range(3):
+        pull = problem.gradient(paths.samples, measurement)  # anew
+        again._step(paths, pull, measurement, generator)
+    assert explored.states[:, -1].numpy() == pytest.approx(paths.samples.numpy(), rel=1e-4, abs=1e-5)
+
+
 @pytest.mark.parametrize("first", [1e-6, 4.0])
 def test_the_step_size_settles_where_the_acceptance_is_the_best(exact_paths, generator, first):
     """With a measurement more precise than the last transition, so that a long step is refused."""

@@ -75,3 +75,17 @@ def test_its_chain_ends_uniform_in_the_box(denoiser):
 def test_a_box_that_is_none_is_refused():
     with pytest.raises(ValueError, match="a box needs low < high"):
         BoxDenoiser(torch.zeros(2), torch.tensor([1.0, 0.0]))
+
+
+def test_sides_of_very_different_lengths_do_not_disturb_each_other(generator):
+    """Each element of a box is as the side alone has it."""
+    low, high = torch.tensor([0.0, 0.0], dtype=torch.float64), torch.tensor([1e-4, 10.0], dtype=torch.float64)
+    both = BoxDenoiser(low, high)
+    state = torch.tensor([[0.3, 4.0], [-1.0, 11.0]], dtype=torch.float64)
+    level = torch.ones(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    denoised, pulled = both.pull_back(state, *level, torch.ones_like)
+    for side in (0, 1):
+        alone = BoxDenoiser(low[side : side + 1], high[side : side + 1])
+        expected, slope = alone.pull_back(state[:, side : side + 1], *level, torch.ones_like)
+        assert denoised[:, side].tolist() == pytest.approx(expected[:, 0].tolist(), rel=1e-12)
+        assert pulled[:, side].tolist() == pytest.approx(slope[:, 0].tolist(), rel=1e-12)

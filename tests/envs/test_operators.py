@@ -203,6 +203,8 @@ def test_magnitudes_are_those_of_numpy_and_know_no_sign(generator):
     assert oversampled.numpy() == pytest.approx(expected.reshape(3, -1), abs=1e-10)
     for same in (-value, value.flip(2, 3)):
         assert FourierMagnitudes(COLOUR)(same).numpy() == pytest.approx(oversampled.numpy(), abs=1e-10)
+    with pytest.raises(ValueError, match=r"must be an image \[C, H, W\], got shape \(6, 7\)"):
+        CodedMagnitudes((6, 7))
     operator = CodedMagnitudes(COLOUR, 3)
     coded = operator(value)
     expected = np.abs(np.fft.rfft2(value.numpy()[:, None] * operator.masks.numpy(), norm="ortho"))

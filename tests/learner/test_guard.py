@@ -150,3 +150,11 @@ def test_before_the_first_snapshot_it_goes_back_to_the_start(learner):
     for _ in range(2):
         learner.update(bad, 0.0)
     np.testing.assert_array_equal(learner.weights(), start)
+
+
+def test_a_scale_that_grows_by_a_percent_a_batch_is_set_aside_in_the_end():
+    """What is normal rises by a thousandth a batch at most: a running mean would follow this for ever."""
+    guard = settled()
+    verdicts = [guard.examine(1.0, 1.0, residual(1.01**index)) for index in range(600)]
+    assert verdicts[:200] == [TAKE] * 200
+    assert SET_ASIDE in verdicts

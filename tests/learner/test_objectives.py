@@ -251,6 +251,12 @@ def test_tb_of_a_prior_without_a_density_is_refused(network_prior, gaussian_prob
         _made("tb", problem, FinetunePosterior(network_prior))
 
 
+def test_tb_of_a_prior_whose_density_is_zero_somewhere_is_refused():
+    problem = make_problem("sbibm-gaussian-linear-uniform", {"num_steps": 4})
+    with pytest.raises(ValueError, match="objective tb needs a prior whose density is nowhere zero"):
+        _made("tb", problem, ControlPosterior(problem.prior, (10,)))
+
+
 # --- VarGrad ---
 
 
@@ -351,10 +357,11 @@ def test_subtb_is_the_weighted_mean_over_all_parts_by_two_loops(gaussian_problem
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
-def test_subtb_with_a_large_decay_is_rtb(gaussian_problem, path_batch):
+@pytest.mark.parametrize("decay", [1e6, 1e40])
+def test_subtb_with_a_large_decay_is_rtb(gaussian_problem, path_batch, decay):
     states = _paths(gaussian_problem, "prior", 8)
     ratio, batch = _at_the_exact_posterior(gaussian_problem, states, path_batch)
-    subtb = SubTrajectoryBalance(SQUARE, _table([0.0]), gaussian_problem.prior, (2,), decay=1e6).double()
+    subtb = SubTrajectoryBalance(SQUARE, _table([0.0]), gaussian_problem.prior, (2,), decay=decay).double()
     ours, theirs = (objective.loss(ratio, batch, 1.0)[0].item() for objective in (subtb, _rtb([0.0])))
     assert ours == pytest.approx(theirs, rel=1e-4)
 
@@ -440,6 +447,27 @@ def test_ppo_at_the_old_policy_is_the_policy_gradient_and_stops_where_the_ratio_
         assert gradient.flatten()[inside].tolist() == pytest.approx(
             (math.exp(step) * expected.flatten()[inside]).tolist(), rel=1e-12
         )
+
+
+def test_ppo_weighs_by_the_advantage_of_the_behaviour_not_of_the_policy_by_hand():
+    behaviour, log_ratio = torch.tensor([0.5, -0.3, 0.1, 0.7]), torch.tensor([0.6, -0.2, 0.0, 0.65])
+    batch = _batch(torch.zeros(4, dtype=torch.long), behaviour=behaviour)
+    delta = behaviour.double() - 0.8 * batch.log_likelihood.double()
+    advantage, ratio = delta.mean() - delta, (log_ratio - behaviour).double().exp()
+    expected = -torch.minimum(advantage * ratio, advantage * ratio.clamp(0.8, 1.2)).mean()
+    loss, _ = ProximalPolicyKL(clip_range=0.2).loss(log_ratio[:, None], batch, 0.8)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_ppo_leaves_paths_out_that_came_from_where_nothing_is_possible():
+    behaviour = torch.tensor([0.5, math.inf, 0.1, 0.7])
+    known, rows = _batch(torch.zeros(4, dtype=torch.long), behaviour=behaviour), torch.tensor([0, 2, 3])
+    log_ratio = torch.tensor([0.6, 3.0, 0.0, 0.65])[:, None]
+    objective = ProximalPolicyKL(clip_range=0.2)
+    loss, residual = objective.loss(log_ratio, known, 1.0)
+    expected, _ = objective.loss(log_ratio[rows], known.take(rows), 1.0)
+    assert float(loss) == pytest.approx(0.75 * float(expected), rel=1e-9)
+    assert bool(torch.isfinite(residual).all())
 
 
 def test_maximum_likelihood_is_minus_the_mean_log_ratio_of_all_paths_those_of_simulated_measurements_too():
@@ -616,6 +644,11 @@ def test_adjoint_matching_is_least_squares_on_the_adjoint_by_a_loop(gaussian_pro
     ratio = path_log_ratio(posterior, states, batch.denoised, batch.measurement).detach().sum(1)
     centred = _residual(VarGrad(SQUARE), ratio, batch, 0.7)
     assert output.residual.tolist() == pytest.approx(centred.tolist(), rel=1e-9, abs=1e-9)
+    likelihood[2] = -math.inf
+    impossible = dataclasses.replace(batch, log_likelihood=likelihood)
+    assert bool(
+        torch.isfinite(_made("adjoint_matching", problem).accumulate(posterior, impossible, 0.7, plan).residual).all()
+    )
 
 
 def test_adjoint_matching_refuses_a_start_that_tells_of_x(gaussian_problem):

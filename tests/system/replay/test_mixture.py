@@ -239,3 +239,11 @@ def test_a_restored_shard_goes_on_bit_for_bit_under_every_new_way_of_drawing(mak
 def test_mixtures_that_cannot_be_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         ReplayConfig(**change)
+
+
+def test_a_draw_too_small_for_a_share_has_probabilities_all_the_same(make_trajectory):
+    """A tenth of four rows is often none: rows of the others have probabilities, not NaN."""
+    shard = ReplayShard(_config(priority={"reshuffled": 0.1, "uniform": 0.9}), 0, seed=0)
+    shard.insert(make_trajectory(20))
+    probability = np.concatenate([shard.sample(4).probability for _ in range(50)])
+    assert np.isfinite(probability).all() and (probability > 0).all()

@@ -87,3 +87,12 @@ def test_settings_that_contradict_each_other_are_refused():
         ReplayConfig(max_staleness=-1)
     with pytest.raises(ValueError, match="evict_by likelihood keeps items however old, which max_staleness 4"):
         ReplayConfig(max_staleness=4, evict_by="likelihood", max_items=5000)
+
+
+def test_a_learner_that_goes_back_to_its_checkpoint_goes_on_drawing(make_trajectory):
+    shard = _filled(make_trajectory, newest_share=0.5)
+    shard.insert(make_trajectory(30, policy_version=2))
+    shard.insert(make_trajectory(30, policy_version=3))
+    assert {2, 3} <= set(np.unique(_drawn_versions(shard)))
+    shard.insert(make_trajectory(30, policy_version=7))
+    assert 7 in np.unique(_drawn_versions(shard))
