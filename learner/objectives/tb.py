@@ -39,15 +39,15 @@ class TrajectoryBalance(RelativeTrajectoryBalance):
             ValueError: the prior's denoiser does not know its density, or it is zero somewhere.
         """
         super().__init__(shape, log_partition)
-        if not isinstance(prior.denoiser, Density):
-            raise ValueError(
-                f"objective tb needs a prior with a density p(x), which {type(prior.denoiser).__name__} does not know; "
-                "take rtb or vargrad, which need the prior's chain alone"
-            )
         if isinstance(prior.denoiser, BoxDenoiser):
             raise ValueError(
                 "objective tb needs a prior whose density is nowhere zero, as its chain leaves a box at times; take "
                 "rtb or vargrad, which need the prior's chain alone"
+            )
+        if not isinstance(prior.denoiser, Density):
+            raise ValueError(
+                f"objective tb needs a prior with a density p(x), which {type(prior.denoiser).__name__} does not know; "
+                "take rtb or vargrad, which need the prior's chain alone"
             )
         self._prior = (prior,)  # out of the module tree, as it is not trained
 
