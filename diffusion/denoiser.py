@@ -28,6 +28,7 @@ __all__ = ["DataSampler", "Denoiser", "Density", "GaussianDenoiser", "MixtureDen
 # A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on
 # which the matrix products after the softmax are several times slower.
 NEGLIGIBLE_NATS = 60.0
+FEW_COMPONENTS = 4_096  # of more it pays to leave out those that are negligible
 
 
 class Denoiser(Protocol):
@@ -151,7 +152,8 @@ class MixtureDenoiser(nn.Module):
             raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
         eigenvalues, eigenvectors = _eigen(covariance, dim)
         self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
-        self.register_buffer("means", means.double())
+        # float32 stays as it is: of tens of thousands of images a copy in float64 is hundreds of megabytes
+        self.register_buffer("means", means if means.dtype == torch.float32 else means.double())
         self.register_buffer("log_weights", weights - weights.logsumexp(0))
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
@@ -166,12 +168,12 @@ class MixtureDenoiser(nn.Module):
     def responsibilities(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, C] posterior probability of each component given `state` [N, *D]."""
         flat = state.flatten(1)
-        return self._weights(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
+        return self._logits(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0].softmax(1)
 
     def classify(self, value: Tensor) -> Tensor:
-        """[N, C] probability of each component given a clean x = `value` [N, *D], float64."""
+        """[N, C] probability of each component given a clean x = `value` [N, *D], in the precision of the means."""
         count = len(value)
-        return self.responsibilities(value.double(), torch.ones(count), torch.zeros(count))
+        return self.responsibilities(value.to(self.means), torch.ones(count), torch.zeros(count))
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
@@ -215,38 +217,49 @@ class MixtureDenoiser(nn.Module):
         return denoised.reshape(state.shape), pulled.reshape(state.shape)
 
     def _weights(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities [N, C], and the states and means in the eigenbasis.
+        """Responsibilities [N, C'], and the states and the means [C', D] in the eigenbasis.
+
+        C' are the components that are not negligible for all states: of many, few are left once the noise is low.
+        """
+        logits, flat, means = self._logits(flat, alpha, sigma)
+        if len(means) > FEW_COMPONENTS:
+            kept = (logits > logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS).any(0).nonzero().squeeze(1)
+            if 2 * len(kept) < len(means):
+                logits, means = logits[:, kept], means[kept]
+        return logits.softmax(1), flat, means
+
+    def _logits(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-responsibilities [N, C] but for a constant, and the states and means in the eigenbasis.
 
         The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
         """
-        means, bank, eigenvalues, log_weights = self._constants(flat)
+        means, squares, eigenvalues, log_weights = self._constants(flat)
         if self.eigenvectors is not None:
             flat = flat @ self.eigenvectors.to(flat)
         scaled = alpha / (alpha * alpha * eigenvalues + sigma * sigma)  # [N, D]
         norm = alpha * (scaled[:, :1] if self.eigenvectors is None else scaled)  # one variance needs one column
-        logits = torch.addmm(log_weights, torch.cat([scaled * flat, norm], dim=1), bank)
-        logits = logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS)
-        return logits.softmax(1), flat, means
+        constant = torch.addmm(log_weights, norm, squares)
+        logits = torch.addmm(constant, scaled * flat, means.T)
+        return logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS), flat, means
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._converted.clear()
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means [C, D] and [means, -squares / 2] transposed, both in the eigenbasis, eigenvalues, log-weights.
+        """Means [C, D] and -squares / 2 transposed, both in the eigenbasis, eigenvalues, log-weights.
 
         Converted once. With one variance for all directions the squares are summed over D.
         """
         key = (like.dtype, like.device)
         if key not in self._converted:
-            means = self.means if self.eigenvectors is None else self.means @ self.eigenvectors
-            squares = -0.5 * means.square()
+            means = self.means if self.eigenvectors is None else self.means.double() @ self.eigenvectors
+            squares = -0.5 * means.double().square()
             squares = squares.sum(1, keepdim=True) if self.eigenvectors is None else squares
-            bank = torch.cat([means, squares], dim=1).T.contiguous()
-            parts = (means, bank, self.eigenvalues, self.log_weights)
+            parts = (means, squares.T.contiguous(), self.eigenvalues, self.log_weights)
             self._converted[key] = tuple(part.to(like) for part in parts)
-        means, bank, eigenvalues, log_weights = self._converted[key]
-        return means, bank, eigenvalues, log_weights
+        means, squares, eigenvalues, log_weights = self._converted[key]
+        return means, squares, eigenvalues, log_weights
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, *D] exact draws of x, float64."""
@@ -255,23 +268,28 @@ class MixtureDenoiser(nn.Module):
         spread = noise * self.eigenvalues.sqrt()
         if self.eigenvectors is not None:
             spread = spread @ self.eigenvectors.T
-        return (self.means[rows] + spread).reshape(count, *self.event_shape)
+        return (self.means[rows].double() + spread).reshape(count, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[N] log density of x = `value` [N, *D], float64."""
         flat = value.double().flatten(1)
-        means = self.means
-        if self.eigenvectors is not None:
-            flat, means = flat @ self.eigenvectors, means @ self.eigenvectors
         scale = self.eigenvalues.sqrt()
-        distance = torch.cdist(flat / scale, means / scale).square()
+        flat = (flat if self.eigenvectors is None else flat @ self.eigenvectors) / scale
+        parts = []
+        for means, log_weights in zip(
+            self.means.split(FEW_COMPONENTS), self.log_weights.split(FEW_COMPONENTS), strict=True
+        ):
+            means = means.double()
+            centres = (means if self.eigenvectors is None else means @ self.eigenvectors) / scale
+            parts.append((log_weights - 0.5 * torch.cdist(flat, centres).square()).logsumexp(1))
         constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
-        return torch.logsumexp(self.log_weights - 0.5 * distance, dim=1) - constant
+        return torch.stack(parts).logsumexp(0) - constant
 
     def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int | None = None, seed: int = 0) -> Tensor:
         """[K] Monte-Carlo E |x - x^|^2 / D at levels `alpha`, `sigma` [K], from `count` draws with a fixed seed."""
-        if count is None:  # 32,768 numbers give each level to 1 % or better
-            count = max(32_768 // self.means.shape[1], 500)
+        if count is None:  # 32,768 numbers give each level to 1 % or better, of many components to a few
+            dimensions = self.means.shape[1]
+            count = max(32_768 // dimensions, 500) if len(self.means) <= FEW_COMPONENTS else 16_384 // dimensions + 1
         generator = torch.Generator().manual_seed(seed)
         clean = self.sample(count, generator)
         noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)

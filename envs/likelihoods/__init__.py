@@ -6,6 +6,7 @@ from envs.likelihoods.base import (
     Likelihood,
     LikelihoodError,
     SimulableLikelihood,
+    StandardisedLikelihood,
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
 from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
@@ -29,6 +30,7 @@ __all__ = [
     "PoissonGaussianLikelihood",
     "PoissonLikelihood",
     "SimulableLikelihood",
+    "StandardisedLikelihood",
     "StudentTLikelihood",
     "WithoutGradient",
     "joint",
