@@ -1,7 +1,7 @@
 """Problems of images: a forward operator, and all else that they share.
 
 `@image_problem("image-...")` over a function of the image's shape and its own options that returns an operator makes a
-problem of it. The options of all are those of `_shared` below: the prior, which image is measured, the noise.
+problem of it. The options that all have are those of `_problem` below: the prior, which image is measured, the noise.
 """
 
 from __future__ import annotations
@@ -26,20 +26,6 @@ Shape = tuple[int, int, int]
 MakeOperator = Callable[..., ForwardOperator]
 
 
-def _shared(
-    *,
-    prior: str = "digits-kde",
-    image: int = 0,
-    count: int = 1,
-    truth: str = "held-out",
-    noise_std: float = 0.05,
-    num_steps: int = 50,
-    schedule: str = "vp-cosine-zero-snr",
-    seed: int = 0,
-) -> None:
-    """Options of every problem of images; pixels are in [-1, 1], so 0.05 is the noise of the usual benchmarks."""
-
-
 def image_problem(name: str, *, gradient: bool = True) -> Callable[[MakeOperator], MakeOperator]:
     """Registers the problem `name` of the operator that the decorated function makes for images [C, H, W].
 
@@ -47,16 +33,17 @@ def image_problem(name: str, *, gradient: bool = True) -> Callable[[MakeOperator
     """
 
     def decorate(make_operator: MakeOperator) -> MakeOperator:
+        make_problem: Callable[..., InverseProblem] = _problem
+        shared = [each for each in inspect.signature(_problem).parameters.values() if each.kind is each.KEYWORD_ONLY]
         own = list(inspect.signature(make_operator).parameters.values())[1:]
 
-        def factory(**options: typing.Any) -> InverseProblem:
-            given = {parameter.name: options.pop(parameter.name) for parameter in own if parameter.name in options}
-            return _problem(name, lambda shape: make_operator(shape, **given), gradient, **options)
+        def factory(**options: object) -> InverseProblem:
+            given = {each.name: options.pop(each.name) for each in own if each.name in options}
+            return make_problem(name, lambda shape: make_operator(shape, **given), gradient, **options)
 
-        shared = inspect.signature(_shared).parameters.values()
+        hints = typing.get_type_hints(_problem) | typing.get_type_hints(make_operator)
         factory.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        hints = typing.get_type_hints(make_operator) | typing.get_type_hints(_shared)
-        factory.__annotations__ = {parameter.name: hints[parameter.name] for parameter in (*own, *shared)}
+        factory.__annotations__ = {each.name: hints[each.name] for each in (*own, *shared)}
         factory.__doc__, factory.__module__ = make_operator.__doc__, make_operator.__module__
         factory.__name__ = factory.__qualname__ = make_operator.__name__
         register(name)(factory)
@@ -79,6 +66,7 @@ def _problem(
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
+    """Pixels are in [-1, 1], so that a `noise_std` of 0.05 is that of the usual benchmarks (Chung et al. 2023)."""
     source = image_source(prior, num_steps, schedule)
     shape = typing.cast(Shape, source.prior.event_shape)
     generator = torch.Generator().manual_seed(seed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from envs.operators import Pixels, box_mask, random_mask
 from envs.problems.images.image_problem import Shape, image_problem
 

@@ -49,7 +49,7 @@ class ImageSource:
     def truths(self, truth: str, first: int, count: int, generator: torch.Generator) -> Tensor:
         """[count, C, H, W] what is measured: `held-out` images from number `first` on, or draws of the `prior`."""
         if truth == "held-out":
-            if not (0 <= first and 1 <= count <= len(self.held_out) - first):
+            if not (first >= 0 and 1 <= count <= len(self.held_out) - first):
                 raise ValueError(
                     f"image and count must name some of the {len(self.held_out)} held-out images, got {count} from "
                     f"number {first} on"
