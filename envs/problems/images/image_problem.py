@@ -61,12 +61,12 @@ def _problem(
     image: int = 0,
     count: int = 1,
     truth: str = "held-out",
-    noise_std: float = 0.05,
+    noise_std: float = 0.1,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
-    """Pixels are in [-1, 1], so that a `noise_std` of 0.05 is that of the usual benchmarks (Chung et al. 2023)."""
+    """Pixels are in [-1, 1], and `noise_std` is in their units."""
     source = image_source(prior, num_steps, schedule)
     shape = typing.cast(Shape, source.prior.event_shape)
     generator = torch.Generator().manual_seed(seed)
