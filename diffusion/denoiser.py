@@ -28,7 +28,7 @@ __all__ = ["DataSampler", "Denoiser", "Density", "GaussianDenoiser", "MixtureDen
 # A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on
 # which the matrix products after the softmax are several times slower.
 NEGLIGIBLE_NATS = 60.0
-FEW_COMPONENTS = 4_096  # of more it pays to leave out those that are negligible
+ROWS = 4_096  # of means in float64 at a time
 
 
 class Denoiser(Protocol):
@@ -168,7 +168,7 @@ class MixtureDenoiser(nn.Module):
     def responsibilities(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, C] posterior probability of each component given `state` [N, *D]."""
         flat = state.flatten(1)
-        return self._logits(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0].softmax(1)
+        return MixtureDenoiser._weights(self, flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
 
     def classify(self, value: Tensor) -> Tensor:
         """[N, C] probability of each component given a clean x = `value` [N, *D], in the precision of the means."""
@@ -217,19 +217,7 @@ class MixtureDenoiser(nn.Module):
         return denoised.reshape(state.shape), pulled.reshape(state.shape)
 
     def _weights(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Responsibilities [N, C'], and the states and the means [C', D] in the eigenbasis.
-
-        C' are the components that are not negligible for all states: of many, few are left once the noise is low.
-        """
-        logits, flat, means = self._logits(flat, alpha, sigma)
-        if len(means) > FEW_COMPONENTS:
-            kept = (logits > logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS).any(0).nonzero().squeeze(1)
-            if 2 * len(kept) < len(means):
-                logits, means = logits[:, kept], means[kept]
-        return logits.softmax(1), flat, means
-
-    def _logits(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-responsibilities [N, C] but for a constant, and the states and means in the eigenbasis.
+        """Responsibilities [N, C], and the states and means in the eigenbasis.
 
         The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
         """
@@ -238,9 +226,9 @@ class MixtureDenoiser(nn.Module):
             flat = flat @ self.eigenvectors.to(flat)
         scaled = alpha / (alpha * alpha * eigenvalues + sigma * sigma)  # [N, D]
         norm = alpha * (scaled[:, :1] if self.eigenvectors is None else scaled)  # one variance needs one column
-        constant = torch.addmm(log_weights, norm, squares)
-        logits = torch.addmm(constant, scaled * flat, means.T)
-        return logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS), flat, means
+        logits = torch.addmm(torch.addmm(log_weights, norm, squares), scaled * flat, means.T)
+        logits = logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS)
+        return logits.softmax(1), flat, means
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -276,9 +264,7 @@ class MixtureDenoiser(nn.Module):
         scale = self.eigenvalues.sqrt()
         flat = (flat if self.eigenvectors is None else flat @ self.eigenvectors) / scale
         parts = []
-        for means, log_weights in zip(
-            self.means.split(FEW_COMPONENTS), self.log_weights.split(FEW_COMPONENTS), strict=True
-        ):
+        for means, log_weights in zip(self.means.split(ROWS), self.log_weights.split(ROWS), strict=True):
             means = means.double()
             centres = (means if self.eigenvectors is None else means @ self.eigenvectors) / scale
             parts.append((log_weights - 0.5 * torch.cdist(flat, centres).square()).logsumexp(1))
@@ -287,9 +273,8 @@ class MixtureDenoiser(nn.Module):
 
     def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int | None = None, seed: int = 0) -> Tensor:
         """[K] Monte-Carlo E |x - x^|^2 / D at levels `alpha`, `sigma` [K], from `count` draws with a fixed seed."""
-        if count is None:  # 32,768 numbers give each level to 1 % or better, of many components to a few
-            dimensions = self.means.shape[1]
-            count = max(32_768 // dimensions, 500) if len(self.means) <= FEW_COMPONENTS else 16_384 // dimensions + 1
+        if count is None:  # 32,768 numbers give each level to 1 % or better
+            count = max(32_768 // self.means.shape[1], 500)
         generator = torch.Generator().manual_seed(seed)
         clean = self.sample(count, generator)
         noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
