@@ -74,6 +74,8 @@ class Evaluation:
     reduced_chi2: float | None = None
     """Mean square of the samples' residuals y - A(x) in standard deviations of the noise; of the exact posterior 1 on
     average over y, as x and the truth that was measured have the same distribution given y."""
+    exact_reduced_chi2: float | None = None
+    """The same of as many samples of the exact posterior at this y."""
 
     @property
     def gap(self) -> float | None:
@@ -168,6 +170,7 @@ def _distances(
         "sliced_w2_floor": floor(sliced, exact, count, generator),
         "mean_error": _rms(values.mean(0) - exact.mean.cpu()),
         "std_error": _rms(values.std(0) - exact.variance.cpu().sqrt()),
+        "exact_reduced_chi2": _reduced_chi2(problem, measurement_id, reference.to(samples)),
     }
     if not quick and samples[0].numel() <= W2_DIM:
         size = min(count, W2_SAMPLES)

@@ -228,6 +228,8 @@ def test_a_problem_is_fine_only_if_it_rose_and_keeps_what_can_be_checked():
     assert not problems.is_fine(run(diverged=True), before=-20.0)
     assert not problems.is_fine(run(exact_log_partition=-9.8), before=-20.0)
     assert not problems.is_fine(run(reduced_chi2=1.25), before=-20.0)
+    assert problems.is_fine(run(reduced_chi2=1.25, exact_reduced_chi2=1.3), before=-20.0)
+    assert not problems.is_fine(run(exact_reduced_chi2=1.31), before=-20.0)
     assert problems.is_fine(run(exact_log_partition=math.nan), before=-20.0)
     assert problems.is_fine(run("digits-half", reduced_chi2=3.0), before=-20.0)  # of a real digit, not of the prior
     assert not problems.is_fine(run(elbo=math.nan), before=-20.0)

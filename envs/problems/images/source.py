@@ -118,7 +118,7 @@ def _mnist() -> tuple[Tensor, Tensor, Tensor]:
 
     def read(name: str, shape: tuple[int, ...], skip: int) -> Tensor:
         path = data_file("mnist", name, source="https://yann.lecun.com/exdb/mnist/")
-        raw = np.frombuffer(gzip.open(path).read(), np.uint8, offset=skip).reshape(shape)
+        raw = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8, offset=skip).reshape(shape)
         return torch.from_numpy(raw.copy())
 
     def images(name: str) -> Tensor:
