@@ -52,8 +52,11 @@ def _unet(
     return UNet(event_shape[0], event_shape[0], tuple(channels), layers_per_block, groups)
 
 
-def _network(event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any]) -> nn.Module:
-    return NetworkDenoiser(make_network(network, event_shape), data_std)
+def _network(
+    event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any], centred: bool = False
+) -> nn.Module:
+    """A `NetworkDenoiser`; `centred` has the mean of x among its weights."""
+    return NetworkDenoiser(make_network(network, event_shape), data_std, torch.zeros(event_shape) if centred else None)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet}
