@@ -96,7 +96,7 @@ def test_options_that_cannot_be(options, message):
 
 def test_without_the_data_the_kernel_density_of_mnist_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("RTB_DATA", raising=False)
-    with pytest.raises(MissingDataError, match="needs mnist/train-labels-idx1"):
+    with pytest.raises(MissingDataError, match="needs mnist/train-images-idx3"):
         make_problem("image-inpainting", {"prior": "mnist-kde"})
 
 
