@@ -9,7 +9,9 @@ covariance C the noised component is N(alpha mu_i, alpha^2 C + sigma^2 I), so wi
 `NetworkDenoiser` wraps a network F with the preconditioning of Karras et al. 2022 (arXiv 2206.00364) for x of standard
 deviation d: with e^2 = alpha^2 d^2 + sigma^2,
 
-    x^(s) = (alpha d^2 / e^2) s + (sigma d / e) F(s / e, log-SNR).
+    x^(s) = (alpha d^2 / e^2) s + (sigma d / e) F(s / e, log-SNR),
+
+for x less its mean, where that is given: a network then need not learn it, and F = 0 is exact for N(mean, d^2 I).
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ __all__ = ["DataSampler", "Denoiser", "Density", "GaussianDenoiser", "MixtureDen
 # A responsibility of e^-60 changes no digit, not even of a float64; below e^-87 it would be a denormal float32, on
 # which the matrix products after the softmax are several times slower.
 NEGLIGIBLE_NATS = 60.0
+ROWS = 4_096  # of means in float64 at a time
 
 
 class Denoiser(Protocol):
@@ -151,7 +154,8 @@ class MixtureDenoiser(nn.Module):
             raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
         eigenvalues, eigenvectors = _eigen(covariance, dim)
         self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
-        self.register_buffer("means", means.double())
+        # float32 stays as it is: of tens of thousands of images a copy in float64 is hundreds of megabytes
+        self.register_buffer("means", means if means.dtype == torch.float32 else means.double())
         self.register_buffer("log_weights", weights - weights.logsumexp(0))
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
@@ -166,12 +170,12 @@ class MixtureDenoiser(nn.Module):
     def responsibilities(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, C] posterior probability of each component given `state` [N, *D]."""
         flat = state.flatten(1)
-        return self._weights(flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
+        return MixtureDenoiser._weights(self, flat, alpha.to(flat)[:, None], sigma.to(flat)[:, None])[0]
 
     def classify(self, value: Tensor) -> Tensor:
-        """[N, C] probability of each component given a clean x = `value` [N, *D], float64."""
+        """[N, C] probability of each component given a clean x = `value` [N, *D], in the precision of the means."""
         count = len(value)
-        return self.responsibilities(value.double(), torch.ones(count), torch.zeros(count))
+        return self.responsibilities(value.to(self.means), torch.ones(count), torch.zeros(count))
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `Denoiser`."""
@@ -219,12 +223,12 @@ class MixtureDenoiser(nn.Module):
 
         The squared distances are expanded and |s|^2 falls out of the softmax, so the cost is one matrix product.
         """
-        means, bank, eigenvalues, log_weights = self._constants(flat)
+        means, squares, eigenvalues, log_weights = self._constants(flat)
         if self.eigenvectors is not None:
             flat = flat @ self.eigenvectors.to(flat)
         scaled = alpha / (alpha * alpha * eigenvalues + sigma * sigma)  # [N, D]
         norm = alpha * (scaled[:, :1] if self.eigenvectors is None else scaled)  # one variance needs one column
-        logits = torch.addmm(log_weights, torch.cat([scaled * flat, norm], dim=1), bank)
+        logits = torch.addmm(torch.addmm(log_weights, norm, squares), scaled * flat, means.T)
         logits = logits.clamp_min(logits.amax(1, keepdim=True) - NEGLIGIBLE_NATS)
         return logits.softmax(1), flat, means
 
@@ -233,20 +237,19 @@ class MixtureDenoiser(nn.Module):
         self._converted.clear()
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Means [C, D] and [means, -squares / 2] transposed, both in the eigenbasis, eigenvalues, log-weights.
+        """Means [C, D] and -squares / 2 transposed, both in the eigenbasis, eigenvalues, log-weights.
 
         Converted once. With one variance for all directions the squares are summed over D.
         """
         key = (like.dtype, like.device)
         if key not in self._converted:
-            means = self.means if self.eigenvectors is None else self.means @ self.eigenvectors
-            squares = -0.5 * means.square()
+            means = self.means if self.eigenvectors is None else self.means.double() @ self.eigenvectors
+            squares = -0.5 * means.double().square()
             squares = squares.sum(1, keepdim=True) if self.eigenvectors is None else squares
-            bank = torch.cat([means, squares], dim=1).T.contiguous()
-            parts = (means, bank, self.eigenvalues, self.log_weights)
+            parts = (means, squares.T.contiguous(), self.eigenvalues, self.log_weights)
             self._converted[key] = tuple(part.to(like) for part in parts)
-        means, bank, eigenvalues, log_weights = self._converted[key]
-        return means, bank, eigenvalues, log_weights
+        means, squares, eigenvalues, log_weights = self._converted[key]
+        return means, squares, eigenvalues, log_weights
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, *D] exact draws of x, float64."""
@@ -255,18 +258,20 @@ class MixtureDenoiser(nn.Module):
         spread = noise * self.eigenvalues.sqrt()
         if self.eigenvectors is not None:
             spread = spread @ self.eigenvectors.T
-        return (self.means[rows] + spread).reshape(count, *self.event_shape)
+        return (self.means[rows].double() + spread).reshape(count, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """[N] log density of x = `value` [N, *D], float64."""
         flat = value.double().flatten(1)
-        means = self.means
-        if self.eigenvectors is not None:
-            flat, means = flat @ self.eigenvectors, means @ self.eigenvectors
         scale = self.eigenvalues.sqrt()
-        distance = torch.cdist(flat / scale, means / scale).square()
+        flat = (flat if self.eigenvectors is None else flat @ self.eigenvectors) / scale
+        parts = []
+        for means, log_weights in zip(self.means.split(ROWS), self.log_weights.split(ROWS), strict=True):
+            means = means.double()
+            centres = (means if self.eigenvectors is None else means @ self.eigenvectors) / scale
+            parts.append((log_weights - 0.5 * torch.cdist(flat, centres).square()).logsumexp(1))
         constant = scale.log().sum() + 0.5 * len(scale) * math.log(2 * math.pi)
-        return torch.logsumexp(self.log_weights - 0.5 * distance, dim=1) - constant
+        return torch.stack(parts).logsumexp(0) - constant
 
     def denoising_variance(self, alpha: Tensor, sigma: Tensor, count: int | None = None, seed: int = 0) -> Tensor:
         """[K] Monte-Carlo E |x - x^|^2 / D at levels `alpha`, `sigma` [K], from `count` draws with a fixed seed."""
@@ -286,21 +291,28 @@ class MixtureDenoiser(nn.Module):
 class NetworkDenoiser(nn.Module):
     """A trainable denoiser: a network F(state [N, *D], log_snr [N]) -> [N, *D] under Karras preconditioning."""
 
-    def __init__(self, network: nn.Module, data_std: float = 1.0) -> None:
+    mean: Tensor | None
+
+    def __init__(self, network: nn.Module, data_std: float = 1.0, mean: Tensor | None = None) -> None:
+        """`data_std` is d; `mean` [*D] is that of x, zero if None."""
         super().__init__()
         if not data_std > 0:
             raise ValueError(f"data_std must be positive, got {data_std}")
         self.network = network
         self.data_std = data_std
+        self.register_buffer("mean", mean)
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor, measurement: Tensor | None = None) -> Tensor:
         """See `Denoiser`; y = `measurement` [N, *Y] is for a network that was given eyes for it."""
         alpha, sigma = alpha.to(state), sigma.to(state)
+        mean = None if self.mean is None else self.mean.to(state)
+        state = state if mean is None else state - expand(alpha, state) * mean
         spread = (alpha.square() * self.data_std**2 + sigma.square()).sqrt()
         seen = () if measurement is None else (measurement,)
         estimate = self.network(state / expand(spread, state), log_snr(alpha * self.data_std, sigma), *seen)
         skip = expand(alpha * self.data_std**2 / spread.square(), state)
-        return skip * state + expand(sigma * self.data_std / spread, state) * estimate
+        denoised = skip * state + expand(sigma * self.data_std / spread, state) * estimate
+        return denoised if mean is None else mean + denoised
 
 
 def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion.path import PathScorer, denoise_path
+from envs.likelihoods import StandardisedLikelihood
 from envs.problem import InverseProblem
 from evaluation import bounds
 from evaluation.distance import class_l1, floor, sliced_wasserstein2, wasserstein2
@@ -69,6 +70,12 @@ class Evaluation:
     """Root mean square over elements of x of (learned mean - exact mean)."""
     std_error: float | None = None
     """Root mean square over elements of x of (learned - exact standard deviation)."""
+
+    reduced_chi2: float | None = None
+    """Mean square of the samples' residuals y - A(x) in standard deviations of the noise; of the exact posterior 1 on
+    average over y, as x and the truth that was measured have the same distribution given y."""
+    exact_reduced_chi2: float | None = None
+    """The same of as many samples of the exact posterior at this y."""
 
     @property
     def gap(self) -> float | None:
@@ -141,6 +148,7 @@ def evaluate(
         class_probabilities=None if learned is None else tuple(learned.tolist()),
         exact_class_probabilities=None if exact is None else tuple(exact.tolist()),
         class_l1=None if learned is None or exact is None else class_l1(learned, exact),
+        reduced_chi2=_reduced_chi2(problem, measurement_id, samples),
         **known,
     )
 
@@ -162,6 +170,7 @@ def _distances(
         "sliced_w2_floor": floor(sliced, exact, count, generator),
         "mean_error": _rms(values.mean(0) - exact.mean.cpu()),
         "std_error": _rms(values.std(0) - exact.variance.cpu().sqrt()),
+        "exact_reduced_chi2": _reduced_chi2(problem, measurement_id, reference.to(samples)),
     }
     if not quick and samples[0].numel() <= W2_DIM:
         size = min(count, W2_SAMPLES)
@@ -194,6 +203,15 @@ def _upper_bound(
         "eubo_standard_error": bounds.bound_standard_error(weights),
         "discretisation": None if correction is None else float(correction.mean()),
     }
+
+
+def _reduced_chi2(problem: InverseProblem, measurement_id: int, samples: Tensor) -> float | None:
+    """Mean over samples and elements of y of the squared residual, in variances of the noise."""
+    if not isinstance(problem.likelihood, StandardisedLikelihood):
+        return None
+    with problem.placement():
+        measurement = problem.measurements[measurement_id].expand(len(samples), *problem.measurements.shape[1:])
+        return float(problem.likelihood.standardised(samples, measurement).double().square().mean())
 
 
 def _class_probabilities(

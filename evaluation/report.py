@@ -77,6 +77,10 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
         if value is not None and lowest is not None:
             hint = "units of x; exact: two exact samples of that size"
             rows.append(_pair(f"{name} to the exact posterior", value, lowest, hint))
+    if e.reduced_chi2 is not None:
+        known = "" if e.exact_reduced_chi2 is None else number(e.exact_reduced_chi2, 3)
+        hint = "of the residuals y − A(x), in variances of the noise; 1 on average if the truth is from the prior"
+        rows.append(SummaryRow(quantity="reduced χ²", learned=number(e.reduced_chi2, 3), exact=known, hint=hint))
     errors = (
         ("class probabilities, L1", e.class_l1, "0 to 2"),
         ("mean of x, RMS error", e.mean_error, "over the elements of x"),

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import exploration, harness, objectives, stability, staleness
+from benchmarks import exploration, harness, objectives, problems, stability, staleness
 from benchmarks.cox import cox_log_evidence
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Benchmark, Finished
 from benchmarks.path_search import mode_ratio, moment_ratios
-from envs import make_problem
+from envs import make_problem, problem_names
 from learner.objectives import OBJECTIVES
 from system.assembly import build_actor, build_learner, build_problem
 from system.config_file import load_config
@@ -210,3 +210,26 @@ def test_the_tempered_evidence_of_the_cox_process_is_that_of_quadrature():
     assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(10)) and np.std(found) < 0.02
     with pytest.raises(TypeError, match="the problem must be lgcp"):
         cox_log_evidence(make_problem("gmm-25"))
+
+
+def test_no_problem_is_only_registered():
+    assert set(problems.CASES) == set(problem_names())
+
+
+def test_a_problem_is_fine_only_if_it_rose_and_keeps_what_can_be_checked():
+    def run(name="image-inpainting", diverged=False, **metrics):
+        values = {"elbo": -10.0, "iw_log_partition": -9.0, "exact_log_partition": -9.5, "reduced_chi2": 1.1} | metrics
+        given = defaultdict(lambda: math.nan, {f"eval/{key}": value for key, value in values.items()})
+        return Finished(name=f"{name}-seed0", metrics=given, training={}, cpu_seconds=1.0, diverged=diverged)
+
+    assert problems.log_partition_error(run()) == pytest.approx(0.5 / 0.74)  # 64 dimensions
+    assert problems.is_fine(run(), before=-20.0)
+    assert not problems.is_fine(run(), before=-9.9)
+    assert not problems.is_fine(run(diverged=True), before=-20.0)
+    assert not problems.is_fine(run(exact_log_partition=-9.8), before=-20.0)
+    assert not problems.is_fine(run(reduced_chi2=1.25), before=-20.0)
+    assert problems.is_fine(run(reduced_chi2=1.25, exact_reduced_chi2=1.3), before=-20.0)
+    assert not problems.is_fine(run(exact_reduced_chi2=1.31), before=-20.0)
+    assert problems.is_fine(run(exact_log_partition=math.nan), before=-20.0)
+    assert problems.is_fine(run("digits-half", reduced_chi2=3.0), before=-20.0)  # of a real digit, not of the prior
+    assert not problems.is_fine(run(elbo=math.nan), before=-20.0)

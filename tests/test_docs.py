@@ -96,12 +96,8 @@ def test_the_readme_shows_the_problem_of_the_example():
 def test_every_problem_operator_and_likelihood_is_on_the_page_of_problems_and_its_snippet_runs():
     text = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
     contracts = {"ForwardOperator", "LinearOperator", "Likelihood", "LikelihoodError", "AutogradLikelihood"}
-    contracts |= {
-        "DifferentiableLikelihood",
-        "SimulableLikelihood",
-        "DifferentiableJointLikelihood",
-        "SimulableJointLikelihood",
-    }
+    contracts |= {"DifferentiableLikelihood", "SimulableLikelihood", "StandardisedLikelihood"}
+    contracts |= {"DifferentiableJointLikelihood", "SimulableJointLikelihood"}
     problems = python("-c", "import envs; print(*envs.problem_names())").split()  # other tests register some here
     for name in {*problems, *envs.operators.__all__, *envs.likelihoods.__all__} - contracts:
         assert f"`{name}`" in text, name
@@ -128,6 +124,19 @@ def test_the_example_of_a_new_problem_bounds_the_exact_evidence():
     assert values["exact log Z"] == pytest.approx(-0.735, abs=1e-3)
     assert values["ELBO"] < values["exact log Z"]
     assert values["importance-weighted"] == pytest.approx(values["exact log Z"], abs=0.3)
+
+
+def test_the_worked_example_of_a_new_problem_passes_its_checks_and_takes_a_step(tmp_path):
+    file, check = snippets("docs/add_a_problem.md")
+    (tmp_path / "decay.py").write_text(file, encoding="utf-8")
+    (tmp_path / "check.py").write_text(check, encoding="utf-8")
+
+    python("-W", "ignore", "check.py", cwd=tmp_path)
+    command = re.search(r"rtb (train .*)", (ROOT / "docs" / "add_a_problem.md").read_text(encoding="utf-8"))
+    words = command[1].replace("configs/", f"{ROOT}/configs/").split()
+    python("-m", "system", *words, "--updates", "3", "--runner", "local", "--run", "run", cwd=tmp_path)
+
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_the_worked_example_of_amortised_posteriors_learns_measurements_that_it_has_not_seen():

@@ -6,6 +6,7 @@ from envs.likelihoods.base import (
     Likelihood,
     LikelihoodError,
     SimulableLikelihood,
+    StandardisedLikelihood,
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
 from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
@@ -30,6 +31,7 @@ __all__ = [
     "PoissonLikelihood",
     "SimulableJointLikelihood",
     "SimulableLikelihood",
+    "StandardisedLikelihood",
     "StudentTLikelihood",
     "WithoutGradient",
     "joint",

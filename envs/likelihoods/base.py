@@ -7,7 +7,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AutogradLikelihood", "DifferentiableLikelihood", "Likelihood", "LikelihoodError", "SimulableLikelihood"]
+__all__ = [
+    "AutogradLikelihood",
+    "DifferentiableLikelihood",
+    "Likelihood",
+    "LikelihoodError",
+    "SimulableLikelihood",
+    "StandardisedLikelihood",
+]
 
 
 class LikelihoodError(ValueError):
@@ -31,6 +38,15 @@ class DifferentiableLikelihood(Protocol):
 
     def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, *D] gradient of log p(y | x) at x = `value`."""
+        ...
+
+
+@runtime_checkable
+class StandardisedLikelihood(Protocol):
+    """A likelihood that knows how far y is from what x would give, in standard deviations of the noise."""
+
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N, *Y] (y - E[y | x]) / std(y | x); of correlated noise, whitened."""
         ...
 
 

@@ -128,7 +128,7 @@ class BlackBoxLikelihood:
 
 
 class WithoutGradient(nn.Module):
-    """A likelihood whose gradient is kept back, as it does not exist or says nothing; it can still be simulated."""
+    """A likelihood whose gradient is kept back, as it does not exist or says nothing; all else is the same."""
 
     def __init__(self, likelihood: GaussianLikelihood) -> None:
         super().__init__()
@@ -138,6 +138,10 @@ class WithoutGradient(nn.Module):
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `envs.likelihoods.Likelihood`."""
         return self.likelihood.log_prob(value, measurement)
+
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `envs.likelihoods.StandardisedLikelihood`."""
+        return self.likelihood.standardised(value, measurement)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `envs.likelihoods.SimulableLikelihood`."""

@@ -55,6 +55,11 @@ class PoissonLikelihood(AutogradLikelihood):
         """[N, *Y] lambda."""
         return self.operator(value) * self.exposure.to(value) + self.background.to(value)
 
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `StandardisedLikelihood`: Pearson's residuals."""
+        mean = self.mean(value)
+        return (measurement.to(value) - mean) / mean.clamp_min(1e-30).sqrt()
+
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; -inf where a count is not one, or lambda is negative, or zero for counts above zero."""
         mean, counts = self.mean(value).double(), measurement.to(value).double()  # large numbers, small differences
@@ -85,6 +90,12 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
             if not (given > 0 and math.isfinite(given)):
                 raise ValueError(f"{name} must be positive and finite, got {given}")
         self.read_std, self.gain = float(read_std), float(gain)
+
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `StandardisedLikelihood`."""
+        mean = self.mean(value).clamp_min(0)
+        variance = self.gain**2 * mean + self.read_std**2
+        return (measurement.to(value) - self.gain * mean) / variance.sqrt()
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; the sum is over those n that have a part in it, so its cost is about read_std / gain."""

@@ -54,9 +54,13 @@ class GaussianLikelihood(AutogradLikelihood):
     def _std(self, like: Tensor) -> float | Tensor:
         return self.noise_std.to(like) if isinstance(self.noise_std, Tensor) else self.noise_std
 
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `StandardisedLikelihood`."""
+        return (measurement.to(value) - self.operator(value)) / self._std(value)
+
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`."""
-        residual = ((measurement.to(value) - self.operator(value)) / self._std(value)).flatten(1)
+        residual = self.standardised(value, measurement).flatten(1)
         count = residual.shape[1]
         if isinstance(self.noise_std, Tensor):
             log_std = float(self.noise_std.log().sum())
@@ -104,6 +108,11 @@ class CorrelatedGaussianLikelihood(AutogradLikelihood):
         if not torch.allclose(power, mirrored, rtol=1e-6):
             raise ValueError("power must be even, P(-f) = P(f), with the zero frequency at [0, 0]")
         self.register_buffer("power", power)
+
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `StandardisedLikelihood`."""
+        residual = measurement.to(value) - self.operator(value)
+        return torch.fft.ifft2(torch.fft.fft2(residual) / self.power.to(value).sqrt()).real
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`."""

@@ -29,9 +29,10 @@ class NonlinearBlurSurrogate(nn.Module):
         super().__init__()
         if not gain > 0:
             raise ValueError(f"gain must be positive, got {gain}")
-        self.blur = Convolution(event_shape, gaussian_kernel(std))
+        size = min(len(gaussian_kernel(std)), *(extent - 1 + extent % 2 for extent in event_shape[-2:]))
+        self.blur = Convolution(event_shape, gaussian_kernel(std, size))
         angle = float(torch.rand((), generator=torch.Generator().manual_seed(seed))) * math.pi
-        self.streak = Convolution(event_shape, _oriented(angle, 2 * std, 0.5 * std, len(gaussian_kernel(std))))
+        self.streak = Convolution(event_shape, _oriented(angle, 2 * std, 0.5 * std, size))
         self.gain, self.weight = gain, weight
         self.measurement_shape = tuple(event_shape)
 

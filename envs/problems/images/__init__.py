@@ -1,0 +1,29 @@
+"""Problems of images, a forward operator a file; importing this package registers them."""
+
+from envs.problems.images import (
+    compressed_sensing,
+    deblurring,
+    denoising,
+    high_dynamic_range,
+    inpainting,
+    magnetic_resonance,
+    nonlinear_deblurring,
+    phase_retrieval,
+    quantisation,
+    super_resolution,
+    tomography,
+)
+
+__all__ = [
+    "compressed_sensing",
+    "deblurring",
+    "denoising",
+    "high_dynamic_range",
+    "inpainting",
+    "magnetic_resonance",
+    "nonlinear_deblurring",
+    "phase_retrieval",
+    "quantisation",
+    "super_resolution",
+    "tomography",
+]
