@@ -53,8 +53,9 @@ class ScoreModelDenoiser(ImportedDenoiser):
             raise ValueError(f"the VE SDE needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         if sde == "vp" and not 0 < beta_min < beta_max:
             raise ValueError(f"the VP SDE needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
-        if not 0 <= epsilon < final_time:
-            raise ValueError(f"the SDE needs times 0 <= epsilon < T, got {epsilon} and {final_time}")
+        if not 0 <= epsilon < final_time or (sde == "vp" and epsilon == 0):  # at 0 the VP SDE has no noise
+            least = "0 <=" if sde == "ve" else "0 <"
+            raise ValueError(f"the {sde.upper()} SDE needs times {least} epsilon < T, got {epsilon} and {final_time}")
         self.sde = sde
         self.final_time, self.epsilon = final_time, epsilon
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
