@@ -9,11 +9,11 @@ its arguments configuration keys and its name a gymnasium environment:
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Mapping
 
+from diffusion.registry import nearest
 from envs.problem import InverseProblem
 
 __all__ = ["make_problem", "on_register", "problem_factory", "problem_names", "register"]
@@ -84,9 +84,3 @@ def make_problem(name: str, options: Mapping[str, object] | None = None) -> Inve
         if key not in known:
             raise ValueError(f"unknown option {key!r} of problem {name!r}; {nearest(key, known)}")
     return factory(**(options or {}))
-
-
-def nearest(word: str, known: Mapping[str, object] | tuple[str, ...]) -> str:
-    """'did you mean X?' or the list of what is known."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted(known))}"

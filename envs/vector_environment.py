@@ -25,8 +25,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from diffusion.registry import nearest
 from envs.problem import InverseProblem
-from envs.registry import make_problem, nearest
+from envs.registry import make_problem
 
 __all__ = ["REWARDS", "DenoisingVectorEnv", "Observation", "checked_control"]
 

@@ -1,0 +1,112 @@
+"""Denoisers and networks by kind: what a stored prior needs to build its denoiser again before it loads the weights.
+
+A description is a mapping that JSON can hold: `kind`, and the arguments of the kind's builder.
+
+    {"kind": "network", "network": {"kind": "mlp", "hidden": 256}}
+
+A kind is a function (event_shape, data_std, **arguments) -> module in a file of its own, and a line here. Kinds of your
+own are added to the dictionaries by a module that is imported first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoiser import NetworkDenoiser
+from diffusion.network import MLP, UNet
+
+__all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest"]
+
+
+class EventMLP(MLP):
+    """An MLP from x of any shape to one of the same shape."""
+
+    def forward(self, value: Tensor, level: Tensor, measurement: Tensor | None = None) -> Tensor:
+        """[N, *D], [N] -> [N, *D], with y [N, *Y] where it is seen."""
+        return super().forward(value.flatten(1), level, measurement).reshape(value.shape)
+
+
+def _mlp(event_shape: tuple[int, ...], *, hidden: int = 256, depth: int = 3, embedding: int = 64) -> nn.Module:
+    dim = torch.Size(event_shape).numel()
+    return EventMLP(dim, dim, hidden, depth, embedding)
+
+
+def _unet(
+    event_shape: tuple[int, ...],
+    *,
+    channels: Sequence[int] = (32, 64, 64),
+    layers_per_block: int = 1,
+    groups: int = 8,
+) -> nn.Module:
+    if len(event_shape) != 3 or any(size % 2 ** (len(channels) - 1) for size in event_shape[1:]):
+        raise ValueError(
+            f"a U-Net of {len(channels)} levels needs x of shape [C, H, W] with H and W divisible by "
+            f"{2 ** (len(channels) - 1)}, got {tuple(event_shape)}"
+        )
+    return UNet(event_shape[0], event_shape[0], tuple(channels), layers_per_block, groups)
+
+
+def _network(event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any]) -> nn.Module:
+    return NetworkDenoiser(make_network(network, event_shape), data_std)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet}
+"""Networks F of a `NetworkDenoiser` by kind: (event_shape, **arguments) -> module."""
+
+DENOISERS: dict[str, Callable[..., nn.Module]] = {"network": _network}
+"""Denoisers by kind: (event_shape, data_std, **arguments) -> module (`diffusion.denoiser.Denoiser`)."""
+
+
+def make_network(description: Mapping[str, Any], event_shape: tuple[int, ...]) -> nn.Module:
+    """The network of `description`, with random weights.
+
+    Raises:
+        ValueError: unknown kind or argument (the message names the nearest), or arguments that do not fit.
+    """
+    return _made("network", NETWORKS, description, tuple(event_shape))
+
+
+def make_denoiser(description: Mapping[str, Any], event_shape: tuple[int, ...], data_std: float) -> nn.Module:
+    """The denoiser of `description`, with random weights.
+
+    Raises:
+        ValueError: unknown kind or argument (the message names the nearest), or arguments that do not fit.
+    """
+    return _made("denoiser", DENOISERS, description, tuple(event_shape), data_std)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """'did you mean X?' or the list of what is known."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"
+
+
+def _made(
+    what: str, kinds: Mapping[str, Callable[..., nn.Module]], description: Mapping[str, Any], *given: object
+) -> nn.Module:
+    kind = description.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"the description of a {what} needs a kind, got {dict(description)!r}")
+    if kind not in kinds:
+        raise ValueError(
+            f"unknown kind of {what} {kind!r} (one of your own has to be imported first); {nearest(kind, kinds)}"
+        )
+    arguments = {key: value for key, value in description.items() if key != "kind"}
+    known = [name for name, entry in inspect.signature(kinds[kind]).parameters.items() if entry.kind in _NAMED]
+    for key in arguments:
+        if key not in known[len(given) :]:
+            raise ValueError(f"unknown argument {key!r} of {what} {kind!r}; {nearest(key, known[len(given) :])}")
+    try:
+        return kinds[kind](*given, **arguments)
+    except TypeError as error:  # a missing argument, or one of the wrong type
+        raise ValueError(f"cannot make {what} {kind!r}: {error}") from error
+
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
