@@ -19,6 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoiser import NetworkDenoiser
+from diffusion.imported.diffusers_network import discrete_denoiser
+from diffusion.imported.diffusers_unet import diffusers_unet
+from diffusion.imported.edm import edm_denoiser
+from diffusion.imported.flow import flow_denoiser
+from diffusion.imported.score_model import score_model_denoiser
 from diffusion.network import MLP, UNet
 
 __all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest"]
@@ -56,10 +61,16 @@ def _network(event_shape: tuple[int, ...], data_std: float, *, network: Mapping[
     return NetworkDenoiser(make_network(network, event_shape), data_std)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet, "diffusers-unet": diffusers_unet}
 """Networks F of a `NetworkDenoiser` by kind: (event_shape, **arguments) -> module."""
 
-DENOISERS: dict[str, Callable[..., nn.Module]] = {"network": _network}
+DENOISERS: dict[str, Callable[..., nn.Module]] = {
+    "network": _network,
+    "diffusers": discrete_denoiser,
+    "edm": edm_denoiser,
+    "flow": flow_denoiser,
+    "score-models": score_model_denoiser,
+}
 """Denoisers by kind: (event_shape, data_std, **arguments) -> module (`diffusion.denoiser.Denoiser`)."""
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.kernel import expand
+from diffusion.schedule import Schedule
 
 __all__ = ["PURE_NOISE", "ImportedDenoiser", "OwnLevel", "log_snr", "variance_preserving"]
 
@@ -55,6 +56,10 @@ class ImportedDenoiser(nn.Module, ABC):
     def nearest(self, level: Tensor) -> Tensor:
         """The log-SNR in `log_snr_range` next to `level` [N]."""
         return level.clamp(*self.log_snr_range)
+
+    @abstractmethod
+    def own_schedule(self, num_steps: int) -> Schedule:
+        """A chain of `num_steps` on the levels that the network was trained on, as its own library would space it."""
 
     @abstractmethod
     def own_level(self, level: Tensor) -> OwnLevel:

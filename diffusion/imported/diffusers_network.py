@@ -13,16 +13,17 @@ use_clipped_model_output.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.imported.architecture import DiffusersUNet
 from diffusion.imported.base import PURE_NOISE, ImportedDenoiser, OwnLevel, variance_preserving
+from diffusion.imported.diffusers_unet import diffusers_unet
 from diffusion.schedule import Schedule
 
-__all__ = ["DiscreteDenoiser", "make_discrete", "training_levels"]
+__all__ = ["DiscreteDenoiser", "discrete_denoiser", "training_levels"]
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
@@ -78,6 +79,13 @@ class DiscreteDenoiser(ImportedDenoiser):
             denoised = output
         return denoised if self.clip is None else denoised.clamp(-self.clip, self.clip)
 
+    def own_schedule(self, num_steps: int) -> Schedule:
+        """See `ImportedDenoiser.own_schedule`: training steps, evenly spaced, the first and the last among them."""
+        count = len(self.levels)
+        if not 1 <= num_steps <= count:
+            raise ValueError(f"the training grid has {count} steps, got num_steps {num_steps}")
+        return self.schedule(torch.linspace(count - 1, 0, num_steps, dtype=torch.float64).round().long())
+
     def schedule(self, steps: Tensor) -> Schedule:
         """The chain that goes through the training `steps` [K], noisiest first, and then to x."""
         levels = self.levels[steps].cpu()
@@ -91,9 +99,15 @@ def training_levels(alphas_cumprod: Tensor) -> Tensor:
     return (0.5 * torch.logit(alphas_cumprod.double())).clamp_min(PURE_NOISE)
 
 
-def make_discrete(
-    unet: dict[str, Any], num_train_timesteps: int, prediction: str, clip: float | None = None
+def discrete_denoiser(
+    event_shape: tuple[int, ...],
+    data_std: float,
+    *,
+    config: Mapping[str, Any],
+    num_train_timesteps: int,
+    prediction: str,
+    clip: float | None = None,
 ) -> DiscreteDenoiser:
-    """The denoiser with random weights and a training grid that is to be loaded; `unet`: `UNet2DModel`'s arguments."""
+    """The kind "diffusers": a `UNet2DModel` of `config` on a training grid that comes with its weights."""
     placeholder = torch.linspace(1.0, -1.0, num_train_timesteps, dtype=torch.float64)
-    return DiscreteDenoiser(DiffusersUNet(unet), placeholder, prediction, clip)
+    return DiscreteDenoiser(diffusers_unet(event_shape, config=config), placeholder, prediction, clip)

@@ -11,14 +11,15 @@ The network's own state is taken to be what F is given: a = 1 / e and b = sigma 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion.imported.architecture import make_architecture
 from diffusion.imported.base import ImportedDenoiser, OwnLevel
+from diffusion.schedule import Schedule, edm
 
-__all__ = ["EDMDenoiser", "make_edm"]
+__all__ = ["EDMDenoiser", "edm_denoiser"]
 
 
 class EDMDenoiser(ImportedDenoiser):
@@ -40,6 +41,10 @@ class EDMDenoiser(ImportedDenoiser):
         """See `ImportedDenoiser.log_snr_range`."""
         return -math.log(self.sigma_max), -math.log(self.sigma_min)
 
+    def own_schedule(self, num_steps: int) -> Schedule:
+        """See `ImportedDenoiser.own_schedule`."""
+        return edm(num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+
     def own_level(self, level: Tensor) -> OwnLevel:
         """See `ImportedDenoiser.own_level`."""
         sigma = (-level).exp()
@@ -51,6 +56,16 @@ class EDMDenoiser(ImportedDenoiser):
         return self.sigma_data**2 * alpha * state + self.sigma_data * sigma * output
 
 
-def make_edm(architecture: str, arguments: dict[str, Any], **options: float) -> EDMDenoiser:
-    """The denoiser with random weights; `options` are those of `EDMDenoiser`."""
-    return EDMDenoiser(make_architecture(architecture, arguments), **options)
+def edm_denoiser(
+    event_shape: tuple[int, ...],
+    data_std: float,
+    *,
+    network: Mapping[str, Any],
+    sigma_data: float = 0.5,
+    sigma_min: float = 0.002,
+    sigma_max: float = 80.0,
+) -> EDMDenoiser:
+    """The kind "edm": `network` describes F (`diffusion.registry`)."""
+    from diffusion.registry import make_network  # which imports this module
+
+    return EDMDenoiser(make_network(network, event_shape), sigma_data, sigma_min, sigma_max)

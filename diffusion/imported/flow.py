@@ -10,15 +10,16 @@ Some networks are given their time in thousandths: `time_scale` 1000.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.imported.architecture import make_architecture
 from diffusion.imported.base import PURE_NOISE, ImportedDenoiser, OwnLevel
+from diffusion.schedule import Schedule, flow
 
-__all__ = ["FlowDenoiser", "make_flow"]
+__all__ = ["FlowDenoiser", "flow_denoiser"]
 
 
 class FlowDenoiser(ImportedDenoiser):
@@ -38,6 +39,10 @@ class FlowDenoiser(ImportedDenoiser):
         """See `ImportedDenoiser.log_snr_range`: all levels."""
         return PURE_NOISE, -PURE_NOISE
 
+    def own_schedule(self, num_steps: int) -> Schedule:
+        """See `ImportedDenoiser.own_schedule`."""
+        return flow(num_steps)
+
     def own_level(self, level: Tensor) -> OwnLevel:
         """See `ImportedDenoiser.own_level`."""
         signal, noise = torch.sigmoid(level), torch.sigmoid(-level)
@@ -48,6 +53,15 @@ class FlowDenoiser(ImportedDenoiser):
         return state + sigma * output if self.data_at else state - sigma * output
 
 
-def make_flow(architecture: str, arguments: dict[str, Any], data_at: int, time_scale: float = 1.0) -> FlowDenoiser:
-    """The denoiser with random weights; `data_at` and `time_scale` as of `FlowDenoiser`."""
-    return FlowDenoiser(make_architecture(architecture, arguments), data_at, time_scale)
+def flow_denoiser(
+    event_shape: tuple[int, ...],
+    data_std: float,
+    *,
+    network: Mapping[str, Any],
+    data_at: int,
+    time_scale: float = 1.0,
+) -> FlowDenoiser:
+    """The kind "flow": `network` describes v (`diffusion.registry`)."""
+    from diffusion.registry import make_network  # which imports this module
+
+    return FlowDenoiser(make_network(network, event_shape), data_at, time_scale)

@@ -15,14 +15,16 @@ from __future__ import annotations
 
 import importlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.imported.base import ImportedDenoiser, OwnLevel, variance_preserving
+from diffusion.schedule import Schedule
 
-__all__ = ["ScoreModelDenoiser", "make_score_model"]
+__all__ = ["ScoreModelDenoiser", "score_model_denoiser"]
 
 NETWORKS = {"ncsnpp": "NCSNpp", "ddpm": "DDPM", "mlp": "MLP"}
 
@@ -74,6 +76,15 @@ class ScoreModelDenoiser(ImportedDenoiser):
         """See `ImportedDenoiser.log_snr_range`."""
         return self.log_snr_at(self.final_time), self.log_snr_at(self.epsilon)
 
+    def own_schedule(self, num_steps: int) -> Schedule:
+        """See `ImportedDenoiser.own_schedule`: times evenly spaced from T to epsilon."""
+        if num_steps < 2:
+            raise ValueError(f"the schedule of an SDE needs num_steps >= 2, got {num_steps}")
+        times = torch.linspace(self.final_time, self.epsilon, num_steps, dtype=torch.float64)
+        levels = torch.tensor([self.log_snr_at(float(time)) for time in times], dtype=torch.float64)
+        own = self.own_level(levels)
+        return Schedule(torch.cat([own.alpha, torch.ones(1).double()]), torch.cat([own.sigma, torch.zeros(1).double()]))
+
     def own_level(self, level: Tensor) -> OwnLevel:
         """See `ImportedDenoiser.own_level`."""
         if self.sde == "ve":
@@ -109,14 +120,39 @@ class _StateFirst(nn.Module):
         return output
 
 
-def make_score_model(architecture: str, arguments: dict[str, Any], sde: str, **options: float) -> ScoreModelDenoiser:
-    """The denoiser with random weights.
-
-    `architecture` is ncsnpp, ddpm or mlp, `arguments` are its own, and `options` those of `ScoreModelDenoiser`.
+def score_model_denoiser(
+    event_shape: tuple[int, ...],
+    data_std: float,
+    *,
+    architecture: str,
+    arguments: Mapping[str, Any],
+    sde: str,
+    final_time: float = 1.0,
+    epsilon: float = 0.0,
+    sigma_min: float = 0.0,
+    sigma_max: float = 0.0,
+    beta_min: float = 0.0,
+    beta_max: float = 0.0,
+) -> ScoreModelDenoiser:
+    """The kind "score-models": `architecture` is ncsnpp, ddpm or mlp, `arguments` are its own.
 
     Raises:
         ValueError: the package is not installed, or the network is not one that a prior can be.
     """
+    network = _network(architecture, arguments)
+    return ScoreModelDenoiser(
+        _StateFirst(network),
+        sde,
+        final_time=final_time,
+        epsilon=epsilon,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        beta_min=beta_min,
+        beta_max=beta_max,
+    )
+
+
+def _network(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
     if architecture not in NETWORKS:
         raise ValueError(f"unknown network {architecture!r} of score_models; expected one of {', '.join(NETWORKS)}")
     for name in ("conditioning", "condition"):
@@ -133,4 +169,4 @@ def make_score_model(architecture: str, arguments: dict[str, Any], sde: str, **o
             "install it: pip install --no-deps score_models torch-ema"
         ) from None
     network: nn.Module = getattr(package, NETWORKS[architecture])(**arguments)
-    return ScoreModelDenoiser(_StateFirst(network), sde, **options)
+    return network

@@ -10,9 +10,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from diffusion.imported.architecture import DiffusersUNet
 from diffusion.imported.base import PURE_NOISE
-from diffusion.imported.diffusers_network import DiscreteDenoiser, make_discrete, training_levels
+from diffusion.imported.diffusers_network import DiscreteDenoiser, discrete_denoiser, training_levels
+from diffusion.imported.diffusers_unet import DiffusersUNet
 from diffusion.imported.variance import large_variance, small_variance
 from diffusion.prior import Prior
 
@@ -153,7 +153,11 @@ def test_the_denoiser_is_made_again_from_its_arguments_and_weights(unet):
     scheduler = DDPMScheduler(num_train_timesteps=50)
     levels = training_levels(scheduler.alphas_cumprod)
     first = DiscreteDenoiser(DiffusersUNet.of(unet), levels, "v_prediction", 1.0).requires_grad_(False)
-    second = make_discrete(UNET, 50, "v_prediction", 1.0).double().requires_grad_(False)
+    second = (
+        discrete_denoiser((1, 8, 8), 1.0, config=UNET, num_train_timesteps=50, prediction="v_prediction", clip=1.0)
+        .double()
+        .requires_grad_(False)
+    )
     second.load_state_dict(first.state_dict())
     state, alpha = torch.randn(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0.1, 0.7, 0.99]).double()
     assert torch.equal(first(state, alpha, (1 - alpha**2).sqrt()), second(state, alpha, (1 - alpha**2).sqrt()))

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from diffusion.imported.score_model import NETWORKS, ScoreModelDenoiser, make_score_model
+from diffusion.imported.score_model import NETWORKS, ScoreModelDenoiser, score_model_denoiser
 
 installed = pytest.mark.skipif(
     importlib.util.find_spec("score_models") is None,
@@ -28,7 +28,9 @@ def _both(architecture, sde):
 
     arguments, _, dtype = NETS[architecture]
     torch.manual_seed(0)
-    denoiser = make_score_model(architecture, arguments, sde, **SDES[sde]).to(dtype)
+    denoiser = score_model_denoiser((), 1.0, architecture=architecture, arguments=arguments, sde=sde, **SDES[sde]).to(
+        dtype
+    )
     model = ScoreModel(denoiser.network.network, sde=sde, T=1.0, device="cpu", **SDES[sde])
     return denoiser.eval().requires_grad_(False), model.eval()
 
@@ -66,7 +68,9 @@ def test_times_and_levels_are_those_of_the_sde(sde):
 
 @installed
 def test_fixed_frequencies_stay_fixed_where_all_parameters_are_trained():
-    denoiser = make_score_model("mlp", NETS["mlp"][0], "ve", **SDES["ve"]).requires_grad_(True)
+    denoiser = score_model_denoiser(
+        (), 1.0, architecture="mlp", arguments=NETS["mlp"][0], sde="ve", **SDES["ve"]
+    ).requires_grad_(True)
     assert "network.network.all_modules.0.W" in dict(denoiser.named_buffers())
     assert "network.network.all_modules.0.W" not in dict(denoiser.named_parameters())
 
@@ -77,21 +81,21 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(monkeypatch):
 
     monkeypatch.setattr("importlib.import_module", missing)
     with pytest.raises(ValueError, match=r"could not be imported.*pip install --no-deps score_models torch-ema"):
-        make_score_model("mlp", NETS["mlp"][0], "ve", **SDES["ve"])
+        score_model_denoiser((), 1.0, architecture="mlp", arguments=NETS["mlp"][0], sde="ve", **SDES["ve"])
 
 
 @pytest.mark.parametrize(
-    ("architecture", "arguments", "sde", "options", "message"),
+    ("architecture", "arguments", "message"),
     [
-        ("resnet", {}, "ve", {}, f"unknown network 'resnet' of score_models; expected one of {', '.join(NETWORKS)}"),
-        ("mlp", {"conditioning": ["Input"]}, "ve", {}, r"must not be conditional, .* conditioning = \['Input'\]"),
-        ("ncsnpp", {"condition": ["vector"]}, "ve", {}, r"must not be conditional, .* condition = \['vector'\]"),
-        ("mlp", {"nn_is_energy": True}, "ve", {}, "is an energy"),
+        ("resnet", {}, f"unknown network 'resnet' of score_models; expected one of {', '.join(NETWORKS)}"),
+        ("mlp", {"conditioning": ["Input"]}, r"must not be conditional, .* conditioning = \['Input'\]"),
+        ("ncsnpp", {"condition": ["vector"]}, r"must not be conditional, .* condition = \['vector'\]"),
+        ("mlp", {"nn_is_energy": True}, "is an energy"),
     ],
 )
-def test_networks_that_are_no_score_of_x_are_refused(architecture, arguments, sde, options, message):
+def test_networks_that_are_no_score_of_x_are_refused(architecture, arguments, message):
     with pytest.raises(ValueError, match=message):
-        make_score_model(architecture, arguments, sde, **options)
+        score_model_denoiser((), 1.0, architecture=architecture, arguments=arguments, sde="ve", **SDES["ve"])
 
 
 @pytest.mark.parametrize(

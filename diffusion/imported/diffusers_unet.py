@@ -1,22 +1,18 @@
-"""Networks by name and arguments, as files state them: what weights are put into.
-
-`ARCHITECTURES` is a dictionary, to which a plug-in can add: name -> function of the arguments. A network maps
-(state [N, *D], time [N]) to [N, *D].
-"""
+"""diffusers' `UNet2DModel` with any arguments, as a network that is given its own time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from diffusion.network import MLP, UNet
+from diffusion.network import UNet
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-__all__ = ["ARCHITECTURES", "DiffusersUNet", "make_architecture"]
+__all__ = ["DiffusersUNet", "diffusers_unet"]
 
 
 class DiffusersUNet(UNet):
@@ -68,22 +64,9 @@ def refuse_conditional(config: Mapping[str, Any]) -> None:
         )
 
 
-ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
-    "UNet2DModel": lambda **arguments: DiffusersUNet(arguments),
-    "unet": UNet,
-    "mlp": MLP,
-}
-
-
-def make_architecture(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network called `name`, with random weights.
-
-    Raises:
-        ValueError: there is none of this name, or it does not take these arguments.
-    """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {name!r}; expected one of {', '.join(ARCHITECTURES)}")
-    try:
-        return ARCHITECTURES[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"architecture {name!r} does not take these arguments: {error}") from None
+def diffusers_unet(event_shape: tuple[int, ...], *, config: Mapping[str, Any]) -> DiffusersUNet:
+    """The network for x of `event_shape` with random weights; see `DiffusersUNet`."""
+    channels = config.get("in_channels", 3)
+    if len(event_shape) != 3 or event_shape[0] != channels:
+        raise ValueError(f"a U-Net of {channels} channels needs x of shape [{channels}, H, W], got {event_shape}")
+    return DiffusersUNet(config)
