@@ -9,7 +9,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["fill", "read_json", "read_weights", "refuse_pickle"]
+__all__ = ["STATE_DICT_LINE", "fill", "read_json", "read_model", "read_weights", "refuse_pickle"]
+
+STATE_DICT_LINE = (
+    'python -c "import sys, torch, safetensors.torch as s; p = sys.argv[1]; '
+    "w = torch.load(p, map_location='cpu', weights_only=True); "
+    "s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, p.rsplit('.', 1)[0] + '.safetensors')\" {}"
+)
+"""What makes safetensors of a pickled state dict, {} standing for the file."""
 
 PICKLED = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
@@ -31,7 +38,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_weights(path: Path, convert: str | None = None) -> dict[str, Tensor]:
+def read_weights(path: Path, convert: str = STATE_DICT_LINE) -> dict[str, Tensor]:
     """The tensors of a safetensors file; `convert` is the way out where there are pickled weights instead.
 
     Raises:
@@ -49,28 +56,44 @@ def read_weights(path: Path, convert: str | None = None) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a safetensors file: {error}") from None
 
 
-def refuse_pickle(source: Path, convert: str | None = None) -> None:
+def read_model(kind: Any, folder: Path) -> Any:  # noqa: ANN401  diffusers has no types
+    """The model of diffusers of class `kind` in `folder`, by its own loader, which knows the names of older versions.
+
+    Raises:
+        ValueError: no safetensors, or weights that are not those of the config.
+    """
+    if not [*folder.glob("*.safetensors")]:
+        made = f"M.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+        refuse_pickle(folder, f'python -c "from diffusers import {kind.__name__} as M; {made}"')
+        raise ValueError(f"there are no safetensors in {folder}, which holds {_listed(folder)}")
+    try:
+        model, info = kind.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"diffusers cannot read {folder}: {error}") from None
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[what]:
+            raise ValueError(
+                f"config and weights in {folder} disagree: {len(info[what])} {what.replace('_', ' ')}, "
+                f"{sorted(map(str, info[what]))[0]} the first"
+            )
+    return model.eval().requires_grad_(False)
+
+
+def refuse_pickle(source: Path, convert: str = STATE_DICT_LINE) -> None:
     """Raises `ValueError` where `source` is a pickle, or a folder of some.
 
-    `convert` is the line that makes safetensors of it, {} standing for the file; None for that of a state dict.
+    `convert` is the line that makes safetensors of it, {} standing for the file.
     """
     found = [source] if source.is_file() else sorted(source.iterdir()) if source.is_dir() else []
     pickles = [path for path in found if path.suffix in PICKLED]
     if pickles:
-        line = (convert or state_dict_line()).format(pickles[0])
+        line = convert.format(pickles[0])
         raise ValueError(
             f"{pickles[0]} is a pickle, which runs whatever code its author put there when it is read: it is not read "
             f"here. Where you trust it, make safetensors of it: {line}"
         )
-
-
-def state_dict_line(taken: str = "") -> str:
-    """The command that makes safetensors of a pickled state dict, or of what `taken` indexes in the pickle."""
-    return (
-        'python -c "import sys, torch, safetensors.torch as s; p = sys.argv[1]; '
-        f"w = torch.load(p, map_location='cpu', weights_only=True){taken}; "
-        "s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, p.rsplit('.', 1)[0] + '.safetensors')\" {}"
-    )
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:

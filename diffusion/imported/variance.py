@@ -13,12 +13,13 @@ most published priors. A chain that ends at a noisier level has more of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-__all__ = ["VARIANCES", "large_variance", "small_variance"]
+__all__ = ["VARIANCES", "SamplerVariance", "large_variance", "small_variance"]
 
 
 def large_variance(alpha: Tensor, sigma: Tensor, data_std: float = 1.0) -> Tensor:
@@ -33,4 +34,24 @@ def small_variance(alpha: Tensor, sigma: Tensor, data_std: float = 1.0) -> Tenso
     return variance
 
 
-VARIANCES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"small": small_variance, "large": large_variance}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerVariance:
+    """One of them by name; called with (alpha, sigma) it is `Prior`'s `denoising_variance`."""
+
+    name: str
+    """small or large."""
+    data_std: float
+    """h, in the units of x."""
+
+    def __post_init__(self) -> None:
+        if self.name not in VARIANCES:
+            raise ValueError(f"unknown variance {self.name!r} of a sampler; expected one of {', '.join(VARIANCES)}")
+        if not (self.data_std > 0 and math.isfinite(self.data_std)):
+            raise ValueError(f"data_std must be positive, got {self.data_std}")
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[T] float64 v at the levels `alpha`, `sigma` [T] of a chain."""
+        return VARIANCES[self.name](alpha.double(), sigma.double(), self.data_std)
+
+
+VARIANCES = {"small": small_variance, "large": large_variance}
