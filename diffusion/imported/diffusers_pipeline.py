@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.imported.diffusers_network import PREDICTIONS, DiscreteDenoiser, training_levels
-from diffusion.imported.diffusers_unet import DiffusersUNet
+from diffusion.imported.diffusers_unet import DiffusersUNet, refuse_conditional
 from diffusion.imported.imported_prior import ImportedPrior
 from diffusion.imported.latent import read_autoencoder
 from diffusion.imported.source import read_json, read_model
@@ -93,9 +93,11 @@ def _unet(folder: Path) -> tuple[UNet2DModel, dict[str, Any]]:
     """The model and the arguments that it is made of."""
     from diffusers.models.unets.unet_2d import UNet2DModel  # diffusers takes seconds to import
 
-    stated = read_json(folder / "config.json").get("time_embedding_type", "positional")
-    if stated != "positional":
-        raise ValueError(f"the U-Net must know its training step by its number (positional), got {stated!r}")
+    stated = read_json(folder / "config.json")
+    refuse_conditional(stated)
+    embedding = stated.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        raise ValueError(f"the U-Net must know its training step by its number (positional), got {embedding!r}")
     network: UNet2DModel = read_model(UNet2DModel, folder)
     config = {name: value for name, value in network.config.items() if not name.startswith("_")}
     return network, {name: list(value) if isinstance(value, tuple) else value for name, value in config.items()}

@@ -12,7 +12,7 @@ from diffusion.network import UNet
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
-__all__ = ["DiffusersUNet", "diffusers_unet"]
+__all__ = ["DiffusersUNet", "diffusers_unet", "refuse_conditional"]
 
 
 class DiffusersUNet(UNet):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from diffusion.imported.imported_prior import ImportedPrior
-from diffusion.imported.score_model import score_model_denoiser
+from diffusion.imported.score_model import check_network, score_model_denoiser
 from diffusion.imported.source import fill, read_json, read_weights, refuse_pickle
 
 __all__ = ["HYPERPARAMETERS", "read_score_checkpoint"]
@@ -28,6 +28,7 @@ def read_score_checkpoint(source: Path, shape: tuple[int, ...] | None = None) ->
     stated = read_json(source / HYPERPARAMETERS)
     architecture = str(stated.get("model_architecture", "ncsnpp")).lower()
     arguments = {name: value for name, value in stated.items() if name not in OF_SDE}
+    check_network(architecture, arguments)
     event_shape = _event_shape(architecture, arguments, shape)
     description: dict[str, Any] = {
         "kind": "score-models",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from diffusion.imported.base import ImportedDenoiser, OwnLevel, variance_preserving
 from diffusion.schedule import Schedule
 
-__all__ = ["ScoreModelDenoiser", "score_model_denoiser"]
+__all__ = ["ScoreModelDenoiser", "check_network", "score_model_denoiser"]
 
 NETWORKS = {"ncsnpp": "NCSNpp", "ddpm": "DDPM", "mlp": "MLP"}
 
@@ -152,7 +152,8 @@ def score_model_denoiser(
     )
 
 
-def _network(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+def check_network(architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where a network is not one that a prior can be."""
     if architecture not in NETWORKS:
         raise ValueError(f"unknown network {architecture!r} of score_models; expected one of {', '.join(NETWORKS)}")
     for name in ("conditioning", "condition"):
@@ -161,6 +162,10 @@ def _network(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
             raise ValueError(f"a prior p(x) must not be conditional, but the network is: {name} = {asked}")
     if arguments.get("nn_is_energy"):
         raise ValueError("the network is an energy (nn_is_energy), whose gradient is the score; expected a score")
+
+
+def _network(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
+    check_network(architecture, arguments)
     try:
         package = importlib.import_module("score_models.architectures")
     except ImportError as error:

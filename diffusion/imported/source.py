@@ -14,7 +14,7 @@ __all__ = ["STATE_DICT_LINE", "fill", "read_json", "read_model", "read_weights",
 STATE_DICT_LINE = (
     'python -c "import sys, torch, safetensors.torch as s; p = sys.argv[1]; '
     "w = torch.load(p, map_location='cpu', weights_only=True); "
-    "s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, p.rsplit('.', 1)[0] + '.safetensors')\" {}"
+    "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, p.rsplit('.', 1)[0] + '.safetensors')\" {}"
 )
 """What makes safetensors of a pickled state dict, {} standing for the file."""
 
@@ -89,7 +89,7 @@ def refuse_pickle(source: Path, convert: str = STATE_DICT_LINE) -> None:
     found = [source] if source.is_file() else sorted(source.iterdir()) if source.is_dir() else []
     pickles = [path for path in found if path.suffix in PICKLED]
     if pickles:
-        line = convert.format(pickles[0])
+        line = convert.replace("{}", str(pickles[0]))
         raise ValueError(
             f"{pickles[0]} is a pickle, which runs whatever code its author put there when it is read: it is not read "
             f"here. Where you trust it, make safetensors of it: {line}"
