@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ def _mlp(event_shape: tuple[int, ...], *, hidden: int = 256, depth: int = 3, emb
 def _unet(
     event_shape: tuple[int, ...],
     *,
-    channels: Sequence[int] = (32, 64, 64),
+    channels: tuple[int, ...] = (32, 64, 64),
     layers_per_block: int = 1,
     groups: int = 8,
 ) -> nn.Module:
