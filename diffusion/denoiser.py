@@ -9,7 +9,9 @@ covariance C the noised component is N(alpha mu_i, alpha^2 C + sigma^2 I), so wi
 `NetworkDenoiser` wraps a network F with the preconditioning of Karras et al. 2022 (arXiv 2206.00364) for x of standard
 deviation d: with e^2 = alpha^2 d^2 + sigma^2,
 
-    x^(s) = (alpha d^2 / e^2) s + (sigma d / e) F(s / e, log-SNR).
+    x^(s) = (alpha d^2 / e^2) s + (sigma d / e) F(s / e, log-SNR),
+
+for x less its mean, where that is given: a network then need not learn it, and F = 0 is exact for N(mean, d^2 I).
 """
 
 from __future__ import annotations
@@ -286,21 +288,28 @@ class MixtureDenoiser(nn.Module):
 class NetworkDenoiser(nn.Module):
     """A trainable denoiser: a network F(state [N, *D], log_snr [N]) -> [N, *D] under Karras preconditioning."""
 
-    def __init__(self, network: nn.Module, data_std: float = 1.0) -> None:
+    mean: Tensor | None
+
+    def __init__(self, network: nn.Module, data_std: float = 1.0, mean: Tensor | None = None) -> None:
+        """`data_std` is d; `mean` [*D] is that of x, zero if None."""
         super().__init__()
         if not data_std > 0:
             raise ValueError(f"data_std must be positive, got {data_std}")
         self.network = network
         self.data_std = data_std
+        self.register_buffer("mean", mean)
 
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor, measurement: Tensor | None = None) -> Tensor:
         """See `Denoiser`; y = `measurement` [N, *Y] is for a network that was given eyes for it."""
         alpha, sigma = alpha.to(state), sigma.to(state)
+        mean = None if self.mean is None else self.mean.to(state)
+        state = state if mean is None else state - expand(alpha, state) * mean
         spread = (alpha.square() * self.data_std**2 + sigma.square()).sqrt()
         seen = () if measurement is None else (measurement,)
         estimate = self.network(state / expand(spread, state), log_snr(alpha * self.data_std, sigma), *seen)
         skip = expand(alpha * self.data_std**2 / spread.square(), state)
-        return skip * state + expand(sigma * self.data_std / spread, state) * estimate
+        denoised = skip * state + expand(sigma * self.data_std / spread, state) * estimate
+        return denoised if mean is None else mean + denoised
 
 
 def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ def _mlp(event_shape: tuple[int, ...], *, hidden: int = 256, depth: int = 3, emb
 def _unet(
     event_shape: tuple[int, ...],
     *,
-    channels: Sequence[int] = (32, 64, 64),
+    channels: tuple[int, ...] = (32, 64, 64),
     layers_per_block: int = 1,
     groups: int = 8,
 ) -> nn.Module:
@@ -57,8 +57,11 @@ def _unet(
     return UNet(event_shape[0], event_shape[0], tuple(channels), layers_per_block, groups)
 
 
-def _network(event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any]) -> nn.Module:
-    return NetworkDenoiser(make_network(network, event_shape), data_std)
+def _network(
+    event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any], centred: bool = False
+) -> nn.Module:
+    """A `NetworkDenoiser`; `centred` has the mean of x among its weights."""
+    return NetworkDenoiser(make_network(network, event_shape), data_std, torch.zeros(event_shape) if centred else None)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet, "diffusers-unet": diffusers_unet}

@@ -7,6 +7,7 @@ from scipy import stats
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser, NetworkDenoiser, log_snr
+from diffusion.network import MLP
 
 LEVELS = [(1.0, 1e-3), (0.99, 0.1), (0.6, 0.8), (0.05, 1.0), (1.0, 20.0)]
 COVARIANCE = torch.tensor([[1.0, 0.4, 0.0], [0.4, 0.5, -0.2], [0.0, -0.2, 2.0]], dtype=torch.float64)
@@ -273,3 +274,22 @@ def test_log_snr_is_finite_from_pure_noise_to_clean():
 def test_denoisers_refuse_what_is_no_distribution(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_network_denoiser_with_a_mean_is_one_without_it_around_the_mean(generator):
+    torch.manual_seed(0)
+    network, mean = MLP(3, 3, hidden=8, depth=1), torch.tensor([0.5, -2.0, 9.0])
+    state, alpha, sigma = torch.randn(4, 3, generator=generator), torch.rand(4) + 0.1, torch.rand(4) + 0.1
+    around = NetworkDenoiser(network, 0.6)(state - alpha[:, None] * mean, alpha, sigma)
+    assert torch.equal(NetworkDenoiser(network, 0.6, mean)(state, alpha, sigma), mean + around)
+
+
+def test_a_network_that_says_nothing_is_exact_for_a_gaussian_of_its_mean_and_variance(generator):
+    mean, shape = torch.tensor([0.5, -2.0], dtype=torch.float64), (4, 2)
+    silent = MLP(2, 2, hidden=4, depth=1).double()
+    torch.nn.init.zeros_(silent.head.weight)
+    torch.nn.init.zeros_(silent.head.bias)
+    state = torch.randn(shape, generator=generator, dtype=torch.float64)
+    alpha, sigma = torch.rand(2, 4, dtype=torch.float64) + 0.1
+    exact = GaussianDenoiser(mean, 0.36)(state, alpha, sigma)
+    assert NetworkDenoiser(silent, 0.6, mean)(state, alpha, sigma).detach().numpy() == pytest.approx(exact.numpy())

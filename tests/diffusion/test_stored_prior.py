@@ -24,6 +24,7 @@ from diffusion.stored_prior import (
 )
 
 MLP = {"kind": "network", "network": {"kind": "mlp", "hidden": 8, "depth": 2, "embedding": 4}}
+CENTRED = MLP | {"centred": True}
 UNET = {"kind": "network", "network": {"kind": "unet", "channels": [8, 8], "groups": 4}}
 ERROR = DenoisingError(data_std=0.7, log_snr=(-2.0, 1.0), mean_squared=(0.4, 0.05))
 
@@ -41,7 +42,7 @@ def folder(tmp_path):
     return save_prior(tmp_path / "p", stored, make_denoiser(MLP, (1, 4, 4), 0.7), "# A card\n")
 
 
-@pytest.mark.parametrize(("description", "shape"), [(MLP, (1, 4, 4)), (MLP, (5,)), (UNET, (2, 4, 4))])
+@pytest.mark.parametrize(("description", "shape"), [(MLP, (1, 4, 4)), (CENTRED, (5,)), (UNET, (2, 4, 4))])
 def test_a_stored_denoiser_comes_back_bit_for_bit_frozen_and_leaves_the_random_stream_alone(
     tmp_path, generator, description, shape
 ):

@@ -1,4 +1,4 @@
-"""Public data that problems are made of, under the folder that $RTB_DATA names; what is missing is named."""
+"""Where public data lies: under the folder that $RTB_DATA names; what is missing is named."""
 
 from __future__ import annotations
 
