@@ -5,7 +5,7 @@ Latent diffusion models (Rombach et al. 2022, arXiv 2112.10752) are priors of a 
     D(z / scaling_factor + shift_factor),
 
 D being the decoder of the autoencoder. x is the latent here, and the forward operator of an instrument that sees
-images is A(x) = B(decoder(x)) with B that of the instrument.
+images is A(x) = B(decoder(x)) with B that of the instrument: `envs.operators.compose(B, decoder)`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from diffusion.imported.source import read_json, read_model
+from diffusion.stored_prior import read_prior
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -29,13 +30,16 @@ FOLDER = "vae"
 class LatentDecoder(nn.Module):
     """x [N, C, H, W], a latent, to the image [N, C', H', W'] that it stands for, of values in about [-1, 1]."""
 
-    def __init__(self, autoencoder: AutoencoderKL) -> None:
-        """Keeps the decoding half of `autoencoder`, frozen."""
+    def __init__(self, autoencoder: AutoencoderKL, event_shape: tuple[int, ...]) -> None:
+        """Keeps the decoding half of `autoencoder`, frozen; `event_shape` [C, H, W] is that of the latent."""
         super().__init__()
         config = autoencoder.config
+        times = 2 ** (len(config.block_out_channels) - 1)
+        self.event_shape = tuple(event_shape)
+        self.measurement_shape = (int(config.out_channels), *(times * size for size in event_shape[1:]))
+        """Shape of the image."""
         self.scaling_factor = float(config.scaling_factor)
         self.shift_factor = float(config.shift_factor or 0.0)
-        self.latent_channels = int(config.latent_channels)
         self.decoder = autoencoder.decoder
         self.first: nn.Module = autoencoder.post_quant_conv or nn.Identity()
         self.requires_grad_(False).eval()
@@ -77,4 +81,4 @@ def load_decoder(folder: str | Path) -> LatentDecoder:
     path = Path(folder) / FOLDER
     if not path.is_dir():
         raise ValueError(f"{folder} has no {FOLDER} folder: its prior is not one of a latent")
-    return LatentDecoder(read_autoencoder(path))
+    return LatentDecoder(read_autoencoder(path), read_prior(Path(folder)).event_shape)

@@ -13,7 +13,7 @@ def test_the_prior_lives_in_the_latent_space_and_the_decoder_is_kept_beside_it(l
     save_imported(tmp_path / "prior", found, "somewhere")
     prior, decoder = load_prior(tmp_path / "prior", 4, "own"), load_decoder(tmp_path / "prior")
     assert prior.event_shape == (2, 8, 8)
-    assert decoder.latent_channels == 2
+    assert (decoder.event_shape, decoder.measurement_shape) == ((2, 8, 8), (1, 16, 16))
     autoencoder = AutoencoderKL.from_pretrained(latent_pipeline / "vae")
     latent = prior.sample_base(3, torch.Generator().manual_seed(0))
     with torch.no_grad():
