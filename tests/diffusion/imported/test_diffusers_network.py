@@ -14,6 +14,7 @@ from diffusion.imported.base import PURE_NOISE
 from diffusion.imported.diffusers_network import DiscreteDenoiser, discrete_denoiser, training_levels
 from diffusion.imported.diffusers_unet import DiffusersUNet
 from diffusion.imported.variance import large_variance, small_variance
+from diffusion.posterior import PosteriorConfig, make_posterior
 from diffusion.prior import Prior
 
 UNET = {
@@ -182,3 +183,21 @@ def test_the_denoiser_is_made_again_from_its_arguments_and_weights(unet):
 def test_a_network_that_cannot_be_a_denoiser_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (5,)], ids=["image", "vector"])
+def test_a_copy_that_is_trained_can_be_given_eyes_for_y_and_starts_as_the_prior(unet, shape):
+    scheduler = DDPMScheduler(num_train_timesteps=20)
+    prior = _prior(unet, scheduler, [19, 10, 0], small_variance)
+    posterior = make_posterior(PosteriorConfig(form="finetune"), prior, shape, None).double()
+    assert posterior.sees_measurement
+    state, step = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)).double(), torch.arange(3)
+    denoised = prior.denoised(state, step)
+    first, second = (torch.full((3, *shape), value) for value in (0.5, -0.5))
+    assert float(posterior.control(state, step, denoised, first).abs().max()) < 1e-9
+    with torch.no_grad():
+        for name, parameter in posterior.named_parameters():
+            if "measurement" in name or "class_embedding" in name:
+                parameter.fill_(0.1)
+    controls = [posterior.control(state, step, denoised, measurement) for measurement in (first, second)]
+    assert float((controls[0] - controls[1]).abs().max()) > 1e-3
