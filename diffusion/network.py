@@ -150,12 +150,16 @@ class UNet(nn.Module):
 
         The level is stretched to the range of published time steps.
         """
+        return self.at_time(value, 50.0 * (level + 10.0), measurement)
+
+    def at_time(self, value: Tensor, time: Tensor, measurement: Tensor | None = None) -> Tensor:
+        """The same, by the time that diffusers' model is given."""
         embedded = None
         if measurement is not None and isinstance(self.network.conv_in, _WithChannels):
             value = torch.cat([value, measurement.to(value)], dim=1)
         elif measurement is not None and self.network.class_embedding is not None:
             embedded = measurement.to(value).flatten(1)
-        output: Tensor = self.network(value, 50.0 * (level + 10.0), class_labels=embedded).sample
+        output: Tensor = self.network(value, time, class_labels=embedded).sample
         return output
 
 

@@ -12,13 +12,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.denoiser import NetworkDenoiser
+from diffusion.imported.diffusers_network import discrete_denoiser
+from diffusion.imported.diffusers_unet import diffusers_unet
+from diffusion.imported.edm import edm_denoiser
+from diffusion.imported.flow import flow_denoiser
+from diffusion.imported.score_model import score_model_denoiser
 from diffusion.network import MLP, UNet
 
 __all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest"]
@@ -40,7 +45,7 @@ def _mlp(event_shape: tuple[int, ...], *, hidden: int = 256, depth: int = 3, emb
 def _unet(
     event_shape: tuple[int, ...],
     *,
-    channels: Sequence[int] = (32, 64, 64),
+    channels: tuple[int, ...] = (32, 64, 64),
     layers_per_block: int = 1,
     groups: int = 8,
 ) -> nn.Module:
@@ -59,10 +64,16 @@ def _network(
     return NetworkDenoiser(make_network(network, event_shape), data_std, torch.zeros(event_shape) if centred else None)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet, "diffusers-unet": diffusers_unet}
 """Networks F of a `NetworkDenoiser` by kind: (event_shape, **arguments) -> module."""
 
-DENOISERS: dict[str, Callable[..., nn.Module]] = {"network": _network}
+DENOISERS: dict[str, Callable[..., nn.Module]] = {
+    "network": _network,
+    "diffusers": discrete_denoiser,
+    "edm": edm_denoiser,
+    "flow": flow_denoiser,
+    "score-models": score_model_denoiser,
+}
 """Denoisers by kind: (event_shape, data_std, **arguments) -> module (`diffusion.denoiser.Denoiser`)."""
 
 

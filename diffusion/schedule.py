@@ -6,10 +6,12 @@ At index k = 0..T the noised variable is
 
 with k = 0 the base distribution (noise) and k = T the clean x (alpha_T = 1, sigma_T = 0). Variance-preserving (VP)
 schedules have alpha^2 + (sigma / scale)^2 = 1, where `scale` is the standard deviation of the data, so that data
-need not be normalised; variance-exploding (VE) ones have alpha = 1.
+need not be normalised; variance-exploding (VE) ones have alpha = 1. That of flow matching is a straight line,
+alpha = t and sigma = (1 - t) scale.
 
 Sources: VP linear and VE, Song et al. 2021 (arXiv 2011.13456); VP cosine, Nichol and Dhariwal 2021 (2102.09672);
-zero terminal SNR, Lin et al. 2024 (2305.08891).
+zero terminal SNR, Lin et al. 2024 (2305.08891); EDM's grid, Karras et al. 2022 (2206.00364), eq. 5; flow matching,
+Lipman et al. 2023 (2210.02747): a chain on it is the memoryless SDE of Domingo-Enrich et al. 2024 (2409.08861).
 """
 
 from __future__ import annotations
@@ -21,7 +23,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SCHEDULES", "Schedule", "make_schedule", "ve", "vp_cosine", "vp_linear", "zero_terminal_snr"]
+__all__ = [
+    "SCHEDULES",
+    "Schedule",
+    "edm",
+    "flow",
+    "make_schedule",
+    "ve",
+    "vp_cosine",
+    "vp_linear",
+    "zero_terminal_snr",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,15 +116,42 @@ def zero_terminal_snr(schedule: Schedule) -> Schedule:
 
 def ve(num_steps: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0, scale: float = 1.0) -> Schedule:
     """Geometric noise levels from `sigma_max` down to `sigma_min` times `scale`, then 0; alpha = 1 throughout."""
+    place = _places("VE", num_steps, sigma_min, sigma_max, scale)
+    return _variance_exploding(scale * sigma_max * (sigma_min / sigma_max) ** place)
+
+
+def edm(
+    num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, scale: float = 1.0
+) -> Schedule:
+    """Noise levels whose `rho`-th roots are evenly spaced, times `scale`, then 0; alpha = 1 throughout."""
+    place = _places("EDM", num_steps, sigma_min, sigma_max, scale)
+    if not rho > 0:
+        raise ValueError(f"EDM needs a positive rho, got {rho}")
+    first, last = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _variance_exploding(scale * (first + place * (last - first)) ** rho)
+
+
+def _places(name: str, num_steps: int, sigma_min: float, sigma_max: float, scale: float) -> Tensor:
+    """[T] even spacing from 0, the noisiest level, to 1, the last one before the clean end."""
     if not 0 < sigma_min < sigma_max:
-        raise ValueError(f"VE needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        raise ValueError(f"{name} needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
     if not scale > 0:
         raise ValueError(f"scale must be a positive standard deviation, got {scale}")
     if num_steps < 2:
-        raise ValueError(f"VE needs num_steps >= 2 (two noise levels and the clean end), got {num_steps}")
-    exponent = torch.linspace(0.0, 1.0, num_steps, dtype=torch.float64)
-    sigma = scale * sigma_max * (sigma_min / sigma_max) ** exponent
-    return Schedule(torch.ones(num_steps + 1, dtype=torch.float64), torch.cat([sigma, sigma.new_zeros(1)]))
+        raise ValueError(f"{name} needs num_steps >= 2 (two noise levels and the clean end), got {num_steps}")
+    return torch.linspace(0.0, 1.0, num_steps, dtype=torch.float64)
+
+
+def _variance_exploding(sigma: Tensor) -> Schedule:
+    return Schedule(torch.ones(len(sigma) + 1, dtype=torch.float64), torch.cat([sigma, sigma.new_zeros(1)]))
+
+
+def flow(num_steps: int, *, scale: float = 1.0) -> Schedule:
+    """Straight: alpha = t and sigma = (1 - t) `scale` on a uniform grid of t from 0 to 1."""
+    if not scale > 0:
+        raise ValueError(f"scale must be a positive standard deviation, got {scale}")
+    noise = _times(num_steps)
+    return Schedule(1 - noise, scale * noise)
 
 
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
@@ -121,6 +160,8 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "vp-linear-zero-snr": lambda num_steps, **options: zero_terminal_snr(vp_linear(num_steps, **options)),
     "vp-cosine-zero-snr": lambda num_steps, **options: zero_terminal_snr(vp_cosine(num_steps, **options)),
     "ve": ve,
+    "edm": edm,
+    "flow": flow,
 }
 
 

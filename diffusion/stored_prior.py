@@ -23,9 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from diffusion.denoising_error import DenoisingError
+from diffusion.imported.base import ImportedDenoiser
+from diffusion.imported.variance import SamplerVariance
 from diffusion.prior import Prior
 from diffusion.registry import make_denoiser, nearest
-from diffusion.schedule import Schedule, make_schedule
+from diffusion.schedule import SCHEDULES, Schedule, make_schedule
 
 __all__ = [
     "SHIPPED",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+OWN = "own"
 SHIPPED = Path(__file__).with_name("priors")
 """Folder of the priors that ship."""
 DESCRIPTION, WEIGHTS, CARD = "prior.json", "weights.safetensors", "README.md"
@@ -60,8 +63,8 @@ class StoredPrior:
     """Standard deviation of x per dimension, in its units."""
     denoiser: Mapping[str, Any]
     """How the denoiser is built: `kind` and arguments, see `diffusion.registry`."""
-    denoising_error: DenoisingError
-    """Mean squared error of the denoiser against the noise level."""
+    denoising_error: DenoisingError | SamplerVariance
+    """Mean squared error of the denoiser against the noise level, or what a sampler of another library takes for it."""
     value_range: tuple[float, float] | None = None
     """Smallest and largest value that x can have, where there are such."""
 
@@ -74,7 +77,11 @@ class StoredPrior:
             "data_std": self.data_std,
             "value_range": None if self.value_range is None else list(self.value_range),
             "denoiser": dict(self.denoiser),
-            "denoising_error": {"log_snr": list(error.log_snr), "mean_squared": list(error.mean_squared)},
+            "denoising_error": (
+                {"sampler": error.name}
+                if isinstance(error, SamplerVariance)
+                else {"log_snr": list(error.log_snr), "mean_squared": list(error.mean_squared)}
+            ),
         }
         return json.dumps(tree, indent=1, allow_nan=False) + "\n"
 
@@ -90,9 +97,13 @@ class StoredPrior:
             if tree["format"] != FORMAT:
                 raise ValueError(f"it has format {tree['format']}, this version reads {FORMAT}")
             data_std, table = float(tree["data_std"]), tree["denoising_error"]
-            error = DenoisingError(
-                data_std=data_std, log_snr=tuple(table["log_snr"]), mean_squared=tuple(table["mean_squared"])
-            )
+            error: DenoisingError | SamplerVariance
+            if "sampler" in table:
+                error = SamplerVariance(name=table["sampler"], data_std=data_std)
+            else:
+                error = DenoisingError(
+                    data_std=data_std, log_snr=tuple(table["log_snr"]), mean_squared=tuple(table["mean_squared"])
+                )
             limits = tree["value_range"]
             return cls(
                 event_shape=tuple(int(size) for size in tree["event_shape"]),
@@ -101,12 +112,12 @@ class StoredPrior:
                 denoising_error=error,
                 value_range=None if limits is None else (float(limits[0]), float(limits[1])),
             )
-        except json.JSONDecodeError as error:
-            raise ValueError(f"it is not JSON: {error}") from None
-        except KeyError as error:
-            raise ValueError(f"it has no {error.args[0]!r}") from None
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"a value in it has the wrong type: {error}") from None
+        except json.JSONDecodeError as problem:
+            raise ValueError(f"it is not JSON: {problem}") from None
+        except KeyError as problem:
+            raise ValueError(f"it has no {problem.args[0]!r}") from None
+        except (TypeError, AttributeError) as problem:
+            raise ValueError(f"a value in it has the wrong type: {problem}") from None
 
 
 def prior_names() -> tuple[str, ...]:
@@ -173,19 +184,24 @@ def load_prior(
 ) -> Prior:
     """The stored prior as a chain of `num_steps` transitions on `schedule`.
 
-    A schedule is a name (`diffusion.schedule.SCHEDULES`), which is scaled to the data, or one of your own, whose number
-    of steps counts then.
+    A schedule is a name (`diffusion.schedule.SCHEDULES`), which is scaled to the data; or "own", the one that an
+    imported prior was trained on; or a `Schedule`, whose number of steps counts then.
 
     Raises:
         StoredPriorError: no such prior, or one that cannot be read.
         ValueError: no such schedule.
     """
-    stored = read_prior(name_or_folder)
-    if isinstance(schedule, str):
+    stored, denoiser = read_prior(name_or_folder), load_denoiser(name_or_folder)
+    if schedule == OWN:
+        if not isinstance(denoiser, ImportedDenoiser):
+            raise ValueError(
+                f"schedule {OWN!r} is for imported priors, which were trained on one; expected one of "
+                f"{', '.join(SCHEDULES)}"
+            )
+        schedule = denoiser.own_schedule(num_steps)
+    elif isinstance(schedule, str):
         schedule = make_schedule(schedule, num_steps, scale=stored.data_std)
-    return Prior(
-        load_denoiser(name_or_folder), schedule, stored.event_shape, stored.denoising_error, data_std=stored.data_std
-    )
+    return Prior(denoiser, schedule, stored.event_shape, stored.denoising_error, data_std=stored.data_std)
 
 
 def save_prior(folder: Path, stored: StoredPrior, denoiser: nn.Module, card: str) -> Path:

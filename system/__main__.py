@@ -101,8 +101,24 @@ def _parser() -> argparse.ArgumentParser:
     problems = add("problems", "list the problems, or the options of one", _problems)
     problems.add_argument("name", nargs="?", help="a problem")
     problems.add_argument("--plugins", nargs="+", default=[], help="modules that register problems of yours")
+    prior = add("prior", "priors at rest", None)
+    actions = prior.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_prior_import(actions, shared)
     add("doctor", "check this machine", _doctor)
     return parser
+
+
+def _add_prior_import(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401  argparse keeps its class to itself
+    text = "a pretrained diffusion model of another library as a prior"
+    command = actions.add_parser("import", help=text, description=text, parents=[shared])
+    command.set_defaults(run=_prior_import)
+    command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the other library's files")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the prior to")
+    command.add_argument("--kind", help="diffusers, edm, flow or score-models (default: what SOURCE looks like)")
+    command.add_argument("--shape", type=int, nargs="+", help="shape of x, where the files do not state it")
+    command.add_argument("--data", type=Path, metavar="FILE", help=".npy or .npz of x to measure the error on")
+    command.add_argument("--data-std", type=float, help="standard deviation of x (default: of --data, or as stated)")
+    command.add_argument("--plugins", nargs="+", default=[], help="modules that register networks of yours")
 
 
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -213,6 +229,22 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
         if arguments.name:
             for parameter in inspect.signature(factory).parameters.values():
                 sys.stdout.write(f"  --problem.{parameter.name.replace('_', '-')} ({parameter.default})\n")
+
+
+def _prior_import(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.import_prior import import_command
+
+    lines = import_command(
+        arguments.source,
+        arguments.out,
+        kind=arguments.kind,
+        shape=arguments.shape,
+        data=arguments.data,
+        data_std=arguments.data_std,
+        plugins=arguments.plugins,
+    )
+    if not arguments.quiet:
+        sys.stdout.write("\n".join([*lines, ""]))
 
 
 def _doctor(arguments: argparse.Namespace, _: list[str]) -> int:

@@ -18,7 +18,6 @@ import copy
 
 from torch import Tensor, nn
 
-from diffusion.denoiser import NetworkDenoiser
 from diffusion.kernel import expand
 from diffusion.network import SeesMeasurement
 from diffusion.posterior.base import Posterior
@@ -45,7 +44,7 @@ class FinetunePosterior(Posterior):
                 f"the {'finetune' if rank is None else 'lora'} form trains a copy of the prior's network, but "
                 f"{type(prior.denoiser).__name__} has no parameters; use the control form"
             )
-        network: object = self.denoiser.network if isinstance(self.denoiser, NetworkDenoiser) else None
+        network: object = getattr(self.denoiser, "network", None)
         self._sees = measurement_shape is not None and isinstance(network, SeesMeasurement)
         if measurement_shape is not None and isinstance(network, SeesMeasurement):
             network.add_measurement(measurement_shape, prior.event_shape)
@@ -55,7 +54,7 @@ class FinetunePosterior(Posterior):
     @property
     def networks(self) -> tuple[nn.Module, ...]:
         """See `Posterior.networks`."""
-        return (self.denoiser.network if isinstance(self.denoiser, NetworkDenoiser) else self.denoiser,)
+        return (getattr(self.denoiser, "network", self.denoiser),)
 
     @property
     def sees_measurement(self) -> bool:

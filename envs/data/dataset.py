@@ -72,7 +72,7 @@ class Dataset:
         return float(self.train.double().var(0, correction=0).mean().sqrt())
 
 
-def scaled(values: NDArray[Any], limits: tuple[float, float] | None = None) -> Tensor:
+def scaled(values: NDArray[Any], limits: tuple[float, ...] | None = None) -> Tensor:
     """float32 `values` with `limits` moved to -1 and 1; by default those of the integer type, or of the values.
 
     Raises:
@@ -80,7 +80,10 @@ def scaled(values: NDArray[Any], limits: tuple[float, float] | None = None) -> T
     """
     if limits is None and values.dtype.kind == "u":
         limits = (0.0, float(np.iinfo(values.dtype).max))
-    low, high = (float(values.min()), float(values.max())) if limits is None else limits
+    limits = (float(values.min()), float(values.max())) if limits is None else limits
+    if len(limits) != 2:
+        raise ValueError(f"limits are two numbers, those that become -1 and 1, got {len(limits)}")
+    low, high = limits
     if not low < high:
         raise ValueError(f"the limits that become -1 and 1 must increase, got {low} and {high}")
     shifted = torch.from_numpy(values.astype(np.float32)).sub_(low)

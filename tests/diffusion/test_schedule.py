@@ -4,9 +4,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from scipy.integrate import quad
 
-from diffusion.schedule import SCHEDULES, Schedule, make_schedule, ve, vp_cosine, vp_linear, zero_terminal_snr
+from diffusion.kernel import DenoisingCoefficients
+from diffusion.schedule import (
+    SCHEDULES,
+    Schedule,
+    edm,
+    flow,
+    make_schedule,
+    ve,
+    vp_cosine,
+    vp_linear,
+    zero_terminal_snr,
+)
 
 VP = [name for name in SCHEDULES if name.startswith("vp")]
 
@@ -68,6 +80,33 @@ def test_ve_noise_levels_are_geometric_between_the_bounds():
     assert bool((schedule.alpha == 1).all())
 
 
+@pytest.mark.parametrize("num_steps", [2, 18])
+def test_edm_noise_levels_are_those_of_the_published_code(num_steps):
+    published = EDMEulerScheduler(sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    published.set_timesteps(num_steps)
+    schedule = edm(num_steps, sigma_min=0.01, sigma_max=50.0, rho=5.0)
+    assert schedule.sigma.numpy() == pytest.approx(published.sigmas.double().numpy(), rel=1e-6)  # theirs is float32
+    assert bool((schedule.alpha == 1).all())
+
+
+def test_flow_goes_from_pure_noise_to_clean_in_a_straight_line():
+    schedule = flow(4, scale=3.0)
+    assert schedule.alpha.tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert schedule.sigma.tolist() == [3.0, 2.25, 1.5, 0.75, 0.0]
+    assert schedule.has_zero_terminal_snr
+
+
+def test_a_chain_on_the_flow_schedule_tends_to_the_memoryless_sde():
+    # Its diffusion is 2 sigma (sigma alpha' / alpha - sigma') = 2 (1 - t) / t, Domingo-Enrich et al. 2024.
+    errors = []
+    for steps in (1_000, 10_000):
+        variance = DenoisingCoefficients(flow(steps), torch.full((steps,), 1e-12)).std.square()
+        time = torch.arange(steps, dtype=torch.float64) / steps
+        inner = slice(steps // 10, 9 * steps // 10)
+        errors.append(float((steps * variance / (2 * (1 - time) / time) - 1)[inner].abs().max()))
+    assert errors[0] / errors[1] == pytest.approx(10, rel=0.1)  # it goes to zero, by first order
+
+
 @pytest.mark.parametrize("make", [vp_linear, vp_cosine])
 def test_zero_terminal_snr_stretches_alpha_affinely_from_zero_to_one(make):
     plain, schedule = make(12, scale=1.7), zero_terminal_snr(make(12, scale=1.7))
@@ -118,6 +157,11 @@ def test_a_schedule_refuses_levels_that_are_no_chain(alpha, sigma, message):
         (lambda: ve(5, sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max, got 2.0 and 1.0"),
         (lambda: ve(5, scale=0.0), "scale must be a positive standard deviation, got 0.0"),
         (lambda: ve(1), "num_steps >= 2 .* got 1"),
+        (lambda: edm(1), "EDM needs num_steps >= 2 .* got 1"),
+        (lambda: edm(5, sigma_max=0.001), "EDM needs 0 < sigma_min < sigma_max, got 0.002 and 0.001"),
+        (lambda: edm(5, rho=0.0), "EDM needs a positive rho, got 0.0"),
+        (lambda: flow(0), "num_steps must be at least 1, got 0"),
+        (lambda: flow(3, scale=0.0), "scale must be a positive standard deviation, got 0.0"),
         (lambda: make_schedule("cosine", 5), "unknown schedule 'cosine'; expected one of vp-linear, vp-cosine"),
         (lambda: zero_terminal_snr(ve(5)), "zero_terminal_snr needs a variance-preserving schedule"),
     ],

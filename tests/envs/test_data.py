@@ -123,13 +123,13 @@ def test_images_and_stacks_of_fits_files_are_read(tmp_path):
     table.writeto(tmp_path / "b.fits")
     assert read_fits(tmp_path) == pytest.approx(arrays, rel=1e-6)
     assert read_fits(tmp_path / "a.fits").shape == (1, 4, 5)
-    data = load_dataset("fits", tmp_path, limits=(0.0, 2.0))
+    data = load_dataset("fits", path=str(tmp_path), limits=(0.0, 2.0))
     assert data.event_shape == (1, 4, 5) and len(data.train) + len(data.held_out) == 3
 
 
 def test_your_own_images_are_scaled_and_a_tenth_is_held_out_the_same_each_time(tmp_path):
     arrays = _images(tmp_path / "a", 20)
-    data, again = load_dataset("images", tmp_path / "a"), load_dataset("images", tmp_path / "a")
+    data, again = (load_dataset("images", path=str(tmp_path / "a")) for _ in range(2))
     assert (len(data.train), len(data.held_out)) == (18, 2) and torch.equal(data.train, again.train)
     found = torch.cat([data.train, data.held_out]).sum((1, 2, 3)).sort().values
     expected = np.sort((arrays / 127.5 - 1).sum((1, 2)))
@@ -138,25 +138,33 @@ def test_your_own_images_are_scaled_and_a_tenth_is_held_out_the_same_each_time(t
 
 
 def test_your_own_vectors_keep_their_units_unless_limits_are_given(tmp_path):
-    np.save(tmp_path / "x.npy", np.linspace(0, 500, 40).reshape(20, 2))
-    plain = load_dataset("npz", tmp_path / "x.npy")
+    path = str(tmp_path / "x.npy")
+    np.save(path, np.linspace(0, 500, 40).reshape(20, 2))
+    plain = load_dataset("npz", path=path)
     assert plain.event_shape == (2,) and float(plain.train.max()) > 400 and plain.value_range is None
-    assert float(load_dataset("npz", tmp_path / "x.npy", limits=(0.0, 500.0)).train.max()) == 1.0
+    assert float(load_dataset("npz", path=path, limits=(0.0, 500.0)).train.max()) == 1.0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("name", "options", "message"),
     [
-        (("minst",), "unknown data set 'minst'; did you mean 'mnist'"),
-        (("digits", "here"), "data set 'digits' takes no path"),
-        (("images",), "need a path"),
-        (("npz", "nowhere.npz"), r"no data at .*nowhere.npz"),
+        ("minst", {}, "unknown data set 'minst'; did you mean 'mnist'"),
+        ("digits", {"path": "here"}, "unknown option 'path' of data set 'digits'; it has none"),
+        ("npz", {"kye": "x"}, "unknown option 'kye' of data set 'npz'; did you mean 'key'"),
+        ("images", {}, "data set 'images' needs a path"),
+        ("npz", {"path": "nowhere.npz"}, r"no data at nowhere.npz"),
     ],
 )
-def test_a_data_set_that_cannot_be_loaded_says_why(tmp_path, arguments, message):
-    name, *path = arguments
+def test_a_data_set_that_cannot_be_loaded_says_why(name, options, message):
     with pytest.raises(ValueError, match=message):
-        load_dataset(name, *(tmp_path / part for part in path))
+        load_dataset(name, **options)
+
+
+@pytest.mark.parametrize(("limits", "message"), [((1.0, 1.0), "must increase"), ((1.0,), "two numbers")])
+def test_limits_that_are_none_are_refused(tmp_path, limits, message):
+    np.save(tmp_path / "x.npy", np.arange(6.0).reshape(3, 2))
+    with pytest.raises(ValueError, match=message):
+        load_dataset("npz", path=str(tmp_path / "x.npy"), limits=limits)
 
 
 def test_a_data_set_with_values_that_are_not_finite_is_refused():
