@@ -61,9 +61,9 @@ class DenoisingError:
         return torch.from_numpy(found).to(noise).exp() * self.data_std**2 * noise / (signal + noise)
 
 
-def levels_at(log_snr: Sequence[float], data_std: float) -> tuple[Tensor, Tensor]:
+def levels_at(log_snr: Sequence[float] | Tensor, data_std: float) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) [K] float64 of the variance-preserving process at lambda = `log_snr` [K]."""
-    level = torch.tensor(log_snr, dtype=torch.float64)
+    level = torch.as_tensor(log_snr, dtype=torch.float64)
     alpha = (1 + (-2 * level).exp()).rsqrt()
     return alpha, data_std * (1 + (2 * level).exp()).rsqrt()
 

@@ -132,6 +132,14 @@ class Prior(nn.Module):
         mean = self.mean(state, step, self.denoised(state, step))
         return normal_sample(mean, self.std[step], generator)
 
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """[count, *D] draws of x, the ends of as many chains."""
+        state = self.sample_base(count, generator)
+        for index in range(self.num_steps):
+            step = torch.full((count,), index, device=state.device)
+            state = self.sample_transition(state, step, generator)
+        return state
+
     def log_prob(self, next_state: Tensor, state: Tensor, step: Tensor, denoised: Tensor | None = None) -> Tensor:
         """[N] log p(s_k+1 | s_k), nats."""
         denoised = self.denoised(state, step) if denoised is None else denoised
