@@ -5,6 +5,7 @@ from envs.likelihoods.base import (
     DifferentiableLikelihood,
     Likelihood,
     LikelihoodError,
+    RelaxedLikelihood,
     SimulableLikelihood,
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
@@ -28,6 +29,7 @@ __all__ = [
     "LikelihoodError",
     "PoissonGaussianLikelihood",
     "PoissonLikelihood",
+    "RelaxedLikelihood",
     "SimulableLikelihood",
     "StudentTLikelihood",
     "WithoutGradient",

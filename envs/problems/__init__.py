@@ -11,6 +11,7 @@ from envs.problems import (
     gmm_linear,
     lgcp,
     manywell,
+    rare_event,
     sbibm,
 )
 
@@ -25,5 +26,6 @@ __all__ = [
     "gmm_linear",
     "lgcp",
     "manywell",
+    "rare_event",
     "sbibm",
 ]
