@@ -18,6 +18,14 @@ Tempering starts from paths of the prior, which are exact at beta = 0, and raise
 moving (a sequential Monte Carlo sampler, Del Moral et al. 2006; steps chosen by the effective sample size, Zhou et al.
 2016). That gives every mode its weight, as far as the prior's paths reach it, and a consistent estimate of the evidence
 of the chain, the product over steps of mean_i p(y | x_i)^(beta' - beta).
+
+A likelihood that is zero nearly everywhere cannot be tempered: zero to any power is zero. Where it tells how far x is
+from where it is not (`envs.likelihoods.RelaxedLikelihood`), v(x) >= 0, the way to it is
+
+    pi_beta(tau) ∝ p(tau) exp(-beta / (1 - beta) v(x))    for beta < 1,
+
+which falls off ever more steeply beside the event and becomes p(tau) p(y | x) if p(y | x) is the event's indicator: the
+levels of subset simulation (Au and Beck 2001), smooth, with steps chosen by the effective sample size as before.
 """
 
 from __future__ import annotations
@@ -36,6 +44,7 @@ from actors.suffix_choice import SuffixChoice, window, window_sizes
 from diffusion.kernel import expand, normal_log_prob
 from diffusion.path import path_log_prior, stacked_transitions
 from diffusion.posterior import log_ratio
+from envs.likelihoods import RelaxedLikelihood
 from envs.problem import InverseProblem
 
 __all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
@@ -120,6 +129,7 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
+        self._relaxed = problem.likelihood if isinstance(problem.likelihood, RelaxedLikelihood) else None
         self._sizes = window_sizes(self.prior.event_shape)
         self._choice = SuffixChoice(len(_KERNELS), len(self._sizes), self.prior.num_steps)
 
@@ -133,7 +143,8 @@ class PathSearch:
 
         `guided` False leaves the guidance out, for posteriors that do not use it.
         """
-        return self._rollout(self.beta * self.log_likelihood.double() - self.log_partition, acceptance, guided)
+        bridge, power = self._bridge(self.beta, self.samples, self.log_likelihood)
+        return self._rollout(power * bridge.double() - self.log_partition, acceptance, guided)
 
     def _rollout(self, log_behaviour_ratio: Tensor, acceptance: float | None, guided: bool) -> Rollout:
         return Rollout(
@@ -160,24 +171,31 @@ class PathSearch:
             return self.beta
         log_likelihood = self.log_likelihood.double()
         log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
-        possible = float((log_likelihood > -math.inf).double().mean())
+        bridge, power = self._bridge(self.beta, self.samples, log_likelihood)
+        possible = float((bridge > -math.inf).double().mean())
         if not possible:
             invalid = int((~(self.log_likelihood < math.inf)).sum())
             reason = (
                 f": it is NaN or +inf on {invalid} of them" if invalid else ", they do not reach where it is finite"
             )
             raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x){reason}")
+
+        def log_weight(beta: float) -> Tensor:
+            if self._relaxed is None:
+                return bridge * (beta - power)
+            return log_likelihood - power * bridge if beta == 1 else bridge * (beta / (1 - beta) - power)
+
         wanted = effective_sample_size * possible  # no beta above zero has more than the possible paths
         low, high = self.beta, 1.0
-        if effective_fraction(log_likelihood * (high - self.beta)) < wanted:
+        if not effective_fraction(log_weight(high)) >= wanted:  # NaN: no path is possible there yet
             while high - low > 1e-6 * high:
                 middle = 0.5 * (low + high)
-                enough = effective_fraction(log_likelihood * (middle - self.beta)) >= wanted
+                enough = effective_fraction(log_weight(middle)) >= wanted
                 low, high = (middle, high) if enough else (low, middle)
-        log_weight = log_likelihood * (high - self.beta)
-        self.log_partition += float(log_weight.logsumexp(0)) - math.log(len(log_weight))
+        weight = log_weight(high)
+        self.log_partition += float(weight.logsumexp(0)) - math.log(len(weight))
         self.beta, self.tempered = high, self.sweeps
-        self._take(systematic(log_weight.softmax(0), self._generator))
+        self._take(systematic(weight.softmax(0), self._generator))
         if self.adapting:
             self.fit_guide()
         return self.beta
@@ -263,8 +281,8 @@ class PathSearch:
             renewed=window(shape, sides, count, self._generator) if sides is not None and partly else None,
         )
         self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
-        new = suffix_log_weight(fresh.log_ratio, fresh.log_likelihood, self.beta)
-        old = suffix_log_weight(ratio, self.log_likelihood, self.beta)
+        new = suffix_log_weight(fresh.log_ratio, *self._bridge(self.beta, fresh.states[:, -1], fresh.log_likelihood))
+        old = suffix_log_weight(ratio, *self._bridge(self.beta, self.samples, self.log_likelihood))
         accepted = self._accept(new, old)
         log_noising = self.prior.noising.path_log_prob(fresh.states, first)
         self._adopt(accepted, slice(first, None), fresh.denoised, fresh.guidance, fresh.log_prior, log_noising)
@@ -284,6 +302,13 @@ class PathSearch:
         self._adopt(accepted, slice(0, last), denoised, guidance, log_prior, log_noising)
         self.states[:, : last + 1][accepted] = states[accepted]
         return accepted
+
+    def _bridge(self, beta: float, samples: Tensor, log_likelihood: Tensor) -> tuple[Tensor, float]:
+        """(f [N], c): at `beta` paths of the prior count exp(c f), for ends `samples` [N, *D]."""
+        if self._relaxed is None or beta == 1:
+            return log_likelihood, beta
+        measurement = self.problem.measurements[self.measurement_id].to(samples)
+        return -self._relaxed.violation(samples, measurement), beta / (1 - beta)
 
     def _adopt(
         self,

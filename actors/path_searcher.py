@@ -29,6 +29,7 @@ from envs.problem import InverseProblem
 
 __all__ = ["PathSearchConfig", "PathSearcher", "StoredPathSearcher", "path_searcher"]
 
+POSSIBLE = 0.1  # share of paths of which the likelihood is not zero, below which a batch teaches nothing
 SETTLING = 100  # sweeps in which a population may adapt its moves; at beta = 1 thereafter it does not
 
 
@@ -84,8 +85,7 @@ class PathSearcher:
         search = waiting[0]
         waiting.rotate(-1)
         if search.beta < 1:
-            search.temper()
-            accepted = search.settle()
+            accepted = self._temper(search)
         else:
             search.adapting = search.sweeps < search.tempered + SETTLING
             accepted = search.settle(posterior.control, self.config.sweeps)
@@ -93,6 +93,16 @@ class PathSearcher:
         if len(search.states) == count:
             return made
         return made.take(torch.randperm(len(search.states), generator=generator)[:count])
+
+    @staticmethod
+    def _temper(search: PathSearch) -> float:
+        """A step towards the posterior, or as many as lead to possible paths; the share that was accepted."""
+        while True:
+            search.temper()
+            accepted = search.settle()
+            possible = float(torch.isfinite(search.log_likelihood).double().mean())
+            if search.beta == 1 or possible >= POSSIBLE:
+                return accepted
 
     def state_dict(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """See `actors.exploration.Stateful`."""

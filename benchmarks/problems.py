@@ -53,6 +53,7 @@ CASES = {
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
+    "rare-event": Case(config="rare_event"),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},
     **{
         name: Case(config="image", options={"truth": "prior"}, from_prior=True)

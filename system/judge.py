@@ -165,9 +165,13 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
     """Whether the last evaluation is that of a run that diverged.
 
     A number is not finite, or the ELBO is below that of the prior, which is where training begins. A run that the guard
-    ended has diverged too, and has no evaluation.
+    ended has diverged too, and has no evaluation. Of a likelihood that is zero on paths of the prior the ELBO is minus
+    infinity for any posterior that strays there at all, and says nothing.
     """
-    numbers = {key: value for key, value in metrics.items() if key != "eval/prior_elbo"}
+    silent = {"eval/prior_elbo"}
+    if metrics["eval/prior_elbo"] == -math.inf:
+        silent |= {"eval/elbo", "eval/elbo_standard_error", "eval/gap"}
+    numbers = {key: value for key, value in metrics.items() if key not in silent}
     return not all(math.isfinite(value) for value in numbers.values()) or (
         metrics["eval/elbo"] < metrics["eval/prior_elbo"]
     )

@@ -97,6 +97,7 @@ def test_every_problem_operator_and_likelihood_is_on_the_page_of_problems_and_it
     text = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
     contracts = {"ForwardOperator", "LinearOperator", "Likelihood", "LikelihoodError", "AutogradLikelihood"}
     contracts |= {"DifferentiableLikelihood", "SimulableLikelihood", "StandardisedLikelihood"}
+    contracts |= {"RelaxedLikelihood"}
     contracts |= {"DifferentiableJointLikelihood", "SimulableJointLikelihood"}
     problems = python("-c", "import envs; print(*envs.problem_names())").split()  # other tests register some here
     for name in {*problems, *envs.operators.__all__, *envs.likelihoods.__all__} - contracts:

@@ -5,6 +5,7 @@ from envs.likelihoods.base import (
     DifferentiableLikelihood,
     Likelihood,
     LikelihoodError,
+    RelaxedLikelihood,
     SimulableLikelihood,
     StandardisedLikelihood,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "LikelihoodError",
     "PoissonGaussianLikelihood",
     "PoissonLikelihood",
+    "RelaxedLikelihood",
     "SimulableJointLikelihood",
     "SimulableLikelihood",
     "StandardisedLikelihood",

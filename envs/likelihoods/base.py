@@ -12,6 +12,7 @@ __all__ = [
     "DifferentiableLikelihood",
     "Likelihood",
     "LikelihoodError",
+    "RelaxedLikelihood",
     "SimulableLikelihood",
     "StandardisedLikelihood",
 ]
@@ -56,6 +57,15 @@ class SimulableLikelihood(Protocol):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """[N, *Y] a measurement of each x = `value` [N, *D]."""
+        ...
+
+
+@runtime_checkable
+class RelaxedLikelihood(Protocol):
+    """A likelihood that is zero in places, and tells how far it is from there to where it is not."""
+
+    def violation(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """[N] zero where p(y | x) > 0, and above zero and finite elsewhere, for x = `value` [N, *D]; any unit."""
         ...
 
 

@@ -12,6 +12,7 @@ from envs.problems import (
     images,
     lgcp,
     manywell,
+    rare_event,
     sbibm,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "images",
     "lgcp",
     "manywell",
+    "rare_event",
     "sbibm",
 ]

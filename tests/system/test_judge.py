@@ -19,6 +19,8 @@ SOUND = {"eval/elbo": -3.0, "eval/prior_elbo": -40.0, "eval/w2": 1.0}
         ({"eval/w2": math.inf}, True),
         ({"eval/elbo": -math.inf}, True),
         ({"eval/prior_elbo": -math.inf}, False),  # prior samples without any likelihood are no fault of training
+        ({"eval/prior_elbo": -math.inf, "eval/elbo": -math.inf, "eval/gap": math.inf}, False),  # a rare event
+        ({"eval/prior_elbo": -math.inf, "eval/elbo": -math.inf, "eval/iw_log_partition": -math.inf}, True),
         ({"eval/prior_elbo": math.nan}, False),
     ],
 )
