@@ -30,6 +30,7 @@ from diffusion.registry import make_denoiser, nearest
 from diffusion.schedule import SCHEDULES, Schedule, make_schedule
 
 __all__ = [
+    "OWN",
     "SHIPPED",
     "StoredPrior",
     "StoredPriorError",
@@ -43,6 +44,7 @@ __all__ = [
 
 FORMAT = 1
 OWN = "own"
+"""The schedule that an imported prior was trained on."""
 SHIPPED = Path(__file__).with_name("priors")
 """Folder of the priors that ship."""
 DESCRIPTION, WEIGHTS, CARD = "prior.json", "weights.safetensors", "README.md"

@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     prior = add("prior", "priors at rest", None)
     actions = prior.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_prior_train(actions, shared)
+    _add_prior_inspect(actions, shared)
     _add_prior_import(actions, shared)
     add("doctor", "check this machine", _doctor)
     return parser
@@ -117,6 +118,21 @@ def _add_prior_train(actions: Any, shared: argparse.ArgumentParser) -> None:  # 
     command.add_argument("config", type=Path, nargs="?", help="YAML file; then any --section.key value")
     command.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME-N)")
     command.add_argument("-h", "--help", action="store_true", dest="help", help="show all configuration keys")
+
+
+def _add_prior_inspect(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401
+    text = "samples of a prior, its schedule, and the error of a finite number of steps"
+    command = actions.add_parser("inspect", help=text, description=text, parents=[shared])
+    command.set_defaults(run=_prior_inspect, overrides=False)
+    command.add_argument("name", metavar="NAME|DIR", help="a prior that ships, or the folder of any")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the figures (default: inspect-NAME)")
+    command.add_argument("--steps", type=int, nargs="+", metavar="T", help="numbers of steps to compare")
+    command.add_argument("--num-steps", type=int, help="steps of the chains that samples are drawn with (default 50)")
+    command.add_argument("--schedule", help="theirs (default: vp-cosine-zero-snr, or own of an imported prior)")
+    command.add_argument("--bound", type=float, help="on the discretisation error, nats per dimension (default 0.01)")
+    command.add_argument("--data", type=Path, metavar="FILE", help=".npy or .npz of x to measure the error on")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    command.add_argument("--plugins", nargs="+", default=[], help="modules that register networks of yours")
 
 
 def _add_prior_import(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401  argparse keeps its class to itself
@@ -270,6 +286,29 @@ def _prior_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     run = train_prior(config, arguments.out, command=command, quiet=arguments.quiet)
     if not arguments.quiet:
         sys.stdout.write(f"{prior_of(run)}\n")
+
+
+def _prior_inspect(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.inspect_prior import inspect_prior
+
+    given = {
+        key: getattr(arguments, key) for key in ("steps", "num_steps", "bound") if getattr(arguments, key) is not None
+    }
+    found = inspect_prior(
+        arguments.name,
+        schedule=arguments.schedule,
+        data=arguments.data,
+        seed=arguments.seed,
+        plugins=arguments.plugins,
+        **given,
+    )
+    folder = arguments.out or Path(f"inspect-{Path(arguments.name).resolve().name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in found.pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    if not arguments.quiet:
+        names = ", ".join(f"{picture.name}.png" for picture in found.pictures)
+        sys.stdout.write("\n".join([*found.lines, f"{names}: {folder}", ""]))
 
 
 def _prior_import(arguments: argparse.Namespace, _: list[str]) -> None:

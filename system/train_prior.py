@@ -72,7 +72,7 @@ def resume_prior(directory: Path, *, quiet: bool = False) -> RunDirectory:
     checkpoint = CheckpointStore(run.checkpoints, config.checkpoint.keep).load()
     saved = config_from_tree(yaml.safe_load(checkpoint.parts["run"].scalars["config"]), "checkpoint", (), PriorConfig)
     ours, theirs = (yaml.safe_load(each.to_yaml()) for each in (config, saved))
-    require_same(ours, theirs, "rtb prior train", ("device",))
+    require_same(ours, theirs, "rtb prior train", _MAY_DIFFER)
     _train(PriorRunner(config, build_data(config)), run, checkpoint, quiet)
     return run
 
@@ -216,6 +216,7 @@ class PriorRunner:
         self.trainer.load_state_dict(parts["learner"].arrays, parts["learner"].scalars)
 
 
+_MAY_DIFFER = ("device", "updates", "max_seconds")  # of a training that goes on, longer than was meant if need be
 COARSE = tuple(float(level) for level in range(-6, 8))  # levels, where the samples are only to be looked at
 
 
