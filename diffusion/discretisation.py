@@ -17,12 +17,12 @@ data on a line, or in whole numbers, would be infinitely far from every chain.
 Derivation. Given x both transitions are Gaussian: N(a s + b x, beta~) and N(a s + b x^, beta~ + b^2 w), and
 b^2 / beta~ = c (`diffusion.kernel`), so that their divergence is 1/2 [log(1 + wc) + (1 + vc) / (1 + wc) - 1] per
 dimension (Ho et al. 2020, arXiv 2006.11239, eq. 5). Summed, that is KL(n || p) plus the mutual information of x and the
-last state, which is half the integral of the best denoiser's error over g (Guo, Shamai and Verdu 2005, IEEE Trans. Inf.
-Theory 51, 1261). The integral of v in its place leaves half that of what v is larger: the divergence of infinitely many
-steps (Kingma et al. 2021, arXiv 2107.00630).
+last state, which is half the integral of the best denoiser's error over g (Guo, Shamai and Verdu 2005, IEEE Trans.
+Inf. Theory 51, 1261). The integral of v in its place leaves half that of what v is larger: the divergence of infinitely
+many steps (Kingma et al. 2021, arXiv 2107.00630).
 
-For an exact denoiser D(T) bounds the divergence of the last state alone, by the chain rule; it is not negative then, and
-zero for Gaussian data of one variance in every direction.
+For an exact denoiser D(T) bounds the divergence of the last state alone, by the chain rule. It is then not negative,
+and zero for Gaussian data of one variance in every direction.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def discretisation_error(
 ) -> float:
     """D(T), nats per dimension, of the chain on `schedule` whose denoiser has `error`.
 
-    `presumed` is what the chain takes for it (the same if None), `data_std` the standard deviation of x per dimension and
-    `mean_square` E|x|^2 / D, its square if None, which matters where the chain starts with a trace of x.
+    `presumed` is what the chain takes for it (the same if None), `data_std` the standard deviation of x per dimension
+    and `mean_square` E|x|^2 / D, its square if None, which matters where the chain starts with a trace of x.
     """
     alpha, sigma = schedule.alpha[:-1], schedule.sigma[:-1]
     last = 1 / (resolution * data_std) ** 2
@@ -82,7 +82,7 @@ def noise_left(schedule: Schedule, presumed: Error) -> float:
 
 
 def smallest_num_steps(error_of: Callable[[int], float], bound: float, first: int, last: int) -> int | None:
-    """The smallest T in `first`..`last` with `error_of`(T), which falls with T, of at most `bound`; None if none is."""
+    """The smallest T in `first`..`last` whose `error_of`(T), which falls with T, is at most `bound`; None if none."""
     if error_of(last) > bound:
         return None
     while first < last:
@@ -97,8 +97,8 @@ def smallest_num_steps(error_of: Callable[[int], float], bound: float, first: in
 def _integral(error: Error, data_std: float, ratio: NDArray[np.float64]) -> NDArray[np.float64]:
     """[K] integral of v over [0, g] for g = `ratio` [K], increasing.
 
-    By Gauss's rule in cells of lambda = log(d sqrt(g)), as a part of what it is for Gaussian data of variance d^2, which
-    is log(1 + d^2 g): only how v differs from theirs is integrated.
+    By Gauss's rule in cells of lambda = log(d sqrt(g)). For Gaussian data it is log(1 + d^2 g): only how v
+    differs from theirs is integrated.
     """
     levels = np.log(np.maximum(data_std * np.sqrt(ratio), math.exp(LOWEST)))
     cells = np.unique(np.concatenate([np.arange(LOWEST, levels[-1], CELL), levels]))

@@ -139,10 +139,10 @@ def _circular(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
 
 
 class UNet(nn.Module):
-    """diffusers' `UNet2DModel` on images [N, C, H, W]; H and W must be divisible by `patch` 2^(levels - 1).
+    """diffusers' `UNet2DModel` on images [N, C, H, W], H and W divisible by `patch` 2^(levels - 1).
 
-    With `patch` p it sees squares of p x p pixels as one with p^2 C channels, at a p^2-th of the cost (Luhman and Luhman
-    2022, arXiv 2207.04316).
+    With `patch` p it sees p x p pixels as one of p^2 C channels, at a p^2-th of the cost (Luhman and Luhman 2022, arXiv
+    2207.04316).
     """
 
     patch = 1

@@ -116,7 +116,7 @@ class StoredPrior:
                 denoiser=dict(tree["denoiser"]),
                 denoising_error=error,
                 value_range=None if limits is None else (float(limits[0]), float(limits[1])),
-                data=None if data is None else dict(data),
+                data=None if data is None else {"name": str(data["name"]), **data},
             )
         except json.JSONDecodeError as problem:
             raise ValueError(f"it is not JSON: {problem}") from None

@@ -16,7 +16,7 @@ __all__ = ["discretisation_picture", "schedule_picture"]
 def schedule_picture(
     alpha: np.ndarray, sigma: np.ndarray, std: np.ndarray, uncertainty: np.ndarray, data_std: float
 ) -> Picture:
-    """Levels `alpha`, `sigma` [T+1] of a chain, and of its transitions the noise `std` and what is not known of x [T]."""
+    """Levels `alpha`, `sigma` [T+1] of a chain; `std` and error of x^, `uncertainty`, of its transitions [T]."""
     steps = len(std)
     figure = Figure(figsize=(WIDTH, 3.6))
     left, right = figure.subplots(1, 2)
