@@ -199,7 +199,7 @@ class PriorRunner:
         prior = Prior(denoiser, schedule, self.data.event_shape, error, self.data_std).to(self.device)
         generator = torch.Generator(self.device).manual_seed(stream_seed(self.config, "samples"))
         samples = prior.sample(count, generator).cpu().numpy()
-        return draws_picture(samples, self.held_out()[:count].cpu().numpy())
+        return draws_picture(samples, self.held_out().cpu().numpy())
 
     def save(self, directory: Path) -> tuple[str, ...]:
         """See `Trains`."""

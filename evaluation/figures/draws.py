@@ -53,7 +53,8 @@ def _vectors(samples: np.ndarray, data: np.ndarray | None) -> Picture:
     row = list(figure.subplots(1, planes + 1, squeeze=False)[0])
     reference = sets[0][1]
     low, high = reference.min(0), reference.max(0)
-    low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
+    margin = np.where(high > low, 0.08 * (high - low), 1.0)
+    low, high = low - margin, high + margin
     for axes, (name, points, colour) in zip(row[:planes], sets, strict=False):
         axes.scatter(points[:MAX_POINTS, 0], points[:MAX_POINTS, -1], s=6, color=colour, alpha=0.4, linewidths=0)
         axes.set_title(name)
