@@ -72,7 +72,8 @@ def _vectors(samples: np.ndarray, data: np.ndarray | None) -> Picture:
 def _histogram(axes: Axes, sets: list[tuple[str, np.ndarray, str]], low: float, high: float) -> None:
     edges = np.linspace(low, high, BINS + 1)
     for name, points, colour in sets:
-        axes.hist(points[:, 0], list(edges), density=True, histtype="step", color=colour, linewidth=1.6, label=name)
+        inside = points[:, 0].clip(low, high)  # what lies beyond is in the last bins
+        axes.hist(inside, list(edges), density=True, histtype="step", color=colour, linewidth=1.6, label=name)
     axes.set_xlim(low, high)
     axes.set_xlabel("$x_1$")
     axes.set_ylabel("density")
