@@ -1,4 +1,5 @@
-"""Networks for denoisers and controls: an MLP for vectors, diffusers' U-Net for images, one for single elements.
+"""Networks for denoisers and controls: an MLP for vectors, convolutions for the sites of a ring, diffusers' U-Net for
+images, and one for single elements.
 
 They map (input [N, C, *D] or [N, D], level [N]) to an output of the event shape, the level being a log-SNR or a step
 index scaled to a similar range. The MLP and the U-Net can be given eyes for y later on: `SeesMeasurement`.
@@ -12,7 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "CheckpointsActivations", "Elementwise", "LevelEmbedding", "SeesMeasurement", "UNet"]
+__all__ = ["MLP", "CheckpointsActivations", "Elementwise", "LevelEmbedding", "Ring", "SeesMeasurement", "UNet"]
 
 
 @runtime_checkable
@@ -102,8 +103,49 @@ class Elementwise(nn.Module):
         return output[..., 0]
 
 
+class Ring(nn.Module):
+    """Residual circular convolutions on vectors [N, D] whose elements are sites of a ring, where all are alike.
+
+    A rotation of the input rotates the output: a network of a few weights then learns at every site at once.
+    """
+
+    def __init__(self, width: int = 48, depth: int = 4, kernel: int = 5, embedding: int = 64) -> None:
+        super().__init__()
+        if width < 1 or depth < 1 or kernel < 1 or kernel % 2 == 0:
+            raise ValueError(
+                f"a ring network needs width and depth of at least 1 and an odd kernel, got {width}, {depth}, {kernel}"
+            )
+        self.embedding = LevelEmbedding(embedding)
+        self.first = _circular(1, width, kernel)
+        self.inner = nn.ModuleList(_circular(width, width, kernel) for _ in range(depth))
+        self.outer = nn.ModuleList(_circular(width, width, kernel) for _ in range(depth))
+        self.levels = nn.ModuleList(nn.Linear(embedding, 2 * width) for _ in range(depth))
+        self.head = nn.Conv1d(width, 1, 1)
+
+    def forward(self, value: Tensor, level: Tensor) -> Tensor:
+        """[N, D], [N] -> [N, D]."""
+        embedded = self.embedding(level).to(value)
+        hidden = self.first(value[:, None])
+        for inner, outer, scales in zip(self.inner, self.outer, self.levels, strict=True):
+            scale, shift = scales(embedded)[:, :, None].chunk(2, dim=1)
+            branch = inner(nn.functional.silu(hidden)) * (1 + scale) + shift
+            hidden = hidden + outer(nn.functional.silu(branch))
+        output: Tensor = self.head(nn.functional.silu(hidden))
+        return output[:, 0]
+
+
+def _circular(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
+    return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="circular")
+
+
 class UNet(nn.Module):
-    """diffusers' `UNet2DModel` on images [N, C, H, W]; H and W must be divisible by 2^(levels - 1)."""
+    """diffusers' `UNet2DModel` on images [N, C, H, W], H and W divisible by `patch` 2^(levels - 1).
+
+    With `patch` p it sees p x p pixels as one of p^2 C channels, at a p^2-th of the cost (Luhman and Luhman 2022, arXiv
+    2207.04316).
+    """
+
+    patch = 1
 
     def __init__(
         self,
@@ -112,13 +154,15 @@ class UNet(nn.Module):
         channels: tuple[int, ...] = (32, 64, 64),
         layers_per_block: int = 1,
         groups: int = 8,
+        patch: int = 1,
     ) -> None:
         super().__init__()
+        self.patch = patch
         from diffusers.models.unets.unet_2d import UNet2DModel  # diffusers takes seconds to import
 
         self.network = UNet2DModel(
-            in_channels=in_channels,
-            out_channels=out_channels,
+            in_channels=in_channels * patch**2,
+            out_channels=out_channels * patch**2,
             block_out_channels=tuple(channels),
             layers_per_block=layers_per_block,
             down_block_types=("DownBlock2D",) * len(channels),
@@ -136,7 +180,7 @@ class UNet(nn.Module):
     def add_measurement(self, shape: tuple[int, ...], event_shape: tuple[int, ...]) -> None:
         """See `SeesMeasurement`: channels for a y of the image's size, else an embedding added to that of the level."""
         if len(shape) == 3 and tuple(shape[1:]) == tuple(event_shape[1:]):
-            self.network.conv_in = _WithChannels(self.network.conv_in, shape[0])
+            self.network.conv_in = _WithChannels(self.network.conv_in, shape[0] * self.patch**2)
         else:
             width = self.network.time_embedding.linear_2.out_features
             self.network.class_embedding = _zero(nn.Linear(torch.Size(shape).numel(), width, bias=False))
@@ -155,12 +199,14 @@ class UNet(nn.Module):
     def at_time(self, value: Tensor, time: Tensor, measurement: Tensor | None = None) -> Tensor:
         """The same, by the time that diffusers' model is given."""
         embedded = None
+        value = nn.functional.pixel_unshuffle(value, self.patch)
         if measurement is not None and isinstance(self.network.conv_in, _WithChannels):
-            value = torch.cat([value, measurement.to(value)], dim=1)
+            seen = nn.functional.pixel_unshuffle(measurement.to(value), self.patch)
+            value = torch.cat([value, seen], dim=1)
         elif measurement is not None and self.network.class_embedding is not None:
             embedded = measurement.to(value).flatten(1)
         output: Tensor = self.network(value, time, class_labels=embedded).sample
-        return output
+        return nn.functional.pixel_shuffle(output, self.patch)
 
 
 class _WithChannels(nn.Module):

@@ -24,9 +24,9 @@ from diffusion.imported.diffusers_unet import diffusers_unet
 from diffusion.imported.edm import edm_denoiser
 from diffusion.imported.flow import flow_denoiser
 from diffusion.imported.score_model import score_model_denoiser
-from diffusion.network import MLP, UNet
+from diffusion.network import MLP, Ring, UNet
 
-__all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest"]
+__all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest", "network_factory"]
 
 
 class EventMLP(MLP):
@@ -48,13 +48,26 @@ def _unet(
     channels: tuple[int, ...] = (32, 64, 64),
     layers_per_block: int = 1,
     groups: int = 8,
+    patch: int = 1,
 ) -> nn.Module:
-    if len(event_shape) != 3 or any(size % 2 ** (len(channels) - 1) for size in event_shape[1:]):
+    if patch < 1 or not channels or any(width % groups for width in channels):
         raise ValueError(
-            f"a U-Net of {len(channels)} levels needs x of shape [C, H, W] with H and W divisible by "
-            f"{2 ** (len(channels) - 1)}, got {tuple(event_shape)}"
+            f"a U-Net needs patch of at least 1, and channels divisible by groups = {groups}, got {patch} and "
+            f"{list(channels)}"
         )
-    return UNet(event_shape[0], event_shape[0], tuple(channels), layers_per_block, groups)
+    parts = patch * 2 ** (len(channels) - 1)
+    if len(event_shape) != 3 or any(size % parts for size in event_shape[1:]):
+        raise ValueError(
+            f"a U-Net of {len(channels)} levels needs x of shape [C, H, W] with H and W divisible by {parts}, "
+            f"got {tuple(event_shape)}"
+        )
+    return UNet(event_shape[0], event_shape[0], tuple(channels), layers_per_block, groups, patch)
+
+
+def _ring(event_shape: tuple[int, ...], *, width: int = 48, depth: int = 4, kernel: int = 5) -> nn.Module:
+    if len(event_shape) != 1 or event_shape[0] < kernel:
+        raise ValueError(f"a ring network needs x of shape [D] with D of at least {kernel}, got {tuple(event_shape)}")
+    return Ring(width, depth, kernel)
 
 
 def _network(
@@ -70,7 +83,12 @@ def _mixture(event_shape: tuple[int, ...], data_std: float, *, components: int, 
     return MixtureDenoiser(means, variance, event_shape=event_shape)
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": _mlp, "unet": _unet, "diffusers-unet": diffusers_unet}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": _mlp,
+    "ring": _ring,
+    "unet": _unet,
+    "diffusers-unet": diffusers_unet,
+}
 """Networks F of a `NetworkDenoiser` by kind: (event_shape, **arguments) -> module."""
 
 DENOISERS: dict[str, Callable[..., nn.Module]] = {
@@ -82,6 +100,17 @@ DENOISERS: dict[str, Callable[..., nn.Module]] = {
     "score-models": score_model_denoiser,
 }
 """Denoisers by kind: (event_shape, data_std, **arguments) -> module (`diffusion.denoiser.Denoiser`)."""
+
+
+def network_factory(kind: str) -> Callable[..., nn.Module]:
+    """The builder of networks of `kind`.
+
+    Raises:
+        ValueError: no such kind; the message names the nearest.
+    """
+    if kind not in NETWORKS:
+        raise ValueError(f"unknown kind of network {kind!r}; {nearest(kind, NETWORKS)}")
+    return NETWORKS[kind]
 
 
 def make_network(description: Mapping[str, Any], event_shape: tuple[int, ...]) -> nn.Module:

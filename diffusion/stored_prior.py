@@ -30,6 +30,7 @@ from diffusion.registry import make_denoiser, nearest
 from diffusion.schedule import SCHEDULES, Schedule, make_schedule
 
 __all__ = [
+    "OWN",
     "SHIPPED",
     "StoredPrior",
     "StoredPriorError",
@@ -43,6 +44,7 @@ __all__ = [
 
 FORMAT = 1
 OWN = "own"
+"""The schedule that an imported prior was trained on."""
 SHIPPED = Path(__file__).with_name("priors")
 """Folder of the priors that ship."""
 DESCRIPTION, WEIGHTS, CARD = "prior.json", "weights.safetensors", "README.md"
@@ -67,6 +69,8 @@ class StoredPrior:
     """Mean squared error of the denoiser against the noise level, or what a sampler of another library takes for it."""
     value_range: tuple[float, float] | None = None
     """Smallest and largest value that x can have, where there are such."""
+    data: Mapping[str, Any] | None = None
+    """The data set that it was trained on, `name` and options of `envs.data.load_dataset`, where there is one."""
 
     def to_json(self) -> str:
         """The text of `prior.json`."""
@@ -76,6 +80,7 @@ class StoredPrior:
             "event_shape": list(self.event_shape),
             "data_std": self.data_std,
             "value_range": None if self.value_range is None else list(self.value_range),
+            "data": None if self.data is None else dict(self.data),
             "denoiser": dict(self.denoiser),
             "denoising_error": (
                 {"sampler": error.name}
@@ -104,13 +109,14 @@ class StoredPrior:
                 error = DenoisingError(
                     data_std=data_std, log_snr=tuple(table["log_snr"]), mean_squared=tuple(table["mean_squared"])
                 )
-            limits = tree["value_range"]
+            limits, data = tree["value_range"], tree.get("data")
             return cls(
                 event_shape=tuple(int(size) for size in tree["event_shape"]),
                 data_std=data_std,
                 denoiser=dict(tree["denoiser"]),
                 denoising_error=error,
                 value_range=None if limits is None else (float(limits[0]), float(limits[1])),
+                data=None if data is None else {"name": str(data["name"]), **data},
             )
         except json.JSONDecodeError as problem:
             raise ValueError(f"it is not JSON: {problem}") from None

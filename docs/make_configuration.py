@@ -1,4 +1,4 @@
-"""Writes the generated parts of docs/configuration.md: configuration keys, problems and metrics.
+"""Writes the generated parts of docs/configuration.md: configuration keys, of runs and of priors, problems and metrics.
 
     python docs/make_configuration.py [--check]
 
@@ -25,6 +25,8 @@ import yaml
 from envs.registry import problem_factory, problem_names
 from evaluation import Evaluation
 from system.config import RunConfig
+from system.config_file import CHOICES
+from system.prior_config import PriorConfig
 from system.replay.messages import ShardStats
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -57,22 +59,24 @@ def shown(value: object) -> str:
     return "`" + text.removesuffix("\n").removesuffix("\n...") + "`"
 
 
-def keys() -> str:
-    """Every key of the configuration, a table a section."""
-    config = RunConfig()
-    hints = typing.get_type_hints(RunConfig)
+def keys(config: RunConfig | PriorConfig, level: str) -> str:
+    """Every key of the configuration, a table a section; `level` begins the headings."""
+    hints = typing.get_type_hints(type(config))
     scalars, sections = [], []
-    for name, kind, meaning in fields_of(RunConfig):
+    for name, kind, meaning in fields_of(type(config)):
+        if kind == "ClassVar":
+            continue
         value = getattr(config, name)
-        if name == "problem":
-            rows = [["`problem.name`", "`str`", shown(value.name), fields_of(hints[name])[0][2]]]
-            rows.append(["`problem.*`", "", "", "The options of that problem: see [Problems](#problems)."])
+        if name in CHOICES[type(config)]:
+            choice = CHOICES[type(config)][name].name
+            rows = [[f"`{name}.{choice}`", "`str`", shown(getattr(value, choice)), fields_of(hints[name])[0][2]]]
+            rows.append([f"`{name}.*`", "", "", OPTIONS[name]])
         elif dataclasses.is_dataclass(hints[name]):
             rows = section_rows(name, hints[name], value)
         else:
             scalars.append([f"`{name}`", f"`{kind}`", shown(value), meaning])
             continue
-        sections.append(f"### {name}\n\n{meaning}\n\n{table(HEAD, rows)}")
+        sections.append(f"{level} {name}\n\n{meaning}\n\n{table(HEAD, rows)}")
     return "\n\n".join([table(HEAD, scalars), *sections])
 
 
@@ -86,6 +90,13 @@ def section_rows(name: str, kind: type, value: object) -> list[list[str]]:
         else:
             rows.append([f"`{name}.{key}`", f"`{type_}`", shown(inner), text])
     return rows
+
+
+OPTIONS = {
+    "problem": "The options of that problem: see [Problems](#problems).",
+    "data": "The options of that data set: see [Priors](priors.md#data).",
+    "network": "The options of that network: see [Priors](priors.md#networks).",
+}
 
 
 def problems() -> str:
@@ -116,7 +127,8 @@ def page() -> str:
     """The page with its generated parts renewed."""
     text = PAGE.read_text(encoding="utf-8")
     parts = {
-        "keys": keys(),
+        "keys": keys(RunConfig(), "###"),
+        "prior keys": keys(PriorConfig(), "####"),
         "problems": problems(),
         "replay metrics": metrics("replay", ShardStats),
         "evaluation metrics": metrics("eval", Evaluation),

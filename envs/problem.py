@@ -105,10 +105,10 @@ class InverseProblem:
     """[M, *D] the x that was measured, where known."""
     classes: Classes | None = None
     """A partition of x to compare posteriors by."""
-    image_shape: tuple[int, int] | None = None
-    """Height and width if x is shown as a grey image."""
+    image_shape: tuple[int, ...] | None = None
+    """Height and width if x is shown as a grey image, 3 before them if in colour."""
     measurement_image: Callable[[Tensor], Tensor] | None = None
-    """[*Y] -> [H, W] picture of a measurement, NaN where nothing was seen."""
+    """[*Y] -> [H, W], or [3, H, W] in colour, picture of a measurement, NaN where nothing was seen."""
     solve: Solve | None = None
     """Exact posterior of any y [*Y] and its probability of each class, where there is a closed form."""
     time_limit: float | None = None

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from learner.average import WeightAverage
 from learner.guard import Diverged
 from learner.prior_config import PriorTrainingConfig
 
-__all__ = ["PriorTrainer", "denoising_loss", "draw_log_snr"]
+__all__ = ["PriorTrainer", "denoising_loss", "draw_log_snr", "validation_loss"]
 
 LOWEST, HIGHEST = -10.0, 7.0  # of the uniform share: where networks clamp lambda, and the finest level of error tables
 PATIENCE = 20  # updates in a row with a gradient that is not finite, before training ends
@@ -57,6 +58,19 @@ def denoising_loss(denoiser: nn.Module, clean: Tensor, log_snr: Tensor, noise: T
     estimate = denoiser(expand(alpha, clean) * clean + expand(sigma, clean) * noise, alpha, sigma)
     error = (estimate - clean).square().flatten(1).mean(1)
     return error * ((1 + (2 * log_snr).exp()) / data_std**2).to(clean)
+
+
+@torch.no_grad()
+def validation_loss(
+    denoiser: nn.Module, clean: Tensor, data_std: float, config: PriorTrainingConfig, seed: int, max_rows: int = 256
+) -> float:
+    """The mean loss of x = `clean` [N, *D], at levels drawn as for a batch: the same with the same `seed`."""
+    generator = torch.Generator().manual_seed(seed)
+    log_snr = draw_log_snr(replace(config, batch_size=len(clean)), generator)
+    noise = torch.randn(clean.shape, generator=generator)
+    parts = zip(clean.split(max_rows), log_snr.split(max_rows), noise.split(max_rows), strict=True)
+    losses = [denoising_loss(denoiser, x, level, eps.to(x), data_std) for x, level, eps in parts]
+    return float(torch.cat(losses).double().mean())
 
 
 class PriorTrainer:
@@ -103,18 +117,19 @@ class PriorTrainer:
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), config.gradient_clip)
         self.updates += 1
-        if not bool(torch.isfinite(norm)) or not bool(torch.isfinite(loss)):
+        value = float(loss.detach())
+        if not bool(torch.isfinite(norm)) or not math.isfinite(value):
             self.set_aside += 1
             self._row += 1
             if self._row == PATIENCE:
                 raise Diverged(f"the gradient was not finite {PATIENCE} updates in a row; lower training.learning_rate")
-            return float(loss)
+            return value
         self._row = 0
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
         self._optimizer.step()
         self._average.update(self.denoiser)
-        return float(loss)
+        return value
 
     @property
     def learning_rate(self) -> float:
@@ -126,7 +141,7 @@ class PriorTrainer:
     def averaged(self, into: nn.Module) -> nn.Module:
         """`into`, a denoiser built alike, with the averaged weights, frozen."""
         into.load_state_dict(self.denoiser.state_dict())
-        nn.utils.vector_to_parameters(self._average.vector, into.parameters())
+        nn.utils.vector_to_parameters(self._average.vector.clone(), into.parameters())
         return into.requires_grad_(False).eval()
 
     def state_dict(self) -> tuple[Arrays, dict[str, object]]:

@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given.insert(1, NO_CONFIG)  # or argparse would take the value of some option for the configuration
     try:
         known, rest = _parser().parse_known_args(given)
-        if rest and not (known.command == "train" or (known.command == "sample" and known.exact)):
-            raise UserError(f"unknown argument {rest[0]!r} of `rtb {known.command}`; see `rtb {known.command} --help`")
+        if rest and not (known.overrides or (known.command == "sample" and known.exact)):
+            command = " ".join([known.command, *([known.action] if known.command == "prior" else [])])
+            raise UserError(f"unknown argument {rest[0]!r} of `rtb {command}`; see `rtb {command} --help`")
         return int(known.run(known, rest) or 0)
     except UserError as error:
         if "--debug" in given:
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str, run: object, *, help_flag: bool = True) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, parents=[shared], add_help=help_flag)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, overrides=name == "train")
         return command
 
     measurement: dict[str, Any] = {"type": _row_or_file, "default": 0, "metavar": "ROW|FILE"}
@@ -103,15 +104,41 @@ def _parser() -> argparse.ArgumentParser:
     problems.add_argument("--plugins", nargs="+", default=[], help="modules that register problems of yours")
     prior = add("prior", "priors at rest", None)
     actions = prior.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_prior_train(actions, shared)
+    _add_prior_inspect(actions, shared)
     _add_prior_import(actions, shared)
     add("doctor", "check this machine", _doctor)
     return parser
 
 
+def _add_prior_train(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401  argparse keeps its class to itself
+    text = "train a prior from a configuration"
+    command = actions.add_parser("train", help=text, description=text, parents=[shared], add_help=False)
+    command.set_defaults(run=_prior_train, overrides=True)
+    command.add_argument("config", type=Path, nargs="?", help="YAML file; then any --section.key value")
+    command.add_argument("--out", type=Path, metavar="DIR", help="run directory (default: runs/NAME-N)")
+    command.add_argument("-h", "--help", action="store_true", dest="help", help="show all configuration keys")
+
+
+def _add_prior_inspect(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401
+    text = "samples of a prior, its schedule, and the error of a finite number of steps"
+    command = actions.add_parser("inspect", help=text, description=text, parents=[shared])
+    command.set_defaults(run=_prior_inspect, overrides=False)
+    command.add_argument("name", metavar="NAME|DIR", help="a prior that ships, or the folder of any")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the figures (default: inspect-NAME)")
+    command.add_argument("--steps", type=int, nargs="+", metavar="T", help="numbers of steps to compare")
+    command.add_argument("--num-steps", type=int, help="steps of the chains that samples are drawn with (default 50)")
+    command.add_argument("--schedule", help="theirs (default: vp-cosine-zero-snr, or own of an imported prior)")
+    command.add_argument("--bound", type=float, help="on the discretisation error, nats per dimension (default 0.01)")
+    command.add_argument("--data", type=Path, metavar="FILE", help=".npy or .npz of x to measure the error on")
+    command.add_argument("--seed", type=int, default=0, help="seed of the draws (default 0)")
+    command.add_argument("--plugins", nargs="+", default=[], help="modules that register networks of yours")
+
+
 def _add_prior_import(actions: Any, shared: argparse.ArgumentParser) -> None:  # noqa: ANN401  argparse keeps its class to itself
     text = "a pretrained diffusion model of another library as a prior"
     command = actions.add_parser("import", help=text, description=text, parents=[shared])
-    command.set_defaults(run=_prior_import)
+    command.set_defaults(run=_prior_import, overrides=False)
     command.add_argument("source", type=Path, metavar="SOURCE", help="folder of the other library's files")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the prior to")
     command.add_argument("--kind", help="diffusers, edm, flow or score-models (default: what SOURCE looks like)")
@@ -156,7 +183,15 @@ def _train_help(path: Path | None) -> None:
 
 def _resume(arguments: argparse.Namespace, _: list[str]) -> None:
     from system.run import resume
+    from system.train_prior import is_prior_run, prior_of, resume_prior
 
+    if is_prior_run(arguments.directory):
+        if arguments.cluster is not None:
+            raise UserError("--cluster is for runs that train a posterior; a prior is trained in one process")
+        prior = prior_of(resume_prior(arguments.directory, quiet=arguments.quiet))
+        if not arguments.quiet:
+            sys.stdout.write(f"{prior}\n")
+        return
     run = resume(arguments.directory, cluster=arguments.cluster, quiet=arguments.quiet)
     _closing(run, arguments.quiet)
 
@@ -229,6 +264,51 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
         if arguments.name:
             for parameter in inspect.signature(factory).parameters.values():
                 sys.stdout.write(f"  --problem.{parameter.name.replace('_', '-')} ({parameter.default})\n")
+
+
+def _prior_train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    import shlex
+
+    from system.config_file import load_config
+    from system.prior_config import PriorConfig
+    from system.train_prior import prior_of, train_prior
+
+    if arguments.help:
+        from system.flags import help_text
+
+        sys.stdout.write("rtb prior train CONFIG [--out DIR] [--quiet] [--debug] and any of these:\n\n")
+        sys.stdout.write(help_text(arguments.config, PriorConfig))
+        return
+    if arguments.config is None:
+        raise UserError("rtb prior train needs a configuration file, e.g. configs/priors/digits.yaml")
+    config = load_config(arguments.config, overrides, PriorConfig)
+    command = shlex.join([*PriorConfig.PROGRAM.split()[:-1], str(arguments.config), *overrides])
+    run = train_prior(config, arguments.out, command=command, quiet=arguments.quiet)
+    if not arguments.quiet:
+        sys.stdout.write(f"{prior_of(run)}\n")
+
+
+def _prior_inspect(arguments: argparse.Namespace, _: list[str]) -> None:
+    from system.inspect_prior import inspect_prior
+
+    given = {
+        key: getattr(arguments, key) for key in ("steps", "num_steps", "bound") if getattr(arguments, key) is not None
+    }
+    found = inspect_prior(
+        arguments.name,
+        schedule=arguments.schedule,
+        data=arguments.data,
+        seed=arguments.seed,
+        plugins=arguments.plugins,
+        **given,
+    )
+    folder = arguments.out or Path(f"inspect-{Path(arguments.name).resolve().name}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for picture in found.pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    if not arguments.quiet:
+        names = ", ".join(f"{picture.name}.png" for picture in found.pictures)
+        sys.stdout.write("\n".join([*found.lines, f"{names}: {folder}", ""]))
 
 
 def _prior_import(arguments: argparse.Namespace, _: list[str]) -> None:

@@ -18,6 +18,7 @@ from system.config_file import import_plugins
 from system.errors import ConfigError
 from system.init import start_from
 from system.measurement import read_measurement
+from system.prior_config import PriorConfig
 from system.replay.shard import ReplayShard
 
 __all__ = [
@@ -32,14 +33,14 @@ __all__ = [
 ]
 
 
-def stream_seed(config: RunConfig, role: str, index: int = 0) -> int:
+def stream_seed(config: RunConfig | PriorConfig, role: str, index: int = 0) -> int:
     """A 63-bit seed for the random stream of one part, from the run's seed, the part's role and its index."""
     key = int.from_bytes(role.encode(), "big")
     word = np.random.SeedSequence((config.seed, key, index)).generate_state(1, np.uint64)[0]
     return int(word) & (2**63 - 1)
 
 
-def find_device(config: RunConfig) -> torch.device:
+def find_device(config: RunConfig | PriorConfig) -> torch.device:
     """The device that `config` means in this process."""
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -24,6 +24,8 @@ __all__ = [
     "ProblemConfig",
     "RayConfig",
     "RunConfig",
+    "config_yaml",
+    "require",
 ]
 
 
@@ -56,7 +58,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         least = {"interval_seconds": 0, "trajectories": 2, "final_trajectories": 2, "per_measurement": 2}
-        _require(self, "evaluation", at_least=least | {"calibration_pairs": 0, "calibration_trajectories": 1})
+        require(self, "evaluation", at_least=least | {"calibration_pairs": 0, "calibration_trajectories": 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +71,7 @@ class CheckpointConfig:
     """How many are kept."""
 
     def __post_init__(self) -> None:
-        _require(self, "checkpoint", at_least={"interval_seconds": 0, "keep": 1})
+        require(self, "checkpoint", at_least={"interval_seconds": 0, "keep": 1})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,8 +113,8 @@ class RayConfig:
     def __post_init__(self) -> None:
         counts = ("num_actors", "num_shards", "num_learners", "publish_interval", "prefetch")
         amounts = ("cpus_per_actor", "gpus_per_actor", "cpus_per_learner", "gpus_per_learner", "max_restarts")
-        _require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
-        _require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
+        require(self, "ray", at_least=dict.fromkeys(counts, 1) | dict.fromkeys(amounts, 0))
+        require(self, "ray", above=dict.fromkeys(("slice_seconds", "timeout_seconds", "start_timeout_seconds"), 0))
         if self.shard_weights and self.num_learners == 1:
             raise ValueError("ray.shard_weights shares the network out to several ranks: ray.num_learners is 1")
 
@@ -120,6 +122,9 @@ class RayConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """A run."""
+
+    PROGRAM: ClassVar = "rtb train CONFIG"
+    PLACE: ClassVar = "configs/experiments/"
 
     name: str = "run"
     """Name of the run's directory under `runs/`."""
@@ -325,15 +330,27 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The whole configuration, problem options beside the problem's name."""
-        tree = dataclasses.asdict(self)
-        options = tree["problem"].pop("options")
-        tree["problem"] |= options
-        tree["plugins"] = list(self.plugins)
-        text: str = yaml.safe_dump(tree, sort_keys=False)
-        return text
+        return config_yaml(self)
 
 
-def _require(
+def config_yaml(config: Any) -> str:  # noqa: ANN401 - a dataclass, of which typing has no name
+    """A configuration as YAML, the options of a section beside what they are the options of."""
+    tree = dataclasses.asdict(config)
+    for section in tree.values():
+        if isinstance(section, dict) and "options" in section:
+            section |= section.pop("options")
+    text: str = yaml.safe_dump(_plain(tree), sort_keys=False)
+    return text
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any configuration value
+    """`value` with tuples as lists, which YAML has."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+
+
+def require(
     section: object, name: str, *, at_least: Mapping[str, float] | None = None, above: Mapping[str, float] | None = None
 ) -> None:
     """ValueError for the first key of `section` that is not at least, or not above, its limit."""
@@ -341,4 +358,4 @@ def _require(
         for key, limit in limits.items():
             value = getattr(section, key)
             if not (value > limit or (word == "at least" and value == limit)):
-                raise ValueError(f"{name}.{key} must be {word} {limit}, got {value}")
+                raise ValueError(f"{name and name + '.'}{key} must be {word} {limit}, got {value}")

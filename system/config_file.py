@@ -1,7 +1,8 @@
-"""Reads a configuration: a YAML file, and `--section.key value` on the command line.
+"""Reads a configuration, of a run or of a prior: a YAML file, and `--section.key value` on the command line.
 
 A configuration is data. It is checked once, here: unknown keys are refused with the nearest known one, types must fit,
-and every section validates its own values (`system.config`).
+and every section validates its own values (`system.config`, `system.prior_config`). A section may name a function, and
+its other keys are then that function's keyword arguments (`Choice`).
 """
 
 from __future__ import annotations
@@ -14,20 +15,64 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from diffusion.registry import network_factory
+from envs.data import dataset_factory
 from envs.registry import problem_factory
 from system.config import ProblemConfig, RunConfig
 from system.errors import ConfigError
+from system.prior_config import DataConfig, NetworkConfig, PriorConfig
 
-__all__ = ["changed", "config_from_tree", "import_plugins", "load_config", "problem_type"]
+__all__ = ["CHOICES", "Choice", "changed", "config_from_tree", "import_plugins", "load_config"]
 
 T = TypeVar("T")
+C = TypeVar("C", RunConfig, PriorConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A section that names a function; its other keys are the arguments of that function that have defaults."""
+
+    name: str
+    """The key that names it."""
+    section: Callable[..., Any]
+    """Dataclass of that key and `options`."""
+    factory: Callable[[str], Callable[..., object]]
+    """The function of a name; a ValueError if there is none."""
+
+    def options_type(self, name: str, place: str, source: str) -> type:
+        """A dataclass of the section's keys, so that the arguments are checked like all others."""
+        try:
+            factory = self.factory(name)
+        except ValueError as error:
+            raise ConfigError(f"{source}: {place}.{self.name}: {error}") from None
+        hints = typing.get_type_hints(factory)
+        entries: list[Any] = [(self.name, str, field(default=name))]
+        for parameter in inspect.signature(factory).parameters.values():
+            if parameter.default is not parameter.empty:
+                entries.append((parameter.name, hints[parameter.name], field(default=parameter.default)))
+        return dataclasses.make_dataclass("Options", entries, frozen=True, kw_only=True)
+
+    def chosen(self, options: Any) -> Any:  # noqa: ANN401 - a dataclass made here, and the section, whichever it is
+        """The section of an instance of `options_type`."""
+        values = dataclasses.asdict(options)
+        return self.section(**{self.name: values.pop(self.name)}, options=values)
+
+
+CHOICES: dict[type, dict[str, Choice]] = {
+    RunConfig: {"problem": Choice(name="name", section=ProblemConfig, factory=problem_factory)},
+    PriorConfig: {
+        "data": Choice(name="name", section=DataConfig, factory=dataset_factory),
+        "network": Choice(name="kind", section=NetworkConfig, factory=network_factory),
+    },
+}
+"""The sections of a configuration that name a function."""
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -44,8 +89,8 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rtb train CONFIG") -> RunConfig:
-    """The configuration in the YAML file `path`, changed by `overrides` (`--section.key value ...`).
+def load_config(path: Path, overrides: Sequence[str] = (), kind: type[C] = RunConfig) -> C:  # type: ignore[assignment]
+    """The configuration, of `kind`, in the YAML file `path`, changed by `overrides` (`--section.key value ...`).
 
     Raises:
         ConfigError: no such file, not YAML, an unknown key, a value of the wrong type or out of range.
@@ -53,23 +98,23 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, program: str = "rt
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
     except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}; the ones that ship are in configs/experiments/") from None
+        raise ConfigError(f"no configuration file {path}; the ones that ship are in {kind.PLACE}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read {path} as YAML: {' '.join(str(error).split())}") from None
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(tree).__name__}")
-    return changed(config_from_tree(tree, str(path), _words(overrides)), overrides, program=program)
+    return changed(config_from_tree(tree, str(path), _words(overrides), kind), overrides)
 
 
-def changed(config: RunConfig, overrides: Sequence[str], *, program: str = "rtb train CONFIG") -> RunConfig:
+def changed(config: C, overrides: Sequence[str]) -> C:
     """`config` with `overrides` (`--section.key value ...`)."""
     if not overrides:
         return config
     from system.flags import override
 
-    return override(config, _words(overrides), program)
+    return override(config, _words(overrides))
 
 
 def _words(overrides: Sequence[str]) -> list[str]:
@@ -78,20 +123,26 @@ def _words(overrides: Sequence[str]) -> list[str]:
     return ["None" if word == "null" else word for word in words]
 
 
-def config_from_tree(tree: Mapping[str, Any], source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration in a parsed YAML tree; `source` names it in errors."""
+def config_from_tree(
+    tree: Mapping[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    kind: type[C] = RunConfig,  # type: ignore[assignment]
+) -> C:
+    """The configuration, of `kind`, in a parsed YAML tree; `source` names it in errors."""
     tree = dict(tree)
     import_plugins(_plugins(tree, source, overrides))
-    problem = tree.get("problem", {})
-    if not isinstance(problem, dict):
-        raise ConfigError(f"{source}: problem must be a mapping with a name, got {problem!r}")
-    name = problem.get("name", ProblemConfig().name)
-    if not isinstance(name, str):
-        raise ConfigError(f"{source}: problem.name must be text, got {name!r}")
-    options_type = problem_type(name, source)
-    options = dataclasses.asdict(_build(options_type, problem, "problem", source))
-    tree["problem"] = {"name": options.pop("name"), "options": options}
-    return _build(RunConfig, tree, "", source)
+    for place, choice in CHOICES[kind].items():
+        section = tree.get(place, {})
+        if not isinstance(section, dict):
+            raise ConfigError(f"{source}: {place} must be a mapping with a {choice.name}, got {section!r}")
+        name = section.get(choice.name, getattr(choice.section(), choice.name))
+        if not isinstance(name, str):
+            raise ConfigError(f"{source}: {place}.{choice.name} must be text, got {name!r}")
+        options: Any = _build(choice.options_type(name, place, source), section, place, source)
+        values = dataclasses.asdict(options)
+        tree[place] = {choice.name: values.pop(choice.name), "options": values}
+    return _build(kind, tree, "", source)
 
 
 def import_plugins(names: Sequence[str]) -> None:
@@ -121,19 +172,6 @@ def _plugins(tree: Mapping[str, Any], source: str, overrides: Sequence[str]) -> 
                 break
             named.append(word)
     return tuple(named)
-
-
-def problem_type(name: str, source: str) -> type:
-    """A dataclass with the problem's name and its factory's arguments, so that they are checked like all others."""
-    try:
-        factory = problem_factory(name)
-    except ValueError as error:
-        raise ConfigError(f"{source}: problem.name: {error}") from None
-    hints = typing.get_type_hints(factory)
-    entries: list[Any] = [("name", str, field(default=name))]
-    for parameter in inspect.signature(factory).parameters.values():
-        entries.append((parameter.name, hints[parameter.name], field(default=parameter.default)))
-    return dataclasses.make_dataclass("ProblemOptions", entries, frozen=True, kw_only=True)
 
 
 def _build(kind: type[T], tree: Mapping[str, Any], prefix: str, source: str) -> T:

@@ -14,63 +14,65 @@ from dataclasses import field, fields
 from pathlib import Path
 from typing import Any
 
-from system.config import ProblemConfig, RunConfig
-from system.config_file import load_config, problem_type
+from system.config import RunConfig
+from system.config_file import CHOICES, C, load_config
 from system.errors import ConfigError
 
 __all__ = ["help_text", "override"]
 
 
-def help_text(path: Path | None = None) -> str:
+def help_text(path: Path | None = None, kind: type[C] = RunConfig) -> str:  # type: ignore[assignment]
     """Every key with its type, meaning and default, those of the configuration file `path` if given."""
-    config = RunConfig() if path is None else load_config(path)
+    config = kind() if path is None else load_config(path, (), kind)
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
-        override(config, ["--help"], "rtb train CONFIG")
+        override(config, ["--help"])
     return output.getvalue()
 
 
-def override(config: RunConfig, overrides: list[str], program: str) -> RunConfig:
+def override(config: C, overrides: list[str]) -> C:
     """`config` with flags applied by tyro, which also writes the help."""
     import tyro  # half a second to import, and needed only where there are flags
 
-    name = next((overrides[i + 1] for i, flag in enumerate(overrides[:-1]) if flag == "--problem.name"), None)
-    known = config.problem.options if name in (None, config.problem.name) else {}
-    kind = problem_type(name or config.problem.name, "command line")
-    problem = kind(**known)
+    kind, choices = type(config), CHOICES[type(config)]
+    chosen = {}
+    for place, choice in choices.items():
+        section, flag = getattr(config, place), f"--{place}.{choice.name}"
+        own = getattr(section, choice.name)
+        name = next((overrides[i + 1] for i, word in enumerate(overrides[:-1]) if word == flag), own)
+        options = choice.options_type(name, place, "command line")
+        chosen[place] = options(**(section.options if name == own else {}))
     # A subclass, because tyro takes the meaning of each key from the docstrings in the source of its class.
-    flags = dataclasses.make_dataclass(
-        "RunFlags", [("problem", kind, field(default=problem))], bases=(RunConfig,), frozen=True, kw_only=True
-    )
-    values = {entry.name: getattr(config, entry.name) for entry in fields(RunConfig)} | {"problem": problem}
+    entries: list[Any] = [(place, type(options), field(default=options)) for place, options in chosen.items()]
+    flags = dataclasses.make_dataclass("RunFlags", entries, bases=(kind,), frozen=True, kw_only=True)
+    values = {entry.name: getattr(config, entry.name) for entry in fields(kind)} | chosen
     defaults = flags(**values)
-    _known_flags(overrides, defaults)
+    _known_flags(overrides, defaults, kind.PROGRAM)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            parsed = tyro.cli(flags, args=overrides, default=defaults, prog=program, description=RunConfig.__doc__)
+            parsed = tyro.cli(flags, args=overrides, default=defaults, prog=kind.PROGRAM, description=kind.__doc__)
     except SystemExit as stop:
         if not stop.code:
             raise  # --help
         raise ConfigError(f"command line: {_one_line(errors.getvalue())}") from None
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from None
-    values = {entry.name: getattr(parsed, entry.name) for entry in fields(RunConfig)}
-    options = dataclasses.asdict(values["problem"])
-    values["problem"] = ProblemConfig(name=options.pop("name"), options=options)
+    values = {entry.name: getattr(parsed, entry.name) for entry in fields(kind)}
+    values |= {place: choice.chosen(values[place]) for place, choice in choices.items()}
     try:
-        return RunConfig(**values)
+        return kind(**values)
     except ValueError as error:
         raise ConfigError(f"command line: {error}") from None
 
 
-def _known_flags(overrides: Sequence[str], defaults: object) -> None:
+def _known_flags(overrides: Sequence[str], defaults: object, program: str) -> None:
     """Refuses a flag that no key of `defaults` has; tyro would offer every key that is a little like it."""
     known = ["--help", *_flag_names(defaults)]
     for word in overrides:
         if word.startswith("--") and word.replace("_", "-") not in known:
             close = difflib.get_close_matches(word, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "`rtb train CONFIG --help` lists them all"
+            hint = f"did you mean {close[0]}?" if close else f"`{program} --help` lists them all"
             parent = word.rpartition(".")[0]
             if isinstance(_value_at(defaults, parent), dict):
                 hint = f"flags change the entries of {parent[2:]} that the configuration file has; add this one there"

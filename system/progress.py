@@ -35,6 +35,7 @@ ROWS = (
     Row(label="updates", key="learner/updates", form=",.0f"),
     Row(label="trajectories", key="actor/trajectories", form=",.0f"),
     Row(label="loss", key="learner/loss", form=".4g"),
+    Row(label="validation loss", key="eval/validation_loss", form=".4g"),
     Row(label="ELBO", key="eval/elbo", form=".3f"),
     Row(label="IW bound", key="eval/iw_log_partition", form=".3f"),
     Row(label="exact log Z", key="eval/exact_log_partition", form=".3f"),

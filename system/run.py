@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +21,16 @@ from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig
 from system.config_file import config_from_tree, load_config
-from system.errors import CheckpointError, ConfigError, RunnerError, UserError
+from system.errors import ConfigError, RunnerError, UserError
 from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.init import write_init
 from system.judge import draw, final_report, judge, judge_each, load_posterior
+from system.loop import require_same, terminated_is_interrupted, train_to_the_end, way_on
 from system.measurement import measured
 from system.metrics import MetricsWriter
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
-from system.runner import Runner, only_impossible
+from system.runner import Runner
 
 __all__ = [
     "closing_lines",
@@ -48,8 +46,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-TELLING = 1_000  # trajectories without a likelihood above zero, after which the user is told
 
 
 @contextmanager
@@ -157,84 +153,24 @@ def _train(
                 runner.load(checkpoint.parts)
                 for line in checkpoint.warnings:
                     progress.warn(line)
-            with _terminated_is_interrupted():
-                _loop(config, problem, runner, store, writer, progress)
+            with terminated_is_interrupted():
+                train_to_the_end(
+                    runner,
+                    store,
+                    writer,
+                    progress,
+                    validate=lambda: judge(config, problem, runner.weights(), quick=True)[0].as_metrics(),
+                    validation_seconds=config.evaluation.interval_seconds,
+                    checkpoint_seconds=config.checkpoint.interval_seconds,
+                )
         evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
         each, calibration = judge_each(config, problem, runner.weights())
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_way_on(run, store)) from None
+        raise KeyboardInterrupt(way_on(run, store)) from None
     finally:
         runner.close()
     save_samples(run.samples, samples, log_weight)
     final_report(config, problem, run, evaluation, samples, notes, each=each, calibration=calibration)
-
-
-@contextmanager
-def _terminated_is_interrupted() -> Iterator[None]:
-    """Takes SIGTERM, which batch systems and containers end a process with, for Ctrl-C: the run is saved first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if earlier is None else earlier)
-
-
-def _way_on(run: RunDirectory, store: CheckpointStore) -> str:
-    """What the user is told after an interrupt."""
-    steps = store.steps()
-    if not steps:
-        return f"interrupted before the first checkpoint; delete {run.path} and start again"
-    return f"interrupted; `rtb resume {run.path}` goes on from update {steps[-1]}"
-
-
-def _loop(
-    config: RunConfig,
-    problem: InverseProblem,
-    runner: Runner,
-    store: CheckpointStore,
-    writer: MetricsWriter,
-    progress: Progress,
-) -> None:
-    """Trains until the budget is spent; the last act is a checkpoint."""
-    evaluated = saved = time.perf_counter()
-    told = False
-    try:
-        while not runner.finished:
-            fresh = runner.advance()
-            now = time.perf_counter()
-            if now - evaluated >= config.evaluation.interval_seconds or runner.finished:
-                fresh |= judge(config, problem, runner.weights(), quick=True)[0].as_metrics()
-                evaluated = time.perf_counter()
-            if now - saved >= config.checkpoint.interval_seconds and not runner.finished:
-                _save(runner, store, progress, last=False)
-                saved = time.perf_counter()
-            fresh["system/seconds"] = runner.seconds
-            writer.write(runner.updates, fresh)
-            progress.update(fresh)
-            nothing = None if told else only_impossible(fresh, TELLING)
-            if nothing is not None:
-                told = True
-                progress.warn(nothing)
-    except KeyboardInterrupt:
-        _save(runner, store, progress, last=False)
-        raise
-    _save(runner, store, progress, last=True)
-
-
-def _save(runner: Runner, store: CheckpointStore, progress: Progress, *, last: bool) -> None:
-    """A checkpoint; one that cannot be written (disk full) is a warning, as the run and the old one are intact."""
-    try:
-        directory = store.begin(runner.updates)
-        names = runner.save(directory)
-        store.commit(directory, names)
-    except CheckpointError as error:
-        progress.warn(str(error))
-        _log.warning("%s", error)
-        if last:
-            raise
 
 
 def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[np.float64]) -> None:
@@ -253,23 +189,8 @@ _MAY_DIFFER = (
 def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
     """Refuses a checkpoint of another configuration; where the run is, and on how many processes, may differ."""
     saved = config_from_tree(yaml.safe_load(checkpoint.parts["run"].scalars["config"]), "checkpoint")
-    ours, theirs = (_flat(yaml.safe_load(value.to_yaml())) for value in (config, saved))
-    for key in sorted(ours.keys() | theirs.keys()):
-        if key not in _MAY_DIFFER and ours.get(key) != theirs.get(key):
-            raise ConfigError(
-                f"the run's config.yaml has {key} = {ours.get(key)!r}, but its checkpoint was made with "
-                f"{theirs.get(key)!r}; put it back, or start a new run with `rtb train`"
-            )
-
-
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    ours, theirs = (yaml.safe_load(value.to_yaml()) for value in (config, saved))
+    require_same(ours, theirs, "rtb train", _MAY_DIFFER)
 
 
 @_likelihood_may_fail()

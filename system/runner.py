@@ -18,6 +18,7 @@ from system.part import Part
 
 __all__ = [
     "Runner",
+    "Trains",
     "add_counters",
     "as_paths",
     "exploration_metrics",
@@ -29,8 +30,8 @@ __all__ = [
 ]
 
 
-class Runner(Protocol):
-    """Actors, replay and learner of one run."""
+class Trains(Protocol):
+    """What the loop of a training asks of what is trained."""
 
     @property
     def updates(self) -> int:
@@ -51,16 +52,20 @@ class Runner(Protocol):
         """Trains for a moment (a second or two) and returns the newest metrics."""
         ...
 
-    def weights(self) -> NDArray[np.float32]:
-        """The averaged weights, as one flat vector."""
-        ...
-
     def save(self, directory: Path) -> tuple[str, ...]:
         """Writes the parts of a checkpoint into `directory` and returns their names."""
         ...
 
     def load(self, parts: Mapping[str, Part]) -> None:
         """Takes up the state of a checkpoint; called before the first `advance`."""
+        ...
+
+
+class Runner(Trains, Protocol):
+    """Actors, replay and learner of one run."""
+
+    def weights(self) -> NDArray[np.float32]:
+        """The averaged weights, as one flat vector."""
         ...
 
     def close(self) -> None:

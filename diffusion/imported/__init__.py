@@ -1,1 +1,1 @@
-"""Networks of other libraries as denoisers; see docs/priors_import.md."""
+"""Networks of other libraries as denoisers; see docs/priors.md."""

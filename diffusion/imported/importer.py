@@ -33,7 +33,7 @@ NVIDIA_LINE = (
     'in a checkout of github.com/NVlabs/edm, python -c "import pickle, safetensors.torch as s; '
     "net = pickle.load(open('{}', 'rb'))['ema']; s.save_file({k: v.contiguous() for k, v in "
     "net.model.state_dict().items()}, 'network.safetensors')\"; then write a network.json of kind edm beside it, "
-    "whose network is net.model as a kind of your own (docs/priors_import.md)"
+    "whose network is net.model as a kind of your own (docs/priors.md)"
 )
 
 

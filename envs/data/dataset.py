@@ -53,6 +53,11 @@ class Dataset:
                 )
             if not bool(torch.isfinite(values).all()):
                 raise ValueError(f"{name} of data set {self.name!r} has values that are not finite")
+            low, high = (float(values.min()), float(values.max()))
+            if self.value_range is not None and not (self.value_range[0] <= low and high <= self.value_range[1]):
+                raise ValueError(
+                    f"{name} of data set {self.name!r} must be within {list(self.value_range)}, got {low:g} to {high:g}"
+                )
             if labels is not None and labels.shape != (len(values),):
                 raise ValueError(f"{name} of data set {self.name!r} needs {len(values)} labels, got {len(labels)}")
         if self.train.shape[1:] != self.held_out.shape[1:]:

@@ -7,8 +7,9 @@ have weights for the posterior and for its tempered form,
 
 b being the largest power, up to one, that leaves an effective number of `CENTRES` draws. Those, resampled, are the
 centres of the next q, a kernel density, a tenth of which stays p, so that no weight exceeds ten times the likelihood.
-Its kernel is round or of the draws' covariance, and of the width under which other draws are likeliest. The mean of the
-w_i of the last q is an unbiased estimate of the evidence. Nothing here knows of a chain.
+Its kernel is round or of the draws' covariance, and of the width under which other draws are likeliest; under a mixture
+its components with other weights may be likelier still. The mean of the w_i of the last q is an unbiased estimate of
+the evidence. Nothing here knows of a chain.
 """
 
 from __future__ import annotations
@@ -96,21 +97,25 @@ def weighted_posterior(
 
     A NaN of the likelihood counts as an x that is impossible. If 8 rounds do not give 2,000 effective draws a warning
     says how many there are.
+
+    Raises:
+        ValueError: the likelihood of all draws is zero.
     """
     generator = torch.Generator().manual_seed(seed)
     value = prior.sample(draws, generator)
     shape = tuple(value.shape[1:])
-    log_ratio, found = torch.zeros(draws, dtype=torch.float64), None  # log p / q
+    log_ratio = torch.zeros(draws, dtype=torch.float64)  # log p / q
     for _ in range(ROUNDS):
-        likelihood = log_likelihood(value).double().nan_to_num(nan=-torch.inf, posinf=-torch.inf)
+        likelihood = log_likelihood(value).double().nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
         log_weight = log_ratio + likelihood
         total = log_weight.logsumexp(0)
-        if bool(torch.isfinite(total)):
-            found = WeightedPosterior(value, log_weight - total, float(total) - math.log(draws))
-            if found.effective_number >= ENOUGH:
-                return found
+        if not bool(torch.isfinite(total)):
+            raise ValueError(f"none of {draws} draws has a likelihood above zero, so there is nothing to go on from")
+        found = WeightedPosterior(value, log_weight - total, float(total) - math.log(draws))
+        if found.effective_number >= ENOUGH:
+            break
         power = _power(log_ratio, likelihood)
-        proposal = _proposal(value.flatten(1), (log_ratio + power * likelihood).softmax(0), generator)
+        proposal = _proposal(prior, value.flatten(1), (log_ratio + power * likelihood).softmax(0), generator)
         kept = round(DEFENSIVE * draws)
         value = torch.cat([prior.sample(kept, generator), proposal.sample(draws - kept, generator).reshape(-1, *shape)])
         log_prior = _log_prob(prior, value)
@@ -119,9 +124,8 @@ def weighted_posterior(
             log_prior + math.log(kept / draws), log_kernels + math.log(1 - kept / draws)
         )
         log_ratio = log_prior - log_proposal
-    if found is None:
-        raise ValueError(f"none of {ROUNDS * draws} draws has a likelihood above zero")
-    _log.warning("the reference posterior is of %.0f effective draws only, %g wanted", found.effective_number, ENOUGH)
+    if found.effective_number < ENOUGH:
+        _log.warning("a reference posterior is of %.0f effective draws, %g wanted", found.effective_number, ENOUGH)
     return found
 
 
@@ -145,8 +149,8 @@ def _log_prob(density: KnownPrior, value: Tensor) -> Tensor:
     return torch.cat([density.log_prob(part).double() for part in value.split(ROWS)])
 
 
-def _proposal(flat: Tensor, weights: Tensor, generator: torch.Generator) -> MixtureDenoiser:
-    """A kernel density of the draws `flat` [N, D] with `weights` [N]."""
+def _proposal(prior: KnownPrior, flat: Tensor, weights: Tensor, generator: torch.Generator) -> MixtureDenoiser:
+    """A kernel density of the draws `flat` [N, D] with `weights` [N], or the prior with other weights of its parts."""
     centred = flat - weights @ flat
     covariance = (weights[:, None] * centred).T @ centred
     unit = covariance.diagonal().mean() * torch.eye(flat.shape[1], dtype=flat.dtype)
@@ -155,4 +159,8 @@ def _proposal(flat: Tensor, weights: Tensor, generator: torch.Generator) -> Mixt
     centres, others = flat[rows[::2]], flat[rows[1::2]]
     shapes = (covariance + 1e-9 * unit, unit)
     kernels = [MixtureDenoiser(centres, width**2 * shape) for shape in shapes for width in WIDTHS]
+    if isinstance(prior, MixtureDenoiser):  # then a kernel need not be found, but only which components matter
+        shares = prior.classify(centres.reshape(-1, *prior.event_shape)).double().mean(0)
+        log_shares = (0.99 * shares + 0.01 * prior.log_weights.exp()).log()
+        kernels.append(MixtureDenoiser(prior.means, prior.covariance, log_shares))
     return max(kernels, key=lambda kernel: float(kernel.log_prob(others).mean()))

@@ -40,7 +40,7 @@ TRUTH = "#c8323f"
 LOWER = "#3a9d8f"  # importance-weighted bound
 UPPER = "#d9772b"  # EUBO
 
-_ORDER = ["prior", "exact", "learned", "truth"]
+_ORDER = ["data, held out", "prior", "exact", "learned", "truth"]
 
 DPI = 144  # twice the density of the page, so that text stays sharp on dense screens
 WIDTH = 9.0  # inches

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from envs.problem import InverseProblem
 from evaluation.evaluation import Evaluation
-from evaluation.figures.images import image_picture
+from evaluation.figures.images import colour_last, image_picture
 from evaluation.figures.marginals import class_picture, plane_picture, vector_picture
 from evaluation.figures.picture import Picture
 
@@ -39,11 +39,11 @@ def problem_pictures(
             measurement = _array(problem.measurement_image(problem.measurements[measurement_id].cpu()))
         pictures.append(
             image_picture(
-                prior.reshape(-1, *shape),
-                learned.reshape(-1, *shape),
-                None if exact is None else exact.reshape(-1, *shape),
-                measurement,
-                None if truth is None else truth.reshape(shape),
+                _pictures(prior, shape),
+                _pictures(learned, shape),
+                None if exact is None else _pictures(exact, shape),
+                measurement if measurement is None or measurement.ndim == 2 else colour_last(measurement),
+                None if truth is None else _pictures(truth, shape)[0],
             )
         )
     elif samples[0].numel() == 2:
@@ -62,6 +62,12 @@ def problem_pictures(
             )
         )
     return tuple(pictures)
+
+
+def _pictures(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """[N, H, W] or [N, H, W, 3] of x [N, *D] or [*D] that is shown in `shape`."""
+    images = values.reshape(-1, *shape)
+    return images if len(shape) == 2 else colour_last(images)
 
 
 def _array(value: Tensor) -> np.ndarray:

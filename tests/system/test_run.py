@@ -18,6 +18,7 @@ import torch
 import yaml
 
 import system.local
+import system.loop
 import system.part
 import system.run
 from envs import InverseProblem, make_problem
@@ -106,7 +107,7 @@ def copy(finished, tmp_path):
 
 def _interrupted(tmp_path, monkeypatch, saves=3, **changes):
     """A run whose driver has died after `saves` checkpoints."""
-    original, left = system.run._save, [saves]
+    original, left = system.loop.save, [saves]
 
     def save(*arguments, **options):
         original(*arguments, **options)
@@ -115,7 +116,7 @@ def _interrupted(tmp_path, monkeypatch, saves=3, **changes):
             raise _StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(system.run, "_save", save)
+        patch.setattr(system.loop, "save", save)
         with pytest.raises(_StopError):
             train(_config(**changes), tmp_path / "stopped", quiet=True)
     return tmp_path / "stopped"
@@ -289,7 +290,7 @@ def test_a_full_disk_while_saving_is_a_warning_the_run_goes_on_and_the_old_check
     tmp_path, monkeypatch, finished, capfd
 ):
     left, steps = _full_disk(monkeypatch, after=6), []  # two parts of the second checkpoint fit
-    original = system.run._save
+    original = system.loop.save
 
     def save(runner, store, progress, *, last):
         if last:
@@ -298,7 +299,7 @@ def test_a_full_disk_while_saving_is_a_warning_the_run_goes_on_and_the_old_check
             left[0] = 10**9  # space again
         original(runner, store, progress, last=last)
 
-    monkeypatch.setattr(system.run, "_save", save)
+    monkeypatch.setattr(system.loop, "save", save)
     run = train(_config(), tmp_path / "full")
     _assert_same_end(run, finished)
     assert len(steps) == 1 and steps[0] < 200  # the first checkpoint, and no half of a later one

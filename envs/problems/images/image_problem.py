@@ -60,14 +60,14 @@ def _problem(
     prior: str = "digits-kde",
     image: int = 0,
     count: int = 1,
-    truth: str = "held-out",
+    truth: str | None = None,
     noise_std: float = 0.1,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
     """Pixels are in [-1, 1], and `noise_std` is in their units."""
-    source = image_source(prior, num_steps, schedule)
+    source = image_source(prior, num_steps, schedule, with_data=truth != "prior")
     shape = typing.cast(Shape, source.prior.event_shape)
     generator = torch.Generator().manual_seed(seed)
     images = source.truths(truth, image, count, generator)
@@ -81,8 +81,8 @@ def _problem(
         measurements=gaussian.sample(images, generator).float(),
         truth=images.float(),
         classes=None if source.one_hot is None else Classes(tuple("0123456789"), source.classify),
-        image_shape=shape[1:] if shape[0] == 1 else None,
-        measurement_image=_picture(operator),
+        image_shape=shape[1:] if shape[0] == 1 else shape,
+        measurement_image=_picture(operator, shape[0]),
         solve=_exact(source, operator, noise_std),
     )
     return problem.solved()
@@ -103,14 +103,21 @@ def _exact(source: ImageSource, operator: ForwardOperator, noise_std: float) -> 
     return solve
 
 
-def _picture(operator: ForwardOperator) -> Callable[[Tensor], Tensor]:
-    """A measurement as a picture: A^T y where it is none itself."""
+def _picture(operator: ForwardOperator, channels: int) -> Callable[[Tensor], Tensor]:
+    """A measurement of an image of `channels` as a picture: A^T y where it is none itself."""
     shape = operator.measurement_shape
     if isinstance(operator, Pixels):
         seen = operator.mask.float().masked_fill(~operator.mask, torch.nan)
-        return lambda value: (operator.adjoint(value[None].float())[0] * seen)[0]
+        return lambda value: _grey_or_colour(operator.adjoint(value[None].float())[0] * seen)
     if isinstance(operator, MaskedFourier | Matrix):
-        return lambda value: operator.adjoint(value[None].float())[0, 0]
+        return lambda value: _grey_or_colour(operator.adjoint(value[None].float())[0])
     if isinstance(operator, FourierMagnitudes):
         return lambda value: value.reshape(-1, operator.size[1] // 2 + 1).float()
+    if len(shape) == 3 and shape[0] == channels == 3:
+        return lambda value: value.float()
     return lambda value: value.reshape(-1, shape[-1]).float()  # below one another, if there are several
+
+
+def _grey_or_colour(image: Tensor) -> Tensor:
+    """[H, W] of an image [1, H, W]; one of [3, H, W] as it is."""
+    return image[0] if len(image) == 1 else image

@@ -3,7 +3,8 @@
 Pixels are in [-1, 1] everywhere. A kernel density of a data set is a Gaussian mixture with one component an image, so
 its score, and the posterior of whatever is linear and Gaussian, are exact: `digits-kde` (the first 1,500 scikit-learn
 digits, 8 x 8) and `mnist-kde` (all 60,000 images for training, 28 x 28). Their widths are those under which held-out
-images are likeliest, to 0.05. Any other name is a stored prior (`diffusion.stored_prior`).
+images are likeliest, to 0.05. Any other name is a stored prior (`diffusion.stored_prior`): one that ships, or a folder.
+What is measured are then images of the data set that it was trained on, if it states one, or draws of the prior itself.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from torch import Tensor
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.pruned_mixture import PrunedMixtureDenoiser
+from diffusion.registry import nearest
 from diffusion.schedule import make_schedule
-from envs.data import load_dataset
+from diffusion.stored_prior import StoredPrior, StoredPriorError, load_prior, prior_names, read_prior
+from envs.data import MissingDataError, load_dataset
 
-__all__ = ["ImageSource", "kernel_density"]
+__all__ = ["ImageSource", "image_priors", "image_source", "kernel_density", "stored_source"]
 
 BANDWIDTHS = {"digits-kde": 0.25, "mnist-kde": 0.3}
 CLASSIFIED = 256  # images at a time
@@ -32,8 +35,8 @@ class ImageSource:
     """A prior over images, and images to measure."""
 
     prior: Prior
-    held_out: Tensor
-    """[M, C, H, W] float32 images that the prior has not seen."""
+    held_out: Tensor | None
+    """[M, C, H, W] float32 images that the prior has not seen; None where none are known."""
     density: MixtureDenoiser | None = None
     """The prior's data distribution, where it is a kernel density."""
     labels: Tensor | None = None
@@ -50,9 +53,16 @@ class ImageSource:
         one_hot = self.one_hot.to(self.density.means)
         return torch.cat([self.density.classify(part) @ one_hot for part in value.split(CLASSIFIED)]).double()
 
-    def truths(self, truth: str, first: int, count: int, generator: torch.Generator) -> Tensor:
-        """[count, C, H, W] what is measured: `held-out` images from number `first` on, or draws of the `prior`."""
+    def truths(self, truth: str | None, first: int, count: int, generator: torch.Generator) -> Tensor:
+        """[count, C, H, W] what is measured: `held-out` images from number `first` on, or draws of the `prior`.
+
+        None: held-out images where there are any.
+        """
+        if truth is None:
+            truth = "prior" if self.held_out is None else "held-out"
         if truth == "held-out":
+            if self.held_out is None:
+                raise ValueError("truth held-out needs a prior that states its data set; take truth prior")
             if not (first >= 0 and 1 <= count <= len(self.held_out) - first):
                 raise ValueError(
                     f"image and count must name some of the {len(self.held_out)} held-out images, got {count} from "
@@ -65,10 +75,7 @@ class ImageSource:
             raise ValueError(f"count must be at least 1, got {count}")
         if self.density is not None:
             return self.density.sample(count, generator).float()
-        state = self.prior.sample_base(count, generator)
-        for step in range(self.prior.num_steps):
-            state = self.prior.sample_transition(state, torch.full((count,), step), generator)
-        return state
+        return self.prior.sample(count, generator)
 
 
 def kernel_density(name: str, num_steps: int, schedule: str) -> ImageSource:
@@ -94,12 +101,52 @@ def kernel_density(name: str, num_steps: int, schedule: str) -> ImageSource:
     return ImageSource(prior=prior, held_out=held_out, density=denoiser, labels=labels)
 
 
-def image_source(name: str, num_steps: int, schedule: str) -> ImageSource:
+def stored_source(name: str, num_steps: int, schedule: str, *, with_data: bool) -> ImageSource:
+    """The stored prior called `name`, or in that folder, and without `with_data` no images to measure.
+
+    Raises:
+        ValueError: there is no such prior, or its x is no image.
+        MissingDataError: its data set is not on this machine.
+    """
+    try:
+        stored = read_prior(name)
+    except StoredPriorError as error:
+        if "/" in name:
+            raise
+        known = (*BANDWIDTHS, *image_priors())
+        raise ValueError(f"unknown prior {name!r}; {nearest(name, known)}, or the folder of a stored one") from error
+    if not _is_image(stored):
+        raise ValueError(
+            f"problems of images need a prior over [C, H, W] with one channel or three, but x of {name} has shape "
+            f"{list(stored.event_shape)}"
+        )
+    held_out = None
+    if with_data and stored.data is not None:
+        options = dict(stored.data)
+        try:
+            data = load_dataset(options.pop("name"), **options)
+        except MissingDataError as error:
+            raise MissingDataError(f"prior {name}: {error}; or take truth prior, which needs no data") from None
+        held_out = data.held_out
+    return ImageSource(prior=load_prior(name, num_steps, schedule), held_out=held_out)
+
+
+def image_priors() -> tuple[str, ...]:
+    """Names of the priors over images that ship."""
+    return tuple(name for name in prior_names() if _is_image(read_prior(name)))
+
+
+def _is_image(stored: StoredPrior) -> bool:
+    return len(stored.event_shape) == 3 and stored.event_shape[0] in (1, 3)
+
+
+def image_source(name: str, num_steps: int, schedule: str, *, with_data: bool = True) -> ImageSource:
     """The prior called `name`, and images to measure: see the module.
 
     Raises:
+        ValueError: there is no such prior of images.
         MissingDataError: a data set is not on this machine.
     """
     if name in BANDWIDTHS:
         return kernel_density(name, num_steps, schedule)
-    raise ValueError(f"unknown prior {name!r}; expected one of {', '.join(BANDWIDTHS)}")
+    return stored_source(name, num_steps, schedule, with_data=with_data)
