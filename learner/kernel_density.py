@@ -60,6 +60,7 @@ def store_kernel_density(data: Dataset, components: int, folder: Path, seed: int
         data_std=data_std,
         denoiser={"kind": "mixture", "components": components, "variance": width**2},
         denoising_error=measure_denoising_error(denoiser, clean, data_std),
+        value_range=data.value_range,
     )
     likely = float(denoiser.log_prob(data.held_out).mean())
     card = f"""# Kernel density of {data.name}

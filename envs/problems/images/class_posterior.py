@@ -45,7 +45,7 @@ def image_class(
     schedule: str = "vp-cosine-zero-snr",
 ) -> InverseProblem:
     """Digits of the class `target`, of each if there are several, by a `classifier` that is stored, or `exact`."""
-    source = image_source(prior, num_steps, schedule)
+    source = image_source(prior, num_steps, schedule, with_data=False)
     if not target or not all(0 <= each < len(DIGITS) for each in target):
         raise ValueError(f"target must be some of the classes 0..{len(DIGITS) - 1}, got {[*target]}")
     density, one_hot = source.density, source.one_hot
