@@ -77,7 +77,9 @@ def load_classifier(name_or_folder: str | Path) -> Classifier:
     """
     known = isinstance(name_or_folder, str) and "/" not in name_or_folder
     if known and name_or_folder not in classifier_names():
-        raise ValueError(f"no classifier named {name_or_folder!r} ships; {nearest(str(name_or_folder), classifier_names())}")
+        raise ValueError(
+            f"no classifier named {name_or_folder!r} ships; {nearest(str(name_or_folder), classifier_names())}"
+        )
     folder = SHIPPED / name_or_folder if known else Path(name_or_folder)
     try:
         tree = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))

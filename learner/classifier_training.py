@@ -52,7 +52,9 @@ def judge(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[float
     return float((logits.argmax(1) != labels).double().mean()), float(nn.functional.cross_entropy(logits, labels))
 
 
-def store_classifier(data: Dataset, folder: Path, *, updates: int = 2_000, noise_std: float = 0.25, seed: int = 0) -> Path:
+def store_classifier(
+    data: Dataset, folder: Path, *, updates: int = 2_000, noise_std: float = 0.25, seed: int = 0
+) -> Path:
     """Trains a classifier of `data` and writes it with its card."""
     classifier = train_classifier(data, updates=updates, noise_std=noise_std, seed=seed)
     assert data.held_out_labels is not None

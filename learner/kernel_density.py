@@ -1,4 +1,4 @@
-r"""A prior with an exact score: the kernel density of stored draws, of the width under which held-out draws are likeliest.
+r"""A prior with an exact score: the kernel density of draws, of the width under which held-out draws are likeliest.
 
     p(x) = 1 / C sum_i N(x; x_i, h^2 I)
 
@@ -47,7 +47,9 @@ def store_kernel_density(data: Dataset, components: int, folder: Path, seed: int
         ValueError: there are not so many.
     """
     if not 1 <= components <= len(data.train):
-        raise ValueError(f"components must be within 1..{len(data.train)}, the draws of {data.name!r}, got {components}")
+        raise ValueError(
+            f"components must be within 1..{len(data.train)}, the draws of {data.name!r}, got {components}"
+        )
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(data.train), generator=generator)[:components]
     denoiser = kernel_density(data.train[rows], data.held_out)

@@ -23,9 +23,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from diffusion.denoiser import MixtureDenoiser
+from diffusion.denoiser import DataSampler, Density, MixtureDenoiser
+from diffusion.prior import Prior
+from envs.likelihoods import Likelihood
 
-__all__ = ["ENOUGH", "KnownPrior", "WeightedPosterior", "weighted_posterior"]
+__all__ = ["ENOUGH", "KnownPrior", "WeightedPosterior", "reference", "weighted_posterior"]
 
 DRAWS = 20_000
 CENTRES = 1_000
@@ -34,6 +36,7 @@ ENOUGH = 2_000.0
 ROUNDS = 8
 DEFENSIVE = 0.1  # of q that stays p
 WIDTHS = tuple(2.0**-power for power in range(8))  # of a kernel, in standard deviations of the draws
+FEW = 8  # elements of x that this is for
 ROWS = 1_000  # of draws at a time: the distances to all centres are many numbers
 POWER_BITS = 40
 
@@ -89,11 +92,28 @@ class WeightedPosterior:
         return self.draws[rows]
 
 
+def reference(prior: Prior, likelihood: Likelihood) -> Callable[[Tensor], tuple[WeightedPosterior, None]] | None:
+    """`InverseProblem.solve` by importance sampling; None where p(x) is not known or x has more than eight elements."""
+    density = prior.denoiser
+    known = isinstance(density, Density) and isinstance(density, DataSampler)
+    if not known or torch.Size(prior.event_shape).numel() > FEW:
+        return None
+
+    def solve(measurement: Tensor) -> tuple[WeightedPosterior, None]:
+        def log_likelihood(value: Tensor) -> Tensor:
+            parts = value.float().split(ROWS)
+            return torch.cat([likelihood.log_prob(x, measurement.expand(len(x), *measurement.shape)) for x in parts])
+
+        return weighted_posterior(density, log_likelihood), None
+
+    return solve
+
+
 @torch.no_grad()
 def weighted_posterior(
     prior: KnownPrior, log_likelihood: Callable[[Tensor], Tensor], *, draws: int = DRAWS, seed: int = 0
 ) -> WeightedPosterior:
-    """The posterior of `log_likelihood` (x [N, *D] float64 to log p(y | x) [N]) under `prior`, from `draws` draws a round.
+    """The posterior of `log_likelihood` (x [N, *D] float64 to log p(y | x) [N]) under `prior`, from `draws` a round.
 
     A NaN of the likelihood counts as an x that is impossible. If 8 rounds do not give 2,000 effective draws a warning
     says how many there are.
@@ -120,9 +140,7 @@ def weighted_posterior(
         value = torch.cat([prior.sample(kept, generator), proposal.sample(draws - kept, generator).reshape(-1, *shape)])
         log_prior = _log_prob(prior, value)
         log_kernels = _log_prob(proposal, value.flatten(1))
-        log_proposal = torch.logaddexp(
-            log_prior + math.log(kept / draws), log_kernels + math.log(1 - kept / draws)
-        )
+        log_proposal = torch.logaddexp(log_prior + math.log(kept / draws), log_kernels + math.log(1 - kept / draws))
         log_ratio = log_prior - log_proposal
     if found.effective_number < ENOUGH:
         _log.warning("a reference posterior is of %.0f effective draws, %g wanted", found.effective_number, ENOUGH)

@@ -11,7 +11,7 @@ __all__ = ["CategoricalLikelihood"]
 
 
 class CategoricalLikelihood(AutogradLikelihood):
-    """p(y = c | x) = softmax(logits(x))_c for c = 1..C, y being one at c and zero elsewhere: normalised over the C y."""
+    """p(y = c | x) = softmax(logits(x))_c for c = 1..C, y being one at c and zero elsewhere: normalised over all y."""
 
     def __init__(self, logits: nn.Module, classes: int) -> None:
         """`logits` maps x [N, *D] to [N, C], C = `classes`; they are log probabilities up to a constant."""

@@ -78,7 +78,9 @@ def test_the_error_of_a_step_falls_with_its_fifth_power(generator):
 def test_the_gradient_is_that_of_finite_differences(name, generator):
     problem_seen = SYSTEMS[name].elements[:1]
     system, value = SYSTEMS[name], states(name, 4, generator)
-    operator = Evolution(system.derivative, value.shape[1], range(len(problem_seen)), step=system.step, stride=5, times=3)
+    operator = Evolution(
+        system.derivative, value.shape[1], range(len(problem_seen)), step=system.step, stride=5, times=3
+    )
     direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     leaf = value.clone().requires_grad_(True)
     (gradient,) = torch.autograd.grad(operator(leaf).sin().sum(), leaf)
@@ -161,7 +163,7 @@ def test_the_evidence_of_lorenz_is_that_of_many_draws_of_the_prior(generator):
         ("lorenz63", {"seen": ("w",)}, "elements x, y, z, got 'w'"),
         ("lorenz63", {"seen": ()}, "elements x, y, z, got ''"),
         ("lorenz63", {"prior": "lorenz63-kd"}, "did you mean 'lorenz63-kde'"),
-        ("lorenz63", {"times": 0}, "at least 1 and horizon positive, got 0 and 1.0"),
+        ("lorenz63", {"times": 0}, r"at least 1 and horizon positive, got 0 and 1\.0"),
         ("lorenz63", {"horizon": 0.0}, "got 4 and 0.0"),
         ("lorenz63", {"count": 0}, "count must be at least 1, got 0"),
         ("henon-heiles", {"prior": "lorenz63-kde"}, r"needs a prior of 4 elements, got one of shape \(3,\)"),
@@ -177,5 +179,5 @@ def test_an_evolution_says_what_it_cannot_do():
     derivative = SYSTEMS["lorenz63"].derivative
     with pytest.raises(ValueError, match=r"some of the 3 of x, 0..2, got \[3\]"):
         Evolution(derivative, 3, [3], step=0.1, stride=1, times=1)
-    with pytest.raises(ValueError, match="stride and times at least 1, got 0.1, 0 and 1"):
+    with pytest.raises(ValueError, match=r"stride and times at least 1, got 0\.1, 0 and 1"):
         Evolution(derivative, 3, [0], step=0.1, stride=0, times=1)

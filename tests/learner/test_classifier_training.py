@@ -27,7 +27,7 @@ def blobs(generator):
 
 def test_a_classifier_learns_the_probabilities_of_noised_gaussians(blobs):
     """p(1 | x) = 1 / (1 + exp(-2 x_1 / v)), v = 0.5^2 + 0.5^2 with the noise."""
-    classifier = train_classifier(blobs, updates=400, noise_std=0.5, hidden=32)
+    classifier = train_classifier(blobs, updates=300, noise_std=0.5, hidden=16)
     value = torch.tensor([[-1.0, 0.0], [-0.3, 0.5], [0.0, 0.0], [0.3, -0.5], [1.0, 0.0]])
     expected = torch.sigmoid(2 * value[:, 0] / 0.5)
     assert classifier(value).softmax(1)[:, 1].numpy() == pytest.approx(expected.numpy(), abs=0.08)
@@ -45,8 +45,6 @@ def test_the_same_seed_gives_the_same_classifier_and_leaves_the_random_stream_al
 def test_the_card_has_the_errors_and_data_without_labels_are_refused(blobs, tmp_path):
     folder = store_classifier(blobs, tmp_path / "c", updates=50)
     assert "# Classifier of blobs" in (folder / "README.md").read_text()
-    unlabelled = Dataset(
-        name="blobs", train=blobs.train, held_out=blobs.held_out, split="", source="", licence=""
-    )
+    unlabelled = Dataset(name="blobs", train=blobs.train, held_out=blobs.held_out, split="", source="", licence="")
     with pytest.raises(ValueError, match="'blobs' has no labels"):
         train_classifier(unlabelled)

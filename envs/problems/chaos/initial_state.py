@@ -7,22 +7,19 @@ initial state grows by e. Systems, their units and sources: `envs.problems.chaos
 happens far from where a system lives: `envs.operators.Evolution`.
 
 The prior is one of states on the attractor, stored (`diffusion.stored_prior`); of Henon and Heiles' star, which has no
-attractor, a normal distribution. Where its density is known, as that of a kernel density is, and x has few elements, the
-posterior and log Z are known by importance sampling to about 0.02 nats (`envs.exact.weighted`).
+attractor, a normal distribution. Where its density is known, as that of a kernel density is, and x has few elements,
+the posterior and log Z are known by importance sampling to about 0.02 nats (`envs.exact.weighted`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
-from diffusion.denoiser import DataSampler, Density, GaussianDenoiser
+from diffusion.denoiser import DataSampler, GaussianDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from diffusion.stored_prior import load_prior
-from envs.exact.weighted import WeightedPosterior, weighted_posterior
+from envs.exact.weighted import reference
 from envs.likelihoods import GaussianLikelihood
 from envs.operators import Evolution
 from envs.problem import InverseProblem
@@ -33,7 +30,6 @@ __all__ = ["henon_heiles", "lorenz63", "lorenz96"]
 
 NORMAL = "normal"
 ORBIT_STD = 0.2  # of a star's place and velocity; of the energy the mean is 0.08, and 8 % are above 1/6, not bound
-FEW = 8  # elements of x that importance sampling is for
 
 
 @register("chaos-lorenz63")
@@ -98,7 +94,8 @@ def henon_heiles(
 ) -> InverseProblem:
     """A star in a galaxy, place u, v and velocity p, q: those `seen` up to `horizon` Lyapunov times of 20.
 
-    `count` orbits are drawn from the prior, N(0, 0.2^2 I) or one that is stored, and measured with noise of `noise_std`.
+    `count` orbits are drawn from the prior, N(0, 0.2^2 I) or one that is stored, and measured with noise
+    of `noise_std`.
     """
     if prior == NORMAL:
         denoiser = GaussianDenoiser(torch.zeros(4), ORBIT_STD**2)
@@ -137,7 +134,7 @@ def _problem(
         measurements=likelihood.sample(truth, generator).float(),
         truth=truth.float(),
         measurement_image=lambda value: value.float().T,
-        solve=_solve(prior, likelihood),
+        solve=reference(prior, likelihood),
     )
     return problem.solved()
 
@@ -160,18 +157,3 @@ def _operator(system: System, seen: tuple[str, ...], times: int, horizon: float)
         times=times,
         bound=system.bound,
     )
-
-
-def _solve(prior: Prior, likelihood: GaussianLikelihood) -> Callable[[Tensor], tuple[WeightedPosterior, None]] | None:
-    """The posterior by importance sampling, where the prior's density is known and x has few elements."""
-    denoiser = prior.denoiser
-    if not (isinstance(denoiser, Density) and isinstance(denoiser, DataSampler)) or prior.event_shape[0] > FEW:
-        return None
-
-    def solve(measurement: Tensor) -> tuple[WeightedPosterior, None]:
-        def log_likelihood(value: Tensor) -> Tensor:
-            return likelihood.log_prob(value, measurement.expand(len(value), *measurement.shape))
-
-        return weighted_posterior(denoiser, log_likelihood), None
-
-    return solve

@@ -13,8 +13,6 @@ classifier tell, and the evidence.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -45,15 +43,15 @@ def image_class(
     schedule: str = "vp-cosine-zero-snr",
 ) -> InverseProblem:
     """Digits of the class `target`, of each if there are several, by a `classifier` that is stored, or `exact`."""
-    source = image_source(prior, num_steps, schedule, with_data=False)
     if not target or not all(0 <= each < len(DIGITS) for each in target):
         raise ValueError(f"target must be some of the classes 0..{len(DIGITS) - 1}, got {[*target]}")
+    source = image_source(prior, num_steps, schedule, with_data=False)
     density, one_hot = source.density, source.one_hot
     logits: nn.Module
     if classifier == EXACT:
-        if density is None or one_hot is None:
+        if density is None or source.labels is None:
             raise ValueError(f"the exact classifier is that of a labelled kernel density, which prior {prior!r} is not")
-        logits = Responsibilities(density, one_hot)
+        logits = Responsibilities(density, source.labels)
     else:
         network = load_classifier(classifier)
         if network.event_shape != source.prior.event_shape or network.classes != DIGITS:
@@ -78,21 +76,25 @@ def image_class(
 
 
 class Responsibilities(nn.Module):
-    """x to the logarithm of the probability of each class under a mixture of labelled components."""
+    """log p(c | x) under a mixture of labelled components of one variance, up to a constant."""
 
-    one_hot: Tensor
-
-    def __init__(self, density: MixtureDenoiser, one_hot: Tensor) -> None:
-        """`one_hot` [components, C] is one at the class of a component."""
+    def __init__(self, density: MixtureDenoiser, labels: Tensor) -> None:
+        """`labels` [components] is the class of each."""
         super().__init__()
-        self.density = density
-        self.register_buffer("one_hot", one_hot)
+        order = labels.argsort(stable=True)
+        means, variance = density.means[order].double(), float(density.eigenvalues[0])
+        self.sizes = labels.bincount(minlength=len(DIGITS)).tolist()
+        self.register_buffer("slopes", means.T / variance, persistent=False)
+        offsets = density.log_weights[order] - 0.5 * means.square().sum(1) / variance
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    slopes: Tensor
+    offsets: Tensor
 
     def forward(self, value: Tensor) -> Tensor:
-        """[N, C] log p(c | x) of x = `value` [N, *D]; a class that has less than e^-60 of it has about as little."""
-        ones = torch.ones(len(value), dtype=value.dtype, device=value.device)
-        shares = self.density.responsibilities(value, ones, torch.zeros_like(ones)) @ self.one_hot.to(value)
-        return shares.clamp_min(math.exp(-60)).log()
+        """[N, C] of x = `value` [N, *D]: the logarithm of the sum over the components of each class."""
+        terms = torch.addmm(self.offsets.to(value), value.flatten(1), self.slopes.to(value))
+        return torch.stack([part.logsumexp(1) for part in terms.split(self.sizes, 1)], 1)
 
 
 def _solve(source: ImageSource, likelihood: CategoricalLikelihood, exact: bool) -> Solve | None:
