@@ -173,6 +173,12 @@ def test_a_data_set_with_values_that_are_not_finite_is_refused():
         Dataset(name="a", train=bad, held_out=bad[:1], split="", source="", licence="")
 
 
+def test_values_outside_of_the_range_are_named():
+    good, bad = torch.zeros(2, 1), torch.tensor([[0.0], [255.0]])
+    with pytest.raises(ValueError, match=r"held_out of data set 'a' must be within \[-1.0, 1.0\], got 0 to 255"):
+        Dataset(name="a", train=good, held_out=bad, split="", source="", licence="", value_range=(-1.0, 1.0))
+
+
 def test_the_digits_are_those_of_the_problem():
     data = load_dataset("digits")
     assert (len(data.train), len(data.held_out)) == (1_500, 297) and data.event_shape == (1, 8, 8)

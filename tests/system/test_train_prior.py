@@ -180,7 +180,7 @@ def test_data_that_are_missing_are_named_with_where_they_come_from(tmp_path, mon
         (np.arange(20 * 30, dtype=np.uint16).reshape(20, 1, 5, 6), [], "H and W divisible by 2, got (1, 5, 6)"),
         (np.random.default_rng(0).random((20, 6, 6)), [], "needs x of shape [C, H, W]"),
         (np.full((20, 1, 6, 6), np.nan), [], "has values that are not finite"),
-        (np.arange(720.0).reshape(20, 1, 6, 6), ["--data.limits", "0", "255"], "must be within [-1.0, 1.0], got"),
+        (np.arange(720.0).reshape(20, 1, 6, 6), ["--data.limits", "1", "0"], "must increase, got 1.0 and 0.0"),
     ],
 )
 def test_images_of_the_wrong_size_or_range_are_refused_by_name(config, tmp_path, capfd, x, options, message):
