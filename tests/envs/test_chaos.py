@@ -96,10 +96,18 @@ def test_a_star_keeps_its_energy_for_thirty_orbits(generator):
     assert orbit_energy(operator(value)[:, 0]).numpy() == pytest.approx(orbit_energy(value).numpy(), rel=0.02, abs=1e-4)
 
 
-@pytest.mark.parametrize(("name", "time", "tolerance"), [("lorenz63", 30.0, 0.05), ("lorenz96", 20.0, 0.1)])
+@pytest.mark.parametrize(
+    ("name", "time", "tolerance"), [("lorenz63", 30.0, 0.05), ("lorenz96", 20.0, 0.1), ("henon-heiles", 300.0, 0.015)]
+)
 def test_errors_grow_with_the_lyapunov_exponent(name, time, tolerance, generator):
-    """A small error, followed and brought back to its size at every step, over 60 states on the attractor."""
-    system, value = SYSTEMS[name], states(name, 60, generator)
+    """A small error, followed and brought back to its size at every step, over 60 states on the attractor.
+
+    Of stars: over orbits near the energy of escape, where most are chaotic.
+    """
+    system, value = SYSTEMS[name], states(name, 2_000, generator)
+    if name == "henon-heiles":
+        value = value[(orbit_energy(value) > 0.12) & (orbit_energy(value) < 1 / 6)]
+    value = value[:60]
     error = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     error = 1e-7 * error / error.norm(dim=1, keepdim=True)
     growth = torch.zeros(60, dtype=torch.float64)
@@ -133,23 +141,23 @@ def test_the_truth_is_a_draw_of_the_prior_that_was_measured_with_the_noise(name)
 
 def test_residuals_of_the_reference_posterior_have_a_reduced_chi_square_of_one():
     """Over measurements, as the truth and a draw of the posterior have one distribution given y."""
-    problem = make_problem("chaos-henon-heiles", {"num_steps": 2, "count": 8, "horizon": 0.2})
+    problem = make_problem("chaos-henon-heiles", {"num_steps": 2, "count": 5, "horizon": 0.2})
     squares = []
     for row, measurement in enumerate(problem.measurements):
         draws = problem.exact[row].sample(500, torch.Generator().manual_seed(row))
         residual = problem.likelihood.standardised(draws, measurement.double().expand(500, *measurement.shape))
         squares.append(float(residual.square().mean()))
-    assert np.mean(squares) == pytest.approx(1, abs=4 * np.std(squares) / math.sqrt(8))
+    assert np.mean(squares) == pytest.approx(1, abs=4 * np.std(squares) / math.sqrt(5))
     assert np.std(squares) < 1
 
 
 def test_the_evidence_of_lorenz_is_that_of_many_draws_of_the_prior(generator):
     problem = make_problem("chaos-lorenz63", {"num_steps": 2, "horizon": 0.4})
     exact = problem.exact[0]
-    draws = problem.prior.denoiser.sample(60_000, generator)
-    log_likelihood = problem.likelihood.log_prob(draws, problem.measurements.double().expand(60_000, 4, 1))
+    draws = problem.prior.denoiser.sample(30_000, generator)
+    log_likelihood = problem.likelihood.log_prob(draws, problem.measurements.double().expand(30_000, 4, 1))
     weight = log_likelihood.exp()
-    error = float(weight.std() / weight.mean()) / math.sqrt(60_000)
+    error = float(weight.std() / weight.mean()) / math.sqrt(30_000)
     assert error < 0.1 and exact.log_partition_error < 0.03
     combined = math.hypot(error, exact.log_partition_error)
     assert exact.log_partition == pytest.approx(float(weight.mean().log()), abs=4 * combined)

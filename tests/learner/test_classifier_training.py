@@ -27,7 +27,7 @@ def blobs(generator):
 
 def test_a_classifier_learns_the_probabilities_of_noised_gaussians(blobs):
     """p(1 | x) = 1 / (1 + exp(-2 x_1 / v)), v = 0.5^2 + 0.5^2 with the noise."""
-    classifier = train_classifier(blobs, updates=300, noise_std=0.5, hidden=16)
+    classifier = train_classifier(blobs, updates=400, noise_std=0.5, hidden=32)
     value = torch.tensor([[-1.0, 0.0], [-0.3, 0.5], [0.0, 0.0], [0.3, -0.5], [1.0, 0.0]])
     expected = torch.sigmoid(2 * value[:, 0] / 0.5)
     assert classifier(value).softmax(1)[:, 1].numpy() == pytest.approx(expected.numpy(), abs=0.08)
