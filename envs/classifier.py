@@ -43,7 +43,7 @@ class Classifier(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """See `Classifier`; in the precision of the weights."""
-        logits: Tensor = self.layers(value.flatten(1).to(self.layers[0].weight))
+        logits: Tensor = self.layers(value.flatten(1).to(next(self.parameters())))
         return logits.to(value)
 
 
