@@ -18,7 +18,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -94,10 +94,11 @@ class WeightedPosterior:
 
 def reference(prior: Prior, likelihood: Likelihood) -> Callable[[Tensor], tuple[WeightedPosterior, None]] | None:
     """`InverseProblem.solve` by importance sampling; None where p(x) is not known or x has more than eight elements."""
-    density = prior.denoiser
-    known = isinstance(density, Density) and isinstance(density, DataSampler)
+    denoiser = prior.denoiser
+    known = isinstance(denoiser, Density) and isinstance(denoiser, DataSampler)
     if not known or torch.Size(prior.event_shape).numel() > FEW:
         return None
+    density = cast(KnownPrior, denoiser)
 
     def solve(measurement: Tensor) -> tuple[WeightedPosterior, None]:
         def log_likelihood(value: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class Evolution(nn.Module):
             raise ValueError(f"step must be positive, stride and times at least 1, got {step}, {stride} and {times}")
         self.derivative, self.step, self.stride, self.bound = derivative, step, stride, bound
         self.event_shape = (dim,)
-        self.measurement_shape = (times, len(seen))
+        self.measurement_shape: tuple[int, ...] = (times, len(seen))
         """[times, elements]."""
         self.register_buffer("seen", torch.as_tensor(list(seen)), persistent=False)
 

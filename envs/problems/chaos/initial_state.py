@@ -125,8 +125,9 @@ def _problem(
         raise ValueError(f"count must be at least 1, got {count}")
     likelihood = GaussianLikelihood(_operator(system, seen, times, horizon), noise_std)
     generator = torch.Generator().manual_seed(seed)
-    known = isinstance(prior.denoiser, DataSampler)
-    truth = (prior.denoiser.sample(count, generator) if known else prior.sample(count, generator)).double()
+    denoiser = prior.denoiser
+    drawn = denoiser.sample(count, generator) if isinstance(denoiser, DataSampler) else prior.sample(count, generator)
+    truth = drawn.double()
     problem = InverseProblem(
         name=f"chaos-{name}",
         prior=prior,
