@@ -43,6 +43,9 @@ class Case:
 
 
 CASES = {
+    "chaos-henon-heiles": Case(config="chaos", from_prior=True),
+    "chaos-lorenz63": Case(config="chaos", from_prior=True),
+    "chaos-lorenz96": Case(config="chaos_lorenz96", from_prior=True),
     "digits-half": Case(config="digits_half"),
     "digits-phase": Case(config="digits_phase"),
     "funnel": Case(config="funnel"),
@@ -60,6 +63,7 @@ CASES = {
         for name in problem_names()
         if name.startswith("image-")
     },
+    "image-class": Case(config="image_class"),
 }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoiser import NetworkDenoiser
+from diffusion.denoiser import MixtureDenoiser, NetworkDenoiser
 from diffusion.imported.diffusers_network import discrete_denoiser
 from diffusion.imported.diffusers_unet import diffusers_unet
 from diffusion.imported.edm import edm_denoiser
@@ -77,6 +77,12 @@ def _network(
     return NetworkDenoiser(make_network(network, event_shape), data_std, torch.zeros(event_shape) if centred else None)
 
 
+def _mixture(event_shape: tuple[int, ...], data_std: float, *, components: int, variance: float) -> nn.Module:
+    """A `MixtureDenoiser` of so many `components` of one `variance`, whose means are its weights: a kernel density."""
+    means = torch.zeros(components, torch.Size(event_shape).numel())
+    return MixtureDenoiser(means, variance, event_shape=event_shape)
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
     "ring": _ring,
@@ -87,6 +93,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 DENOISERS: dict[str, Callable[..., nn.Module]] = {
     "network": _network,
+    "mixture": _mixture,
     "diffusers": discrete_denoiser,
     "edm": edm_denoiser,
     "flow": flow_denoiser,

@@ -4,6 +4,7 @@ from envs.operators.base import ForwardOperator, LinearOperator, Spectrum
 from envs.operators.composed import Composed, LinearlyComposed, compose
 from envs.operators.convolution import Convolution, gaussian_kernel, motion_kernel
 from envs.operators.detectors import Clipped, Quantised
+from envs.operators.evolution import Evolution
 from envs.operators.fourier import MaskedFourier, random_lines
 from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
 from envs.operators.matrix import Matrix, random_projections
@@ -17,6 +18,7 @@ __all__ = [
     "CodedMagnitudes",
     "Composed",
     "Convolution",
+    "Evolution",
     "ForwardOperator",
     "FourierMagnitudes",
     "LinearOperator",

@@ -1,6 +1,7 @@
 """The problems that ship, a file each; importing this package registers them."""
 
 from envs.problems import (
+    chaos,
     digits_half,
     digits_phase,
     funnel,
@@ -17,6 +18,7 @@ from envs.problems import (
 )
 
 __all__ = [
+    "chaos",
     "digits_half",
     "digits_phase",
     "funnel",

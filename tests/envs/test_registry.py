@@ -36,7 +36,7 @@ def test_every_argument_of_a_problem_has_a_type_and_a_default(name):
     ("name", "options", "message"),
     [
         ("gaussian-liner", None, "unknown problem 'gaussian-liner'; did you mean 'gaussian-linear'?"),
-        ("zzz", None, "unknown problem 'zzz'; expected one of digits-half, digits-phase, funnel, gaussian-field"),
+        ("zzz", None, "unknown problem 'zzz'; expected one of chaos-henon-heiles, chaos-lorenz63, chaos-lorenz96"),
         ("gmm-linear", {"noise": 1.0}, "unknown option 'noise' of problem 'gmm-linear'; did you mean 'noise_std'?"),
         ("gmm-25-to-9", {"qqq": 1}, "unknown option 'qqq' of problem 'gmm-25-to-9'; expected one of num_steps, sched"),
         ("gaussian-linear", {"dim": 4, "measurement_dim": 5}, "measurement_dim must be within 1..dim = 4, got 5"),

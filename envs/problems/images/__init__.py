@@ -1,6 +1,7 @@
 """Problems of images, a forward operator a file; importing this package registers them."""
 
 from envs.problems.images import (
+    class_posterior,
     compressed_sensing,
     deblurring,
     denoising,
@@ -15,6 +16,7 @@ from envs.problems.images import (
 )
 
 __all__ = [
+    "class_posterior",
     "compressed_sensing",
     "deblurring",
     "denoising",
