@@ -3,7 +3,12 @@ r"""The `control` form: a small network for u beside the frozen prior.
     u_k = w_k (r_k F(s_k, x^_k, g_k, f_k, y; k) + h(s_k, x^_k, g_k, f_k; k) + c_k g_k) + c'_k f_k,
     g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
-with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
+with learned gains c_k and c'_k per step. With `marginal_gradient` the first is that of pseudoinverse guidance (Song et
+al. 2023, ICLR), which allows for the error of x^_k: of y = A x + noise
+
+    g_k = e_k grad_m log p(y | x ~ N(m, e_k^2 I)) at m = x^_k    = e_k A^T (e_k^2 A A^T + sigma^2 I)^-1 (y - A x^_k).
+
+c_k = 1 is then right for x that is N(x^_k, e_k^2 I) given s_k; without it no gain is, where A is a blur. e_k is the root mean square error of x^_k, that is, how far y can move the
 estimate of x; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one of the transition, in its own
 standard deviations. r_k = e_k / max e takes the network back where the state has settled x already and the gradients
 say the rest: there w_k is near one, and an error of F would cost most. f_k is diffusion posterior sampling's guidance
@@ -27,7 +32,7 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 from diffusion.network import MLP, Elementwise, UNet
-from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded
+from diffusion.posterior.base import LikelihoodGradient, MarginalGradient, Posterior, bounded
 from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
@@ -51,6 +56,7 @@ class ControlPosterior(Posterior):
         elementwise: int = 0,
         *,
         guided: bool = True,
+        marginal_gradient: MarginalGradient | None = None,
     ) -> None:
         """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count, `elementwise` h's width.
 
@@ -59,6 +65,7 @@ class ControlPosterior(Posterior):
         """
         super().__init__(prior)
         self._gradient = gradient
+        self._marginal_gradient = marginal_gradient
         self._guided = guided and gradient is not None
         shape, features = prior.event_shape, 2 + (gradient is not None) + self._guided
         dim = torch.Size(shape).numel()
@@ -114,9 +121,12 @@ class ControlPosterior(Posterior):
         shift: Tensor | float = 0.0
         outside: Tensor | float = 0.0
         if self._gradient is not None:
-            gradient = bounded(
-                expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement), MAX_FEATURE
-            )
+            uncertainty = prior.uncertainty[step]
+            if self._marginal_gradient is None:
+                gradient = self._gradient(denoised, measurement)
+            else:
+                gradient = self._marginal_gradient(denoised, measurement, uncertainty.square())
+            gradient = bounded(expand(uncertainty, state) * gradient, MAX_FEATURE)
             inputs.append(gradient)
             shift = expand(self.gain[0, step], state) * gradient
         if self._guided:
