@@ -47,17 +47,17 @@ class Case:
 IMAGE = {"prior": "mnist-kde", "noise_std": 0.3}
 CASES = {
     "mnist-inpainting": Case(
-        config="image_mnist", options={"name": "image-inpainting", **IMAGE}, seconds=180, paths=256, short=False
+        config="image_mnist", options={"name": "image-inpainting", **IMAGE}, seconds=90, paths=128, short=False
     ),
     "mnist-deblurring": Case(
-        config="image_mnist", options={"name": "image-deblurring", **IMAGE}, seconds=180, paths=256, short=False
+        config="image_mnist", options={"name": "image-deblurring", **IMAGE}, seconds=90, paths=128, short=False
     ),
-    "digits-inpainting": Case(config="image", options={"name": "image-inpainting"}, seconds=90, paths=4_096),
-    "digits-deblurring": Case(config="image", options={"name": "image-deblurring"}, seconds=90, paths=4_096),
-    "gaussian-field-10000": Case(config="gaussian_field", options={"size": 100}, seconds=60, paths=256),
+    "digits-inpainting": Case(config="image", options={"name": "image-inpainting"}, seconds=45, paths=4_096),
+    "digits-deblurring": Case(config="image", options={"name": "image-deblurring"}, seconds=45, paths=4_096),
+    "gaussian-field-10000": Case(config="gaussian_field", options={"size": 100}, seconds=45, paths=128),
     **{
         f"{limit_state}-level{level}": Case(
-            config="rare_event", options={"limit_state": limit_state, "level": level}, seconds=45, paths=4_096
+            config="rare_event", options={"limit_state": limit_state, "level": level}, seconds=30, paths=4_096
         )
         for limit_state in ("linear", "four-branch")
         for level in (3.0, 4.0)

@@ -110,7 +110,10 @@ def cases(size: int) -> dict[str, tuple[ForwardOperator, Other]]:
         "radon": (radon(shape, 12), Other(library="scipy.ndimage", forward=_rays(size, 12))),
         "lines of frequencies": (MaskedFourier(shape, lines), _of_numpy(*_frequencies(lines.numpy()))),
         "magnitudes": (FourierMagnitudes(shape), _of_numpy(_magnitudes)),
-        "coded magnitudes": (coded, _of_numpy(lambda x: np.abs(np.fft.rfft2(x[:, None] * coded.masks.numpy(), norm="ortho")))),
+        "coded magnitudes": (
+            coded,
+            _of_numpy(lambda x: np.abs(np.fft.rfft2(x[:, None] * coded.masks.numpy(), norm="ortho"))),
+        ),
         "clipped": (Clipped(shape), _of_numpy(lambda x: np.clip(2 * x, -1, 1))),
         "quantised": (Quantised(shape, 4), _of_numpy(_quantised)),
         "blur by brightness": (nonlinear, _of_numpy(_nonlinear(nonlinear), library="scipy.ndimage")),
@@ -236,7 +239,7 @@ def dense(operator: LinearOperator) -> Other | None:
 
 
 def dense_solve(operator: LinearOperator) -> Map:
-    """y -> (A A^T + I)^-1 y by the Cholesky factor of the matrix, which is made beforehand."""
+    """The map to (A A^T + I)^-1 y, by the Cholesky factor of the matrix, which is made beforehand."""
     matrix = operator.as_matrix().numpy()
     factor = scipy.linalg.cho_factor(matrix @ matrix.T + np.eye(len(matrix)))
     made = {np.float32: (factor[0].astype(np.float32), factor[1]), np.float64: factor}
@@ -267,7 +270,9 @@ def in_turn(ours: Map, other: Map, value: Tensor, repeats: int) -> tuple[float, 
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
-def compared(operator: str, size: int, what: str, ours: Map, other: tuple[str, Map], value: Tensor, repeats: int) -> Row:
+def compared(
+    operator: str, size: int, what: str, ours: Map, other: tuple[str, Map], value: Tensor, repeats: int
+) -> Row:
     """Ours against `other`, a library's name and its map, at `value` float64."""
     name, theirs = other
     first, second = ours(value), theirs(value)

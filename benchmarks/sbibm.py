@@ -13,7 +13,6 @@ is not counted.
 from __future__ import annotations
 
 import bz2
-import dataclasses
 import io
 import math
 import statistics

@@ -3,16 +3,18 @@ r"""The `control` form: a small network for u beside the frozen prior.
     u_k = w_k (r_k F(s_k, x^_k, g_k, f_k, y; k) + h(s_k, x^_k, g_k, f_k; k) + c_k g_k) + c'_k f_k,
     g_k = e_k grad_x log p(y | x) at x = x^_k,    f_k = std_k grad_s log p(y | x^(s)) at s = s_k,
 
-with learned gains c_k and c'_k per step. With `marginal_gradient` the first is that of pseudoinverse guidance (Song et
-al. 2023, ICLR), which allows for the error of x^_k: of y = A x + noise
-
-    g_k = e_k grad_m log p(y | x ~ N(m, e_k^2 I)) at m = x^_k    = e_k A^T (e_k^2 A A^T + sigma^2 I)^-1 (y - A x^_k).
-
-c_k = 1 is then right for x that is N(x^_k, e_k^2 I) given s_k; without it no gain is, where A is a blur. e_k is the root mean square error of x^_k, that is, how far y can move the
+with learned gains c_k and c'_k per step. e_k is the root mean square error of x^_k, that is, how far y can move the
 estimate of x; w_k = b_k e_k / std_k turns a shift of the estimate by e_k into one of the transition, in its own
 standard deviations. r_k = e_k / max e takes the network back where the state has settled x already and the gradients
 say the rest: there w_k is near one, and an error of F would cost most. f_k is diffusion posterior sampling's guidance
 (Chung et al. 2023, arXiv 2209.14687): it reaches what y does not see through the prior's own correlations.
+
+With `marginal_gradient` g_k is that of pseudoinverse guidance (Song et al. 2023, ICLR), which allows for the error of
+x^_k: for y = A x + noise
+
+    g_k = e_k grad_m log p(y | x ~ N(m, e_k^2 I)) at m = x^_k    = e_k A^T (e_k^2 A A^T + sigma^2 I)^-1 (y - A x^_k).
+
+Given x ~ N(x^_k, e_k^2 I) the gain c_k = 1 is then right; of the other g_k no gain is, where A is a blur.
 
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
