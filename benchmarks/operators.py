@@ -44,7 +44,7 @@ from envs.operators import (
 )
 
 SIZES, SHORT_SIZES = {32: 64, 128: 8}, {32: 64}  # pixels a side: images in a batch
-REPEATS, SHORT_REPEATS = 15, 5
+REPEATS, SHORT_REPEATS = 7, 3
 LEAST_SECONDS = 2e-3  # of what is timed at once
 DENSE = 2**21  # numbers of a matrix that is compared with
 
