@@ -211,7 +211,8 @@ def _reduced_chi2(problem: InverseProblem, measurement_id: int, samples: Tensor)
         return None
     with problem.placement():
         measurement = problem.measurements[measurement_id].expand(len(samples), *problem.measurements.shape[1:])
-        return float(problem.likelihood.standardised(samples, measurement).double().square().mean())
+        residual = problem.likelihood.standardised(samples.to(problem.device), measurement)
+        return float(residual.double().square().mean())
 
 
 def _class_probabilities(

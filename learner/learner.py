@@ -168,11 +168,11 @@ class Learner:
 
     def _pretrain(self, trajectory: Trajectory) -> Tensor:
         """Adds the gradient of maximum likelihood; the loss."""
-        problem, steps, seed = self.problem, self.config.pretraining.steps_per_path, self._seed
+        problem, config, seed = self.problem, self.config.pretraining, self._seed
         rows = self._row_limits(trajectory).network
-        if not self.config.pretraining.fresh_measurements:
+        if not config.fresh_measurements:
             return accumulate_denoising_gradient(
-                self.posterior, self._batch(trajectory), steps, seed, max_rows=rows, ranks=self.ranks
+                self.posterior, self._batch(trajectory), config, seed, max_rows=rows, ranks=self.ranks
             )
         generator, counted = problem.generator(seed), True
         if isinstance(problem.prior.denoiser, DataSampler):
@@ -182,7 +182,7 @@ class Learner:
             # As many on every rank, so that all run the network equally often; where there are none they do not count.
             samples, counted = self._tensor(trajectory.samples[np.resize(of_prior, len(trajectory))]), len(of_prior) > 0
         return accumulate_simulated_gradient(
-            problem, self.posterior, samples, steps, generator, counted=counted, max_rows=rows, ranks=self.ranks
+            problem, self.posterior, samples, config, generator, counted=counted, max_rows=rows, ranks=self.ranks
         )
 
     def limit_rows(self, max_rows: int) -> None:

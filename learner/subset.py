@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["DrawBy", "StepSubset", "equally_spaced"]
+__all__ = ["DrawBy", "StepSubset", "equally_spaced", "spread_by"]
 
 DrawBy = Literal["uniform", "share"]
 UNIFORM_SHARE = 0.5  # e
@@ -57,3 +57,14 @@ def equally_spaced(count: int, steps: int, chosen: int, generator: torch.Generat
     """[count, chosen] different steps of `steps` a path, each step with the probability chosen / steps."""
     start = torch.rand(count, 1, generator=generator, dtype=torch.float64)
     return ((torch.arange(chosen) + start) * (steps / chosen)).long().clamp_max(steps - 1)
+
+
+def spread_by(weight: Tensor, count: int, chosen: int, generator: torch.Generator) -> Tensor:
+    """[count, chosen] steps of each path, step k `chosen` `weight`_k / sum `weight` times on average; `weight` [T].
+
+    Systematic: of one number a path, so that its steps are as far apart as their weights let them.
+    """
+    reached = weight.double().cumsum(0)
+    start = torch.rand(count, 1, generator=generator, dtype=torch.float64, device=generator.device)
+    point = (torch.arange(chosen, device=generator.device) + start) / chosen
+    return torch.searchsorted(reached / reached[-1], point, right=True).clamp_max(len(weight) - 1)

@@ -32,6 +32,7 @@ from diffusion.prior import Prior
 from envs import make_problem, problem_names
 from envs.exact.chain import ChainPosterior
 from evaluation.bounds import effective_sample_size
+from envs.registry import problem_factory
 from learner.objectives import OBJECTIVES
 from system.assembly import build_actor, build_learner, build_problem
 from system.config_file import load_config
@@ -229,7 +230,8 @@ def test_the_tempered_evidence_of_the_cox_process_is_that_of_quadrature():
 
 
 def test_no_problem_is_only_registered():
-    assert set(problems.CASES) == set(problem_names())
+    shipped = {name for name in problem_names() if problem_factory(name).__module__.startswith("envs.")}
+    assert set(problems.CASES) == shipped  # other tests register problems of their own
 
 
 def test_a_problem_is_fine_only_if_it_rose_and_keeps_what_can_be_checked():

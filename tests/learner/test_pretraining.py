@@ -16,6 +16,7 @@ from learner.guard import SNAPSHOT_INTERVAL, Guard, GuardConfig, Verdict
 from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient, accumulate_simulated_gradient
 
 COUNT, STEPS = 6, 10
+THREE, FOUR, FIVE = (PretrainingConfig(steps_per_path=count) for count in (3, 4, 5))
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def case(gaussian_problem, path_batch):
 def gradient(posterior, batch, steps_per_path, seed):
     """(flat gradient, loss) of an update's draw of steps."""
     posterior.zero_grad()
-    loss = accumulate_denoising_gradient(posterior, batch, steps_per_path, seed)
+    loss = accumulate_denoising_gradient(posterior, batch, PretrainingConfig(steps_per_path=steps_per_path), seed)
     return torch.cat([p.grad.flatten() for p in posterior.parameters() if p.grad is not None]), float(loss)
 
 
@@ -71,12 +72,35 @@ def test_a_few_steps_of_each_path_have_the_same_gradient_on_average(case, steps_
     assert losses.mean() == pytest.approx(value, abs=4 * losses.std() / 1500**0.5)
 
 
+def test_steps_by_uncertainty_weigh_the_same_losses_by_how_often_they_are_drawn(case):
+    posterior, batch = case
+    prior = posterior.prior
+    config = PretrainingConfig(steps_per_path=4, steps_by="uncertainty")
+    variance = prior.uncertainty.square()
+    share = 0.9 * variance / variance.sum() + 0.1 / STEPS
+    expected = 0.0
+    for k in range(STEPS):
+        index = torch.full((COUNT,), k)
+        control = posterior.control(batch.states[:, k], index, batch.denoised[:, k], batch.measurement)
+        target = prior.denoised_coefficient[k] / prior.std[k] * (batch.states[:, -1] - batch.denoised[:, k])
+        distance = 0.5 * ((control - target).square() - target.square()).sum() / COUNT
+        expected += float(STEPS * share[k] * distance.detach())
+    losses = np.array([float(accumulate_denoising_gradient(posterior, batch, config, seed)) for seed in range(1500)])
+    assert losses.mean() == pytest.approx(expected, abs=4 * losses.std() / 1500**0.5)
+    uniform = np.array([float(accumulate_denoising_gradient(posterior, batch, FOUR, seed)) for seed in range(300)])
+    assert abs(uniform.mean() - expected) > 20 * losses.std() / 1500**0.5  # the two are told apart
+    generator = torch.Generator().manual_seed(0)
+    steps = config.draw_steps(posterior, 50_000, generator)
+    found = torch.bincount(steps.flatten(), minlength=STEPS) / 50_000
+    assert found.double() == pytest.approx(4 * share, abs=0.01)
+
+
 @pytest.mark.parametrize("max_rows", [1, 7, 24])
 def test_a_few_transitions_at_a_time_make_the_same_gradient(case, max_rows):
     posterior, batch = case
     expected, value = gradient(*case, 4, 3)
     posterior.zero_grad()
-    loss = accumulate_denoising_gradient(posterior, batch, 4, 3, max_rows=max_rows)
+    loss = accumulate_denoising_gradient(posterior, batch, FOUR, 3, max_rows=max_rows)
     found = torch.cat([p.grad.flatten() for p in posterior.parameters() if p.grad is not None])
     assert (found - expected).norm() <= 1e-12 * expected.norm() and float(loss) == pytest.approx(value, rel=1e-12)
 
@@ -92,7 +116,7 @@ def test_no_path_has_a_step_twice_and_the_seed_alone_chooses(case, monkeypatch):
 
     monkeypatch.setattr(posterior, "control", spy)
     for seed in (1, 1, 2):
-        accumulate_denoising_gradient(posterior, batch, 4, seed)
+        accumulate_denoising_gradient(posterior, batch, FOUR, seed)
     steps = [step.reshape(COUNT, 4) for step in seen]
     assert all(len(set(path.tolist())) == 4 for step in steps for path in step)
     assert torch.equal(steps[0], steps[1]) and not torch.equal(steps[0], steps[2])
@@ -183,7 +207,7 @@ def test_fresh_measurements_are_of_the_stored_x_and_so_are_the_states_at_every_s
     posterior = ControlPosterior(prior, (2,), problem.gradient, hidden=8, depth=1)
     recorded = _Recorded(posterior)
     samples = prior.denoiser.sample(count, torch.Generator().manual_seed(0)).float()
-    accumulate_simulated_gradient(problem, posterior, samples, 5, torch.Generator().manual_seed(4))
+    accumulate_simulated_gradient(problem, posterior, samples, FIVE, torch.Generator().manual_seed(4))
     assert len(recorded.asked) == 2  # chunks of rows
     state, step, denoised, measurement, guidance = map(torch.cat, zip(*recorded.asked, strict=True))
     row = torch.arange(count).repeat_interleave(5)
@@ -212,7 +236,7 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     recorded = _Recorded(posterior)
     samples = prior.denoiser.sample(COUNT, torch.Generator().manual_seed(0))
     posterior.zero_grad()
-    value = accumulate_simulated_gradient(problem, posterior, samples, 3, torch.Generator().manual_seed(4))
+    value = accumulate_simulated_gradient(problem, posterior, samples, THREE, torch.Generator().manual_seed(4))
     found = torch.cat([p.grad.flatten() for p in posterior.parameters()])
     state, step, denoised, *rest = recorded.asked[0]
     scale = (prior.denoised_coefficient / prior.std)[step][:, None]
@@ -226,7 +250,7 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
         float(loss.detach()), rel=1e-10
     )
     posterior.zero_grad()
-    accumulate_simulated_gradient(problem, posterior, samples, 3, torch.Generator().manual_seed(4), max_rows=7)
+    accumulate_simulated_gradient(problem, posterior, samples, THREE, torch.Generator().manual_seed(4), max_rows=7)
     in_parts = torch.cat([p.grad.flatten() for p in posterior.parameters()])
     assert (in_parts - expected).norm() <= 1e-10 * expected.norm()
 
