@@ -31,8 +31,8 @@ from diffusion.posterior import PosteriorConfig, make_posterior
 from diffusion.prior import Prior
 from envs import make_problem, problem_names
 from envs.exact.chain import ChainPosterior
-from evaluation.bounds import effective_sample_size
 from envs.registry import problem_factory
+from evaluation.bounds import effective_sample_size
 from learner.objectives import OBJECTIVES
 from system.assembly import build_actor, build_learner, build_problem
 from system.config_file import load_config
