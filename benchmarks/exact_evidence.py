@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,11 @@ def dimension(name: str) -> int:
     return math.prod(_made(name).event_shape)
 
 
+def metric(key: str) -> Callable[[Finished], float]:
+    """The number `key` of the last evaluation."""
+    return lambda run: run.metrics[f"eval/{key}"]
+
+
 def error(run: Finished) -> float:
     """|IW - exact log Z|, nats."""
     return abs(run.metrics["eval/iw_log_partition"] - run.metrics["eval/exact_log_partition"])
@@ -140,18 +145,19 @@ def main() -> None:
     """Runs the benchmark."""
     benchmark = parse("exact_evidence", __doc__ or "")
     runs = run_all(benchmark, planned(benchmark))
-    keys = {"ELBO": "elbo", "IW": "iw_log_partition", "its standard error": "iw_standard_error"}
-    keys |= {"exact log Z": "exact_log_partition"}
-    columns = {"d": lambda run: dimension(case_of(run))}
-    columns |= {title: lambda run, key=key: run.metrics[f"eval/{key}"] for title, key in keys.items()}
-    columns |= {
+    columns: dict[str, Callable[[Finished], float]] = {
+        "d": lambda run: dimension(case_of(run)),
+        "ELBO": metric("elbo"),
+        "IW": metric("iw_log_partition"),
+        "its standard error": metric("iw_standard_error"),
+        "exact log Z": metric("exact_log_partition"),
         "chain's log Z": chain,
-        "discretisation": lambda run: run.metrics["eval/discretisation"],
+        "discretisation": metric("discretisation"),
         "error": error,
         "allowed": allowed,
-        "ESS": lambda run: run.metrics["eval/effective_sample_size"],
-        "chi2": lambda run: run.metrics["eval/reduced_chi2"],
-        "exact chi2": lambda run: run.metrics["eval/exact_reduced_chi2"],
+        "ESS": metric("effective_sample_size"),
+        "chi2": metric("reduced_chi2"),
+        "exact chi2": metric("exact_reduced_chi2"),
         "CPU s": lambda run: run.cpu_seconds,
     }
     figures = {"ok": float(sum(error(run) <= allowed(run) for run in runs)), "runs": float(len(runs))}

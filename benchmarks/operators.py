@@ -13,12 +13,15 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import scipy.ndimage
 import scipy.signal
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -121,15 +124,15 @@ def cases(size: int) -> dict[str, tuple[ForwardOperator, Other]]:
 
 
 def _of_numpy(
-    forward: Callable[..., np.ndarray], adjoint: Callable[..., np.ndarray] | None = None, library: str = "numpy"
+    forward: Callable[..., NDArray[Any]], adjoint: Callable[..., NDArray[Any]] | None = None, library: str = "numpy"
 ) -> Other:
-    def wrapped(function: Callable[..., np.ndarray]) -> Map:
+    def wrapped(function: Callable[..., NDArray[Any]]) -> Map:
         return lambda value: torch.from_numpy(np.ascontiguousarray(function(value.numpy())))
 
     return Other(library=library, forward=wrapped(forward), adjoint=None if adjoint is None else wrapped(adjoint))
 
 
-def _placed(value: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _placed(value: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
     image = np.zeros((len(value), *mask.shape), value.dtype)
     image[:, mask] = value
     return image
@@ -145,8 +148,9 @@ def _of_ndimage(kernel: Tensor, mode: str) -> Other:
 
 
 def _of_signal(kernel: Tensor) -> Other:
-    def convolved(value: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return scipy.signal.oaconvolve(value, weights.astype(value.dtype), mode="same", axes=(2, 3))
+    def convolved(value: NDArray[Any], weights: NDArray[Any]) -> NDArray[Any]:
+        made: NDArray[Any] = scipy.signal.oaconvolve(value, weights.astype(value.dtype), mode="same", axes=(2, 3))
+        return made
 
     weights = kernel.numpy()[None, None]
     flipped = weights[..., ::-1, ::-1]
@@ -154,7 +158,8 @@ def _of_signal(kernel: Tensor) -> Other:
 
 
 def _bicubic(value: Tensor) -> Tensor:
-    return functional.interpolate(value, scale_factor=0.5, mode="bicubic", antialias=True)
+    resized: Tensor = functional.interpolate(value, scale_factor=0.5, mode="bicubic", antialias=True)
+    return resized
 
 
 def _of_torch(forward: Map, shape: tuple[int, ...]) -> Other:
@@ -165,10 +170,10 @@ def _of_torch(forward: Map, shape: tuple[int, ...]) -> Other:
     return Other(library="torch", forward=forward, adjoint=adjoint)
 
 
-def _product(matrix: Tensor) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
+def _product(matrix: Tensor) -> tuple[Callable[..., NDArray[Any]], Callable[..., NDArray[Any]]]:
     made = {kind: matrix.numpy().astype(kind) for kind in (np.float32, np.float64)}
 
-    def adjoint(value: np.ndarray) -> np.ndarray:
+    def adjoint(value: NDArray[Any]) -> NDArray[Any]:
         size = round(matrix.shape[1] ** 0.5)
         return (value @ made[value.dtype.type]).reshape(-1, 1, size, size)
 
@@ -194,12 +199,12 @@ def _rays(size: int, count: int) -> Map:
     return forward
 
 
-def _frequencies(mask: np.ndarray) -> tuple[Callable[..., np.ndarray], Callable[..., np.ndarray]]:
-    def forward(value: np.ndarray) -> np.ndarray:
+def _frequencies(mask: NDArray[Any]) -> tuple[Callable[..., NDArray[Any]], Callable[..., NDArray[Any]]]:
+    def forward(value: NDArray[Any]) -> NDArray[Any]:
         seen = np.fft.fft2(value, norm="ortho")[..., mask]
         return np.stack([seen.real, seen.imag], -1)
 
-    def adjoint(value: np.ndarray) -> np.ndarray:
+    def adjoint(value: NDArray[Any]) -> NDArray[Any]:
         plane = np.zeros((len(value), 1, *mask.shape), np.result_type(value.dtype, np.complex64))
         plane[..., mask] = value[..., 0] + 1j * value[..., 1]
         return np.fft.ifft2(plane, norm="ortho").real
@@ -207,19 +212,20 @@ def _frequencies(mask: np.ndarray) -> tuple[Callable[..., np.ndarray], Callable[
     return forward, adjoint
 
 
-def _magnitudes(value: np.ndarray) -> np.ndarray:
+def _magnitudes(value: NDArray[Any]) -> NDArray[Any]:
     size = [2 * extent for extent in value.shape[2:]]
     return np.abs(np.fft.rfft2(value, s=size, norm="ortho")).reshape(len(value), -1)
 
 
-def _quantised(value: np.ndarray) -> np.ndarray:
+def _quantised(value: NDArray[Any]) -> NDArray[Any]:
     levels = np.linspace(-1, 1, 4)
     return levels[np.digitize(value, (levels[1:] + levels[:-1]) / 2)].astype(value.dtype)
 
 
-def _nonlinear(operator: NonlinearBlurSurrogate) -> Callable[..., np.ndarray]:
-    def blurred(value: np.ndarray, kernel: Tensor) -> np.ndarray:
-        return scipy.ndimage.convolve(value, kernel.numpy()[None, None], mode="wrap")
+def _nonlinear(operator: NonlinearBlurSurrogate) -> Callable[..., NDArray[Any]]:
+    def blurred(value: NDArray[Any], kernel: Tensor) -> NDArray[Any]:
+        made: NDArray[Any] = scipy.ndimage.convolve(value, kernel.numpy()[None, None], mode="wrap")
+        return made
 
     return lambda x: np.tanh(blurred(x, operator.blur.kernel) + 0.3 * blurred(x, operator.streak.kernel) ** 2)
 
@@ -312,7 +318,7 @@ def measure(size: int, batch: int, repeats: int) -> list[Row]:
         if matrix is not None:
             spectrum = operator.spectrum()
             theirs = ("Cholesky factor", dense_solve(operator))
-            ours = lambda y, spectrum=spectrum: spectrum.solve(y, 1.0, 1.0)  # noqa: E731
+            ours = partial(spectrum.solve, scale=1.0, shift=1.0)
             rows.append(compared(name, size, "solve", ours, theirs, seen, repeats))
     return rows
 
