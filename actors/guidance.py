@@ -94,8 +94,6 @@ class PseudoinverseGuidance:
                 f"that of problem {problem.name!r} is {type(operator).__name__}; dps takes any operator"
             )
         self._prior = problem.prior
-        self._operator = operator
-        self._spectrum = operator.spectrum()  # serves all steps: only r^2 = v_k changes
 
     def __call__(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
@@ -104,9 +102,7 @@ class PseudoinverseGuidance:
         likelihood, variance = self._likelihood, self._prior.uncertainty[step].square()
 
         def cotangent(value: Tensor) -> Tensor:
-            residual = measurement.to(value) - self._operator(value)
-            solved = self._spectrum.solve(residual, variance, float(likelihood.noise_std) ** 2)
-            return self._operator.adjoint(solved).reshape(value.shape)
+            return likelihood.marginal_gradient(value, measurement, variance)
 
         return expand(self._prior.std[step], state) * self._prior.pull_back(state, step, cotangent)[1]
 

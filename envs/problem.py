@@ -12,9 +12,16 @@ from typing import Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from diffusion.posterior import LikelihoodGradient
+from diffusion.posterior import LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
-from envs.likelihoods import DifferentiableLikelihood, Likelihood, LikelihoodError, SimulableLikelihood
+from envs.likelihoods import (
+    DifferentiableLikelihood,
+    GaussianLikelihood,
+    Likelihood,
+    LikelihoodError,
+    SimulableLikelihood,
+)
+from envs.operators import LinearOperator
 from envs.time_limit import time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
@@ -204,6 +211,14 @@ class InverseProblem:
                 return gradient(value, measurement)
 
         return limited
+
+    @property
+    def marginal_gradient(self) -> MarginalGradient | None:
+        """The likelihood's gradient that allows for an error of x, or None if it has none."""
+        likelihood = self.likelihood
+        if not isinstance(likelihood, GaussianLikelihood) or isinstance(likelihood.noise_std, Tensor):
+            return None
+        return likelihood.marginal_gradient if isinstance(likelihood.operator, LinearOperator) else None
 
     def log_likelihood(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] log p(y | x) in nats, x = `value` [N, *D], y the rows `measurement_id` [N] of the measurements."""

@@ -39,6 +39,7 @@ from learner.subset import equally_spaced, spread_by
 
 __all__ = ["PretrainingConfig", "accumulate_denoising_gradient", "accumulate_simulated_gradient"]
 
+PRIOR_ROWS = 256  # states of which the prior makes its estimates at once
 EVEN_SHARE = 0.1  # of the steps that are drawn by uncertainty, so that none is left out
 
 
@@ -131,17 +132,20 @@ def accumulate_simulated_gradient(
     row = torch.arange(count, device=samples.device).repeat_interleave(chosen)
     noise = torch.randn((len(row), *samples.shape[1:]), generator=generator, dtype=samples.dtype, device=samples.device)
     total = torch.zeros((), dtype=torch.float64, device=samples.device)
-    for part in even_chunks(len(row), max_rows):
-        clean, seen, at = samples[row[part]], measurement[row[part]], step[part]
-        state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * noise[part]
+    # The prior, which has no graph, takes more at once: one of many components reads all of them for every part.
+    for whole in even_chunks(len(row), max(max_rows, PRIOR_ROWS)):
+        clean, seen, at = samples[row[whole]], measurement[row[whole]], step[whole]
+        state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * noise[whole]
         gradient, guidance = problem.gradient, None
         if posterior.uses_guidance and gradient is not None:
             denoised, guidance = prior.pull_back(state, at, partial(gradient, measurement=seen))
         else:
             denoised = prior.denoised(state, at)
         towards = expand(prior.denoised_coefficient[at] / prior.std[at], clean) * (clean - denoised)
-        ratio = log_ratio(towards, posterior.control(state, at, denoised, seen, guidance))
-        loss = (weight * ratio.double()).sum()
-        loss.backward()
-        total += loss.detach()
+        for part in even_chunks(len(whole), max_rows):
+            carried = None if guidance is None else guidance[part]
+            control = posterior.control(state[part], at[part], denoised[part], seen[part], carried)
+            loss = (weight * log_ratio(towards[part], control).double()).sum()
+            loss.backward()
+            total += loss.detach()
     return ranks.total(total)

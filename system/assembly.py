@@ -83,7 +83,9 @@ def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(stream_seed(config, "posterior"))
         try:
-            posterior = make_posterior(config.posterior, problem.prior, shape, problem.gradient)
+            posterior = make_posterior(
+                config.posterior, problem.prior, shape, problem.gradient, problem.marginal_gradient
+            )
         except ValueError as error:
             raise ConfigError(f"posterior: {error}") from None
     if config.init is not None:

@@ -133,7 +133,8 @@ def final_report(
     """Writes report.html, its figures, and the same numbers as results.json; `each` and `calibration`: `judge_each`."""
     generator = problem.generator(stream_seed(config, "prior samples"))
     with problem.placement():
-        started = rollout(problem, None, torch.full((BATCH,), measurement_id), generator=generator)
+        count = min(BATCH, config.evaluation.final_trajectories)
+        started = rollout(problem, None, torch.full((count,), measurement_id), generator=generator)
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]

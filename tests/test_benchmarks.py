@@ -9,14 +9,30 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import exploration, harness, objectives, problems, stability, staleness
+from benchmarks import (
+    exact_evidence,
+    exploration,
+    harness,
+    objectives,
+    operators,
+    problems,
+    sbibm,
+    stability,
+    staleness,
+)
 from benchmarks.cox import cox_log_evidence
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
 from benchmarks.harness import Benchmark, Finished
 from benchmarks.path_search import mode_ratio, moment_ratios
+from diffusion.denoiser import GaussianDenoiser
+from diffusion.field_denoiser import hartley
+from diffusion.posterior import PosteriorConfig, make_posterior
+from diffusion.prior import Prior
 from envs import make_problem, problem_names
+from envs.exact.chain import ChainPosterior
 from envs.registry import problem_factory
+from evaluation.bounds import effective_sample_size
 from learner.objectives import OBJECTIVES
 from system.assembly import build_actor, build_learner, build_problem
 from system.config_file import load_config
@@ -235,3 +251,62 @@ def test_a_problem_is_fine_only_if_it_rose_and_keeps_what_can_be_checked():
     assert problems.is_fine(run(exact_log_partition=math.nan), before=-20.0)
     assert problems.is_fine(run("digits-half", reduced_chi2=3.0), before=-20.0)  # of a real digit, not of the prior
     assert not problems.is_fine(run(elbo=math.nan), before=-20.0)
+
+
+def test_the_chains_own_evidence_of_a_field_is_that_of_its_dense_covariance():
+    """Against the closed form of the whole chain, 36 dimensions at once."""
+    problem = make_problem("gaussian-field", {"size": 6, "blur": 0.6, "num_steps": 7})
+    prior, power = problem.prior, problem.prior.denoiser.power
+    unit = torch.eye(36, dtype=torch.float64).reshape(36, 1, 6, 6)
+    covariance = hartley(power * hartley(unit)).flatten(1)
+    dense = Prior(GaussianDenoiser(torch.zeros(36), covariance), prior.schedule, (36,), prior.uncertainty.square())
+    likelihood = problem.likelihood
+    chain = ChainPosterior(
+        dense, likelihood.operator.as_matrix(), likelihood.noise_std, problem.measurements[0].flatten()
+    )
+    assert exact_evidence.chain_log_partition(problem) == pytest.approx(chain.log_partition, abs=1e-8)
+    assert abs(problem.exact[0].log_partition - chain.log_partition) > 0.1  # they are not the same
+    assert math.isnan(exact_evidence.chain_log_partition(make_problem("gaussian-linear")))
+
+
+def test_every_run_of_the_exact_evidence_benchmark_loads(tmp_path):
+    plan = exact_evidence.planned(_benchmark(tmp_path))
+    assert {run.name.rsplit("-seed", 1)[0] for run in plan} == set(exact_evidence.CASES)
+    for run in plan[: len(exact_evidence.CASES)]:
+        config = load_config(run.config, list(run.overrides))
+        case = exact_evidence.CASES[run.name.removesuffix("-seed0")]
+        assert (config.max_seconds, config.evaluation.final_trajectories) == (case.seconds, case.paths)
+        assert config.problem.options.items() >= {k: v for k, v in case.options.items() if k != "name"}.items()
+    short = exact_evidence.planned(_benchmark(tmp_path / "short", short=True))
+    assert load_config(short[0].config).max_seconds == 15 and len(short) < len(plan) / 3
+
+
+@pytest.mark.parametrize("size", [16])
+def test_every_operator_is_the_one_that_other_libraries_compute(size):
+    rows = operators.measure(size, 2, repeats=1)
+    compared = {row.operator for row in rows}
+    assert compared == set(operators.cases(size)) and len(rows) > 2 * len(compared)
+    assert max(row.difference for row in rows) < 1e-9
+
+
+def test_paths_that_are_corrected_are_of_the_posterior_whatever_the_network(monkeypatch):
+    """From the prior's own rollouts; 2,000 draws in four parts, errors of four standard ones."""
+    monkeypatch.setattr(sbibm, "BATCH", 500)
+    problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 5})
+    posterior = make_posterior(PosteriorConfig(hidden=8), problem.prior, (1,), problem.gradient).requires_grad_(False)
+    generator, exact = torch.Generator().manual_seed(0), problem.exact[0]
+    parts = sbibm.drawn(problem, posterior, 2_000, generator)
+    samples, accepted = sbibm.corrected(problem, posterior, parts, 6, generator)
+    assert samples.shape == (2_000, 2) and 0 < accepted < 1
+    worth = 2_000 * effective_sample_size(torch.cat([part.log_weight for part in parts]))
+    error = (samples.double().mean(0) - exact.mean).abs() / (exact.variance / worth).sqrt()
+    assert float(error.max()) < 4
+    assert samples.double().var(0).numpy() == pytest.approx(exact.variance.numpy(), rel=4 * (2 / worth) ** 0.5)
+
+
+def test_the_figures_of_the_sbibm_benchmark_are_means_over_observations():
+    row = {"c2st_drawn": 0.7, "c2st_corrected": 0.5, "ess": 0.2, "seconds_drawn": 1.0, "seconds_corrected": 2.0}
+    result = {"training": 10.0, "halves": 0.5, "1": row, "2": row | {"c2st_corrected": 0.6}}
+    figures = sbibm.figures_of({"slcp": result})
+    assert figures["slcp_c2st_corrected"] == pytest.approx(0.55) and figures["slcp_c2st_corrected_max"] == 0.6
+    assert (figures["slcp_cpu_seconds"], figures["tasks_ok_corrected"], figures["tasks_ok_drawn"]) == (16, 1, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded, log_ratio
+from diffusion.posterior.base import LikelihoodGradient, MarginalGradient, Posterior, bounded, log_ratio
 from diffusion.posterior.control import ControlPosterior
 from diffusion.posterior.finetune import FinetunePosterior
 from diffusion.prior import Prior
@@ -17,6 +17,7 @@ __all__ = [
     "ControlPosterior",
     "FinetunePosterior",
     "LikelihoodGradient",
+    "MarginalGradient",
     "Posterior",
     "PosteriorConfig",
     "bounded",
@@ -43,10 +44,12 @@ class PosteriorConfig:
     elementwise: int = 0
     """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
     where the elements of x hardly depend on each other, as in many energies."""
-    likelihood_gradient: Literal["none", "estimate", "state"] = "state"
+    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
-    through the denoiser: it costs the actor more and reaches what y does not see)."""
+    through the denoiser: it costs the actor more and reaches what y does not see); pseudoinverse (the same, but the
+    first allows for the error of x^: for Gaussian noise of one size behind a linear operator of which one gain cannot
+    suit all that it sees, as a blur)."""
 
 
 def make_posterior(
@@ -54,9 +57,19 @@ def make_posterior(
     prior: Prior,
     measurement_shape: tuple[int, ...],
     gradient: LikelihoodGradient | None,
+    marginal_gradient: MarginalGradient | None = None,
 ) -> Posterior:
-    """The posterior of `config` on `prior`; `gradient` is None for a likelihood that cannot be differentiated."""
+    """The posterior of `config` on `prior`; `gradient` is None for a likelihood that cannot be differentiated.
+
+    `marginal_gradient` is what `likelihood_gradient` pseudoinverse takes, None where the likelihood has none.
+    """
     if config.form == "control":
+        inverts = config.likelihood_gradient == "pseudoinverse"
+        if inverts and marginal_gradient is None:
+            raise ValueError(
+                "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise of one size, and this "
+                "likelihood is another; use state"
+            )
         return ControlPosterior(
             prior,
             measurement_shape,
@@ -65,7 +78,8 @@ def make_posterior(
             config.hidden,
             config.depth,
             config.elementwise,
-            guided=config.likelihood_gradient == "state",
+            guided=config.likelihood_gradient in ("state", "pseudoinverse"),
+            marginal_gradient=marginal_gradient if inverts else None,
         )
     if config.form == "finetune":
         return FinetunePosterior(prior, measurement_shape)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion.kernel import expand
 from diffusion.prior import Prior
 
-__all__ = ["LikelihoodGradient", "Posterior", "bounded", "log_ratio"]
+__all__ = ["LikelihoodGradient", "MarginalGradient", "Posterior", "bounded", "log_ratio"]
 
 
 class LikelihoodGradient(Protocol):
@@ -25,6 +25,14 @@ class LikelihoodGradient(Protocol):
 
     def __call__(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, *D] gradient of log p(y | x) at x = `value` [N, *D] for `measurement` [N, *Y]."""
+        ...
+
+
+class MarginalGradient(Protocol):
+    """The gradient of a likelihood that allows for an error of x."""
+
+    def __call__(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
+        """[N, *D] gradient with respect to m of log p(y | m) at m = `value`, x being N(m, `variance` [N] I)."""
         ...
 
 

@@ -9,6 +9,13 @@ standard deviations. r_k = e_k / max e takes the network back where the state ha
 say the rest: there w_k is near one, and an error of F would cost most. f_k is diffusion posterior sampling's guidance
 (Chung et al. 2023, arXiv 2209.14687): it reaches what y does not see through the prior's own correlations.
 
+With `marginal_gradient` g_k is that of pseudoinverse guidance (Song et al. 2023, ICLR), which allows for the error of
+x^_k: for y = A x + noise
+
+    g_k = e_k grad_m log p(y | x ~ N(m, e_k^2 I)) at m = x^_k    = e_k A^T (e_k^2 A A^T + sigma^2 I)^-1 (y - A x^_k).
+
+Given x ~ N(x^_k, e_k^2 I) the gain c_k = 1 is then right; of the other g_k no gain is, where A is a blur.
+
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
 difference where x has many elements that hardly depend on each other.
@@ -27,7 +34,7 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 from diffusion.network import MLP, Elementwise, UNet
-from diffusion.posterior.base import LikelihoodGradient, Posterior, bounded
+from diffusion.posterior.base import LikelihoodGradient, MarginalGradient, Posterior, bounded
 from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
@@ -51,6 +58,7 @@ class ControlPosterior(Posterior):
         elementwise: int = 0,
         *,
         guided: bool = True,
+        marginal_gradient: MarginalGradient | None = None,
     ) -> None:
         """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count, `elementwise` h's width.
 
@@ -59,6 +67,7 @@ class ControlPosterior(Posterior):
         """
         super().__init__(prior)
         self._gradient = gradient
+        self._marginal_gradient = marginal_gradient
         self._guided = guided and gradient is not None
         shape, features = prior.event_shape, 2 + (gradient is not None) + self._guided
         dim = torch.Size(shape).numel()
@@ -114,9 +123,12 @@ class ControlPosterior(Posterior):
         shift: Tensor | float = 0.0
         outside: Tensor | float = 0.0
         if self._gradient is not None:
-            gradient = bounded(
-                expand(prior.uncertainty[step], state) * self._gradient(denoised, measurement), MAX_FEATURE
-            )
+            uncertainty = prior.uncertainty[step]
+            if self._marginal_gradient is None:
+                gradient = self._gradient(denoised, measurement)
+            else:
+                gradient = self._marginal_gradient(denoised, measurement, uncertainty.square())
+            gradient = bounded(expand(uncertainty, state) * gradient, MAX_FEATURE)
             inputs.append(gradient)
             shift = expand(self.gain[0, step], state) * gradient
         if self._guided:

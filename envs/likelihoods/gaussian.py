@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from envs.likelihoods.base import AutogradLikelihood
-from envs.operators import ForwardOperator, LinearOperator
+from envs.operators import ForwardOperator, LinearOperator, Spectrum
 
 __all__ = ["CorrelatedGaussianLikelihood", "GaussianLikelihood"]
 
@@ -33,6 +33,7 @@ class GaussianLikelihood(AutogradLikelihood):
         super().__init__()
         self.operator = operator
         self.measurement_shape = tuple(operator.measurement_shape)
+        self._spectrum: Spectrum | None = None  # made when it is asked for, and kept
         if not isinstance(noise_std, Tensor):
             if not (noise_std > 0 and math.isfinite(noise_std)):
                 raise ValueError(f"noise_std must be a positive finite standard deviation, got {noise_std}")
@@ -74,6 +75,18 @@ class GaussianLikelihood(AutogradLikelihood):
             return super().gradient(value, measurement)
         residual = measurement.to(value) - self.operator(value)
         return self.operator.adjoint(residual / self._std(value) ** 2).reshape(value.shape)
+
+    def marginal_gradient(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
+        """[N, *D] gradient with respect to m of log p(y | m) at m = `value`, x being N(m, v I), v = `variance` [N].
+
+        A^T (v A A^T + sigma^2 I)^-1 (y - A m): for a linear operator and noise of one size.
+        """
+        operator = self.operator
+        assert isinstance(operator, LinearOperator) and not isinstance(self.noise_std, Tensor)
+        if self._spectrum is None or self._spectrum.values.device != value.device:
+            self._spectrum = operator.spectrum()
+        residual = measurement.to(value) - operator(value)
+        return operator.adjoint(self._spectrum.solve(residual, variance, self.noise_std**2)).reshape(value.shape)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""

@@ -8,6 +8,8 @@ from diffusion.path import denoise_path, path_log_ratio
 from diffusion.posterior import ControlPosterior, FinetunePosterior, PosteriorConfig, log_ratio, make_posterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
+from envs.likelihoods import GaussianLikelihood
+from envs.operators import Matrix
 
 OF_PRIORS = ["finetune", "lora", "finetune unet", "lora unet", "finetune unet y-image", "lora unet y-image"]
 FORMS = ["mlp with gradient", "mlp without gradient", "unet with gradient", "unet without gradient", *OF_PRIORS]
@@ -362,3 +364,41 @@ def test_channels_for_an_image_of_y_are_those_of_one_wider_convolution(unet_prio
     weight = torch.cat([joined.first.weight, joined.measurement.weight], 1)
     expected = torch.nn.functional.conv2d(value, weight, joined.first.bias, padding=1)
     assert torch.allclose(joined(value), expected, atol=1e-6)
+
+
+def test_the_pseudoinverse_gradient_with_a_gain_of_one_is_the_shift_of_the_exact_posterior(generator):
+    """Of x ~ N(0, h^2 I) seen through a matrix, as its x given s_k is N(x^, v_k I): u = b_k (E[x | s, y] - x^) / std_k.
+
+    The bound of u is out of reach: it is taken off as it was put on.
+    """
+    variance, noise_std, matrix = 0.5, 0.3, torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.1, 0.05]], dtype=torch.float64)
+    prior = Prior(GaussianDenoiser(torch.zeros(3), variance), make_schedule("vp-cosine-zero-snr", 6), (3,), variance)
+    likelihood = GaussianLikelihood(Matrix(matrix), noise_std)
+    posterior = make_posterior(
+        PosteriorConfig(hidden=8, likelihood_gradient="pseudoinverse"),
+        prior,
+        (2,),
+        likelihood.gradient,
+        likelihood.marginal_gradient,
+    ).double()
+    posterior.gain.data[0] = 1.0
+    step = torch.arange(6)
+    state = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    measurement = 0.1 * torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    denoised, left = prior.denoised(state, step), prior.uncertainty[step].square()
+    control = posterior.control(state, step, denoised, measurement).detach()
+    expected = []
+    for row in range(6):
+        across = left[row] * matrix @ matrix.T + noise_std**2 * torch.eye(2)
+        moved = left[row] * matrix.T @ torch.linalg.solve(across, measurement[row] - matrix @ denoised[row])
+        scaled = _bounded((moved / left[row].sqrt())[None], 5.0) * prior.uncertainty[row]
+        expected.append(prior.denoised_coefficient[row] / prior.std[row] * scaled)
+    expected = _bounded(torch.cat(expected), 3.0)
+    assert control.numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-9)
+
+
+def test_the_pseudoinverse_gradient_needs_a_likelihood_that_has_it(line_mixture):
+    prior = Prior(line_mixture, make_schedule("vp-linear", 4), (1,))
+    config = PosteriorConfig(likelihood_gradient="pseudoinverse")
+    with pytest.raises(ValueError, match="pseudoinverse needs a linear operator with Gaussian noise of one size"):
+        make_posterior(config, prior, (1,), _gradient)

@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from envs import make_problem
 from envs.likelihoods import DifferentiableLikelihood, GaussianLikelihood, SimulableLikelihood
 from envs.operators import Matrix, Pixels
 from envs.problems.gmm_25_to_9 import gmm_25_to_9
@@ -88,3 +89,22 @@ def test_what_a_likelihood_can_do_shows_in_its_type():
 def test_noise_without_a_density_is_refused(noise_std):
     with pytest.raises(ValueError, match=f"noise_std must be a positive finite standard deviation, got {noise_std}"):
         GaussianLikelihood(Square(), noise_std)
+
+
+def test_the_marginal_gradient_is_that_of_y_given_an_uncertain_x(generator):
+    """Against autograd through log N(y; A m, v A A^T + sigma^2 I), v another one for each m."""
+    matrix = torch.randn(3, 4, generator=generator, dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(matrix), 0.4)
+    value = torch.randn(5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    seen, variance = torch.randn(5, 3, generator=generator, dtype=torch.float64), torch.linspace(0.0, 2.0, 5)
+    covariance = variance[:, None, None] * (matrix @ matrix.T) + 0.16 * torch.eye(3, dtype=torch.float64)
+    density = torch.distributions.MultivariateNormal(value @ matrix.T, covariance).log_prob(seen)
+    (expected,) = torch.autograd.grad(density.sum(), value)
+    found = likelihood.marginal_gradient(value.detach(), seen, variance)
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-9)
+
+
+def test_only_gaussian_noise_of_one_size_behind_a_linear_operator_has_a_marginal_gradient():
+    assert make_problem("gaussian-linear").marginal_gradient is not None
+    for name in ("image-hdr", "sbibm-slcp", "gmm-25"):
+        assert make_problem(name).marginal_gradient is None
