@@ -63,6 +63,7 @@ def store_kernel_density(data: Dataset, components: int, folder: Path, seed: int
         denoiser={"kind": "mixture", "components": components, "variance": width**2},
         denoising_error=measure_denoising_error(denoiser, clean, data_std),
         value_range=data.value_range,
+        data={"name": data.name},
     )
     likely = float(denoiser.log_prob(data.held_out).mean())
     card = f"""# Kernel density of {data.name}
