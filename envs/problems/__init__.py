@@ -10,8 +10,11 @@ from envs.problems import (
     gmm_25_to_9,
     gmm_linear,
     images,
+    lensing_joint,
+    lensing_source,
     lgcp,
     manywell,
+    psf_deconvolution,
     rare_event,
     sbibm,
 )
@@ -26,8 +29,11 @@ __all__ = [
     "gmm_25_to_9",
     "gmm_linear",
     "images",
+    "lensing_joint",
+    "lensing_source",
     "lgcp",
     "manywell",
+    "psf_deconvolution",
     "rare_event",
     "sbibm",
 ]
