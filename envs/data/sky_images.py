@@ -132,7 +132,7 @@ def _same_shape(place: str, values: NDArray[np.float64], shape: tuple[int, ...])
 
 
 def _scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
-    """arcsec per pixel from a header's CD, PC and CDELT or CDELT, in degrees unless CUNIT1 says arcsec; or None."""
+    """Arcsec per pixel from a header's CD, PC and CDELT or CDELT, in degrees unless CUNIT1 says arcsec; or None."""
     step = [float(header.get(f"CDELT{axis}", 1.0)) for axis in (1, 2)]
     rows = []
     for axis in (1, 2):

@@ -1,9 +1,9 @@
 r"""Strong lensing: a galaxy seen through the gravity of another one, by the ray tracing of caustics.
 
 The lens is a singular isothermal ellipsoid, or a power law of another slope, with external shear. A ray that is seen at
-theta comes from beta = theta - alpha(theta), alpha its deflection in arcsec (Keeton 2001, arXiv astro-ph/0102341; Tessore
-and Metcalf 2015, 1507.01819), and carries the source's brightness there, which is bilinear between the source's pixels
-and zero beyond their edges. The image is the mean over the points of each pixel, blurred by the point spread:
+theta comes from beta = theta - alpha(theta), alpha its deflection in arcsec (Keeton 2001, arXiv astro-ph/0102341;
+Tessore and Metcalf 2015, 1507.01819), and carries the source's brightness there, which is bilinear between the source's
+pixels and zero beyond their edges. The image is the mean over the points of each pixel, blurred by the point spread:
 
     y = K P S(theta) x,
 
@@ -141,7 +141,7 @@ class LensedImage:
         return self.pixels * self.subsampling + 2 * self._margin
 
     def points(self) -> tuple[Tensor, Tensor]:
-        """x and y [side^2] (arcsec, float64) of the points where rays are seen, row by row."""
+        """The x and y [side^2] (arcsec, float64) of the points where rays are seen, row by row."""
         line = torch.arange(self.side, dtype=torch.float64) - (self.side - 1) / 2
         up, right = torch.meshgrid(line, line, indexing="ij")
         scale = self.pixel_scale / self.subsampling

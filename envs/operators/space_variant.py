@@ -49,7 +49,7 @@ class SpaceVariantBlur(LinearOperator):
 
 
 def corner_weights(height: int, width: int) -> Tensor:
-    """[4, height, width] bilinear weights of kernels known at the corners: bottom left, bottom right, top left, right."""
+    """[4, height, width] bilinear weights of kernels at the corners: bottom left and right, top left and right."""
     up, right = (torch.linspace(0, 1, size, dtype=torch.float64) for size in (height, width))
     rows, columns = torch.stack([1 - up, up]), torch.stack([1 - right, right])
     return (rows[:, None, :, None] * columns[None, :, None, :]).reshape(4, height, width)

@@ -36,7 +36,7 @@ class LensFit:
     light: tuple[float, ...]
     """[8] central brightness of each Gaussian, in the unit of the image."""
     source: tuple[float, ...]
-    """[6] centre of the source, x and y (arcsec), two ellipticities, half-light radius (arcsec), index of the profile."""
+    """[6] centre of the source, x and y, its two ellipticities, half-light radius and index; lengths in arcsec."""
     brightness: float
     """Of the source at its half-light radius, in the unit of the image."""
     reduced_chi2: float

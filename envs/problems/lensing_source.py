@@ -73,10 +73,11 @@ def lensing_source(
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:
-    """A lensed galaxy: a draw of the `prior` (sersic or galaxies), number `image` of those held-out, or of real source-maps.
+    """A lensed galaxy; its `truth` is a draw of the prior, number `image` of those held-out, or of real source-maps.
 
-    Lengths are in arcsec: `source_size` of the source's field, `einstein_radius` and `centre` of the lens, `pixel_scale`
-    and `psf_fwhm` (0: no blur) of the camera. `noise_std` is in units of the brightest a galaxy can be.
+    The `prior` is sersic or galaxies. Lengths are in arcsec: `source_size` of the source's field, `einstein_radius` and
+    `centre` of the lens, `pixel_scale` and `psf_fwhm` (0: no blur) of the camera. `noise_std` is in units of the
+    brightest that a galaxy can be.
     """
     source = galaxy_density(prior, source_pixels, galaxies)
     scene = camera(pixels, pixel_scale, subsampling, psf_fwhm, source_pixels, source_size, slope)

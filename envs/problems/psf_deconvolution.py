@@ -2,15 +2,15 @@ r"""`psf-deconvolution`: a galaxy behind the blur of a telescope, counted by a c
 
 x [1, n, n] is the brightness of each pixel, in units of the brightest a galaxy of the prior can be. Two kinds of noise:
 
-    poisson-gaussian   y = gain n + read_std noise,  n ~ Poisson(exposure K f(x) + background),  f(x) = w log(1 + e^(x / w)),
+    poisson-gaussian   y = gain n + read_std noise,    n ~ Poisson(exposure K f(x) + background),
     gaussian           y = K x + noise_std noise,
 
-K being the convolution with the point spread (zero beyond the edges), exposure the counts (photo-electrons) of a pixel of
-brightness 1, and f, with w = 0.02, a brightness that is not negative where x, by the width of the prior's kernels, may be.
-With Gaussian noise the posterior and the evidence are exact.
+K being the convolution with the point spread (zero beyond the edges), exposure the counts (photo-electrons) of a pixel
+of brightness 1, and f(x) = w log(1 + e^(x / w)), w = 0.02, a brightness that is not negative where x, by the width of
+the prior's kernels, may be. With Gaussian noise the posterior and the evidence are exact.
 
-Point spreads: `gaussian` of `psf_fwhm` arcsec; `hst`, that of the stamp below; `stack`, number `image` of 100 of another
-camera; `variant`, four of these at the corners of the field and between them in between; or the path of a FITS file.
+Point spreads: `gaussian` of `psf_fwhm` arcsec; `hst`, that of the stamp below; `stack`, number `image` of 100 of
+another camera; `variant`, four of these at the corners of the field and blends in between; or the path of a FITS file.
 What is measured: `simulated`, a galaxy of the prior; `hst`, a stamp of the COSMOS field by the Hubble Space Telescope;
 `stack`, number `image` of 100 noisy galaxies, each with its point spread; or the path of a FITS file.
 """

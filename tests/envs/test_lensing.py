@@ -177,7 +177,7 @@ def test_simulated_galaxies_hold_half_of_their_light_within_their_radius():
     generator = torch.Generator().manual_seed(3)
     image = sersic_galaxies(1, 64, generator)[0, 0].double()
     again = torch.Generator().manual_seed(3)
-    index, radius, ratio, angle, peak = (torch.rand(1, 1, 1, generator=again, dtype=torch.float64) for _ in range(5))
+    _, radius, ratio, angle, peak = (torch.rand(1, 1, 1, generator=again, dtype=torch.float64) for _ in range(5))
     radius, ratio, angle, peak = 0.08 + 0.12 * radius, 0.3 + 0.7 * ratio, math.pi * angle, 0.3 + 0.7 * peak
     centre = 0.03 * torch.randn(2, 1, 1, 1, generator=again, dtype=torch.float64)
     line = (torch.arange(64, dtype=torch.float64) + 0.5) / 64 - 0.5
@@ -197,9 +197,9 @@ def test_without_caustics_it_says_what_to_install(monkeypatch):
 
 def test_without_the_data_the_real_galaxies_say_what_is_missing(monkeypatch):
     monkeypatch.delenv("RTB_DATA", raising=False)
-    with pytest.raises(MissingDataError, match="needs galaxies_sdss/gray32.npz"):
+    with pytest.raises(MissingDataError, match=r"needs galaxies_sdss/gray32\.npz"):
         galaxy_density("galaxies", 16, 100)
-    with pytest.raises(MissingDataError, match="needs lens_caustics/source_maps.npz"):
+    with pytest.raises(MissingDataError, match=r"needs lens_caustics/source_maps\.npz"):
         make_problem("lensing-source", TINY | {"truth": "source-map"})
 
 
@@ -209,7 +209,7 @@ def test_without_the_data_the_real_galaxies_say_what_is_missing(monkeypatch):
         ({"prior": "quasars"}, "unknown prior 'quasars'; expected one of galaxies, sersic"),
         ({"truth": "real"}, "truth must be prior or held-out, got 'real'"),
         ({"truth": "held-out", "image": 64}, r"0\.\.63, got 64"),
-        ({"einstein_radius": -1.0}, "einstein_radius must be positive, in arcsec, got -1.0"),
+        ({"einstein_radius": -1.0}, r"einstein_radius must be positive, in arcsec, got -1.0"),
         ({"ellipticity": (0.8, 0.6)}, r"together less than 0.9, got \(0.8, 0.6\)"),
         ({"shear": (0.1,)}, r"shear must be two numbers, together less than 1, got \(0.1,\)"),
         ({"slope": 2.0}, r"slope of a lens must be within \(0, 2\), got 2.0"),

@@ -160,5 +160,5 @@ def test_each_galaxy_of_the_stack_has_its_point_spread():
 
 def test_without_the_data_it_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("RTB_DATA", raising=False)
-    with pytest.raises(MissingDataError, match="needs hst_hsc_scarlet/Cut_HST1.fits"):
+    with pytest.raises(MissingDataError, match=r"needs hst_hsc_scarlet/Cut_HST1\.fits"):
         make_problem("psf-deconvolution", TINY | {"measured": "hst"})

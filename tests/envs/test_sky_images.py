@@ -156,5 +156,5 @@ def test_a_trimmed_point_spread_is_the_middle():
     assert spread.trimmed(99).kernel.shape == (13, 13)
     with pytest.raises(ValueError, match="odd number of pixels, got 4"):
         spread.trimmed(4)
-    with pytest.raises(ValueError, match="sum one, got 0.5"):
+    with pytest.raises(ValueError, match=r"sum one, got 0\.5"):
         PointSpread(0.5 * spread.kernel, 0.1)
