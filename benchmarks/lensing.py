@@ -1,9 +1,9 @@
 """The sparse operator of a known lens against caustics' own simulation of it, in the same run, one thread.
 
 Error: the largest difference of two images over the largest brightness. Time: of one source at a time, and of a batch
-of 64 (caustics under torch.vmap, which traces the rays once for all). Building: what the matrix costs, once. Besides, the
-evidence of `lensing-joint` by importance sampling over lenses, the source integrated in closed form, where it is asked
-for: what the evidence that a training run reports can be compared with.
+of 64 (caustics under torch.vmap, which traces the rays once for all). Building: what the matrix costs, once. Besides,
+where it is asked for, the evidence of `lensing-joint` by importance sampling over lenses, the source integrated in
+closed form: what the evidence that a training run reports can be compared with.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def compared(dtype: torch.dtype) -> dict[str, float]:
 def joint_evidence(problem: InverseProblem, seed: int = 0) -> tuple[float, float]:
     """(log p(y), its standard error) of `lensing-joint`: importance sampling over the seven parameters of the lens.
 
-    A Gaussian proposal, wider than the posterior by half, is fitted to the weighted draws of each round, the first being
-    the prior's; the estimate is that of the last.
+    A Gaussian proposal, wider than the posterior by half, is fitted to the weighted draws of each round, the first
+    being the prior's; the estimate is that of the last.
     """
     operator, density = problem.likelihood.operator, problem.prior.denoiser
     assert isinstance(operator, LensedSource)

@@ -1,13 +1,14 @@
 r"""Densities of galaxies: what astronomical problems hold for likely before they are measured.
 
 x is the brightness of each pixel, in units of the brightest that a cut-out can hold (1), and not negative but for the
-width of the kernels. A kernel density of N galaxies with a kernel as wide as they vary, pixel by pixel and together,
+width of the kernels. A kernel density of N galaxies g_i,
 
     p(x) = 1/N sum_i N(x; g_i, h^2 S + r^2 I),    S the covariance of the g_i,
 
 is a Gaussian mixture with one covariance, so its score is exact, and so is the posterior of whatever is linear and
-Gaussian. h and r are those under which held-out galaxies are likeliest, of a few: of 16 x 16 pixels real ones have 577
-nats on average, and 468 under the best kernel of one variance for all pixels.
+Gaussian. By default h = 0, and a galaxy is one of those known, and noise. With `-smooth` behind the name kernels are as
+wide as galaxies vary, pixel by pixel and together: held-out real ones of 16 x 16 pixels then have 577 nats on average,
+against 468. h and r are those under which held-out galaxies are likeliest, of a few.
 
     galaxies    real ones: cut-outs of the Sloan Digital Sky Survey, averaged to fewer pixels
     sersic      simulated ones: ellipses of Sersic's profile; they need no file
@@ -28,7 +29,12 @@ from envs.data import load_dataset
 
 __all__ = ["GalaxyDensity", "galaxy_density", "sersic_galaxies"]
 
-KERNELS = {"galaxies": (0.4, 0.02), "sersic": (0.4, 0.01)}
+KERNELS = {
+    "galaxies": (0.0, 0.03),
+    "galaxies-smooth": (0.4, 0.02),
+    "sersic": (0.0, 0.02),
+    "sersic-smooth": (0.4, 0.01),
+}
 HELD_OUT = 64  # of the simulated ones
 DRAWS = 128  # that the error of the estimate is measured with: of 256 pixels that is 1 %
 
@@ -70,23 +76,25 @@ def galaxy_density(name: str, size: int, count: int) -> GalaxyDensity:
     """
     if name not in KERNELS:
         raise ValueError(f"unknown prior {name!r}; expected one of {', '.join(KERNELS)}")
-    if name == "sersic":
+    kind, (width, floor) = name.removesuffix("-smooth"), KERNELS[name]
+    if kind == "sersic":
         galaxies = sersic_galaxies(count + HELD_OUT, size, torch.Generator().manual_seed(0))
         train, held_out = galaxies[:count], galaxies[count:]
     else:
-        data = load_dataset(name)
+        data = load_dataset(kind)
         full = data.event_shape[-1]
         if not 1 <= count <= len(data.train):
-            raise ValueError(f"galaxies must be within 1..{len(data.train)}, those of data set {name!r}, got {count}")
+            raise ValueError(f"galaxies must be within 1..{len(data.train)}, those of data set {kind!r}, got {count}")
         if size < 4 or full % size:
-            raise ValueError(f"source_pixels must divide the {full} of data set {name!r} and be at least 4, got {size}")
+            raise ValueError(f"source_pixels must divide the {full} of data set {kind!r} and be at least 4, got {size}")
         averaged = [torch.nn.functional.avg_pool2d(part, full // size) for part in (data.train[:count], data.held_out)]
         train, held_out = ((part + 1) / 2 for part in averaged)
     flat = train.flatten(1).double()
-    width, floor = KERNELS[name]
-    kernel = width**2 * torch.cov(flat.T, correction=0) + floor**2 * torch.eye(flat.shape[1], dtype=torch.float64)
+    kernel: Tensor | float = floor**2
+    if width:
+        kernel = width**2 * torch.cov(flat.T, correction=0) + floor**2 * torch.eye(flat.shape[1], dtype=torch.float64)
     density = MixtureDenoiser(flat, kernel, event_shape=(1, size, size))
-    data_std = float((flat.var(0, correction=0).mean() + kernel.diagonal().mean()).sqrt())
+    data_std = float((flat.var(0, correction=0).mean() + density.covariance.diagonal().mean()).sqrt())
     return GalaxyDensity(density=density, data_std=data_std, held_out=held_out)
 
 

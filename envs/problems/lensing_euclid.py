@@ -113,7 +113,7 @@ def lensing_euclid(
     subsampling: int = 2,
     unit: float = 0.15,
     noise_scale: float = 1.0,
-    num_steps: int = 30,
+    num_steps: int = 25,
     schedule: str = "vp-cosine-zero-snr",
 ) -> InverseProblem:
     """The source of a real lens; `path`, `mask` and `fit` (see `envs.problems.lens_fit`) are files, "" Euclid's own.

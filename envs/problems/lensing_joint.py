@@ -57,8 +57,8 @@ def lensing_joint(
     pixel_scale: float = 0.16,
     subsampling: int = 1,
     psf_fwhm: float = 0.2,
-    noise_std: float = 0.1,
-    num_steps: int = 30,
+    noise_std: float = 0.2,
+    num_steps: int = 25,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:

@@ -66,10 +66,10 @@ def lensing_source(
     pixel_scale: float = 0.16,
     subsampling: int = 2,
     psf_fwhm: float = 0.2,
-    noise_std: float = 0.1,
+    noise_std: float = 0.2,
     truth: str = "prior",
     image: int = 0,
-    num_steps: int = 30,
+    num_steps: int = 25,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:

@@ -79,7 +79,7 @@ def psf_deconvolution(
     read_std: float = 2.0,
     gain: float = 1.0,
     noise_std: float = 0.0,
-    num_steps: int = 30,
+    num_steps: int = 25,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
 ) -> InverseProblem:

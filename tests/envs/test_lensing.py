@@ -206,7 +206,7 @@ def test_without_the_data_the_real_galaxies_say_what_is_missing(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prior": "quasars"}, "unknown prior 'quasars'; expected one of galaxies, sersic"),
+        ({"prior": "quasars"}, "unknown prior 'quasars'; expected one of galaxies, galaxies-smooth, sersic"),
         ({"truth": "real"}, "truth must be prior or held-out, got 'real'"),
         ({"truth": "held-out", "image": 64}, r"0\.\.63, got 64"),
         ({"einstein_radius": -1.0}, r"einstein_radius must be positive, in arcsec, got -1.0"),

@@ -159,7 +159,7 @@ def test_without_the_data_it_says_what_is_missing(monkeypatch):
 @needs_lens
 def test_the_real_lens_leaves_little_once_its_source_is_known():
     """The noise map says more than there is: the residuals' mean square is 0.40 with the fit's own source."""
-    problem = make_problem("lensing-euclid", {"num_steps": 3, "galaxies": 50})
+    problem = make_problem("lensing-euclid", {"num_steps": 3, "prior": "sersic-smooth"})
     assert problem.measurements.shape == (1, 1600)
     mean = problem.exact[0].mean[None]
     residual = problem.likelihood.standardised(mean, problem.measurements.double())
