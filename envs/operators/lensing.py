@@ -187,7 +187,7 @@ class LensedImage:
         count, size = self.side**2, self.source_pixels**2
         rays = torch.arange(count).expand_as(pixels)
         traced = SparseMatrix((size,), (count,), rays.flatten(), pixels.flatten(), weights.flatten())
-        found = []
+        found: list[tuple[Tensor, Tensor]] = []
         for part in torch.eye(size, dtype=torch.float64).split(COLUMNS):
             seen = self.observed(traced(part)).flatten(1)
             places = seen.nonzero()

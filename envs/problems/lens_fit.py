@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,10 @@ def read_lens_fit(path: Path) -> LensFit:
     sizes = {"lens": 7, "light_shape": 4, "light": len(WIDTHS), "source": 6}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        fit = LensFit(**{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()})
+        numbers: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in found.items()
+        }
+        fit = LensFit(**numbers)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be a fit of a lens in JSON, as LensFit.write makes it: {error}") from None
     for name, size in sizes.items():
