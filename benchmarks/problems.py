@@ -54,8 +54,12 @@ CASES = {
     "gmm-25": Case(config="gmm_25"),
     "gmm-25-to-9": Case(config="gmm_25_to_9"),
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
+    "lensing-euclid": Case(config="lensing", options={"prior": "galaxies"}),
+    "lensing-joint": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
+    "lensing-source": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
+    "psf-deconvolution": Case(config="psf_deconvolution", options={"prior": "galaxies"}, from_prior=True),
     "rare-event": Case(config="rare_event"),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},
     **{

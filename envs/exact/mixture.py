@@ -80,18 +80,18 @@ def condition_mixture(
     covariance: Tensor,
     log_weights: Tensor,
     matrix: Tensor,
-    noise_std: float,
+    noise_std: float | Tensor,
     measurement: Tensor,
     event_shape: tuple[int, ...],
 ) -> MixturePosterior:
     """The posterior of a mixture (`means` [C, D], shared `covariance` [D, D], `log_weights` [C]) given y.
 
-    `matrix` is A [Y, D], `noise_std` the standard deviation of the noise, `measurement` y [Y]. All in float64; the
-    weights need not be normalised.
+    `matrix` is A [Y, D], `noise_std` the standard deviation of the noise, a number or [Y], `measurement` y [Y]. All in
+    float64; the weights need not be normalised.
     """
     covariance, matrix, measurement = covariance.double(), matrix.double(), measurement.double()
     log_weights = log_weights.double().log_softmax(0)
-    noise = noise_std**2 * torch.eye(len(matrix), dtype=torch.float64)
+    noise = torch.as_tensor(noise_std, dtype=torch.float64).expand(len(matrix)).square().diag()
     factor = torch.linalg.cholesky(matrix @ covariance @ matrix.T + noise)
     gain = torch.cholesky_solve(matrix @ covariance, factor).T
     whitening = torch.linalg.solve_triangular(factor, matrix, upper=False)  # L^-1 A

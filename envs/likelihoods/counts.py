@@ -102,17 +102,37 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
         mean = self.mean(value).double()
         unsound = (mean < 0) | ~torch.isfinite(mean)
         wrong = unsound.flatten(1).any(1)
-        mean, spread = torch.where(unsound, 1.0, mean.clamp_min(1e-30)), self.read_std / self.gain
+        mean = torch.where(unsound, 1.0, mean.clamp_min(1e-30))
+        each, _ = self._terms(mean, measurement.to(value).double() / self.gain)
+        log_prob = each.logsumexp(-1) - math.log(self.read_std) - 0.5 * LOG_TWO_PI
+        return torch.where(wrong, -torch.inf, log_prob.flatten(1).sum(1)).to(value)
+
+    def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `DifferentiableLikelihood`: d log p / d lambda = E[n | y] / lambda - 1, and the rest by autograd."""
         seen = measurement.to(value).double() / self.gain
+        with torch.enable_grad():
+            leaf = value.detach().requires_grad_(True)
+            mean = self.mean(leaf)
+            with torch.no_grad():
+                sound = (mean > 0) & torch.isfinite(mean)
+                known = torch.where(sound, mean, 1.0).double()
+                each, number = self._terms(known, seen)
+                slope = (each.softmax(-1) * number).sum(-1) / known - 1
+                slope = torch.where(sound.flatten(1).all(1)[(...,) + (None,) * (mean.ndim - 1)], slope, 0.0)
+            (gradient,) = torch.autograd.grad(mean, leaf, slope.to(mean))
+        return gradient
+
+    def _terms(self, mean: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(log Poisson(n; `mean`) N(`seen`; n, spread^2) without its constant, n), both [*, terms]; in counts."""
+        spread = self.read_std / self.gain
         half = math.ceil(WIDTH * spread) + 8
-        offset = torch.arange(-half, half + 1, device=value.device, dtype=torch.float64)
+        offset = torch.arange(-half, half + 1, device=mean.device, dtype=torch.float64)
         number = _likeliest(seen, mean.detach(), spread**2)[..., None] + offset
         here = number >= 0
         number = number.clamp_min(0)
         each = torch.xlogy(number, mean[..., None]) - mean[..., None] - torch.lgamma(number + 1)
         each = each - 0.5 * ((seen[..., None] - number) / spread).square()
-        log_prob = torch.where(here, each, -torch.inf).logsumexp(-1) - math.log(self.read_std) - 0.5 * LOG_TWO_PI
-        return torch.where(wrong, -torch.inf, log_prob.flatten(1).sum(1)).to(value)
+        return torch.where(here, each, -torch.inf), number
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""

@@ -6,11 +6,13 @@ from envs.operators.convolution import Convolution, gaussian_kernel, motion_kern
 from envs.operators.detectors import Clipped, Quantised
 from envs.operators.evolution import Evolution
 from envs.operators.fourier import MaskedFourier, random_lines
+from envs.operators.lensing import LensedSource
 from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
 from envs.operators.matrix import Matrix, random_projections
 from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
 from envs.operators.pixels import Pixels, box_mask, random_mask
 from envs.operators.separable import Separable, lower_resolution
+from envs.operators.space_variant import SpaceVariantBlur
 from envs.operators.sparse import SparseMatrix, radon
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Evolution",
     "ForwardOperator",
     "FourierMagnitudes",
+    "LensedSource",
     "LinearOperator",
     "LinearlyComposed",
     "MaskedFourier",
@@ -29,6 +32,7 @@ __all__ = [
     "Pixels",
     "Quantised",
     "Separable",
+    "SpaceVariantBlur",
     "SparseMatrix",
     "Spectrum",
     "box_mask",

@@ -1,0 +1,155 @@
+"""Images of the sky in FITS files, with their pixel scale, noise maps and masks; nothing is dropped without a word."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.data.location import MissingDataError
+
+__all__ = ["SkyImage", "read_mask", "read_noise_map", "read_sky_image"]
+
+UNSEEN = 1e10  # times the median: noise so large stands for "not measured"
+DEGREE = 3600.0  # arcsec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SkyImage:
+    """An image of the sky."""
+
+    values: NDArray[np.float64]
+    """[H, W], rows in the order of the file."""
+    pixel_scale: float
+    """arcsec per pixel."""
+    place: str
+    """File and unit, for messages."""
+
+
+def read_sky_image(
+    path: Path, hdu: str | int = 0, pixel_scale: float | None = None, unit: str | None = None
+) -> SkyImage:
+    """The image in unit `hdu` (name or number) of the FITS file `path`; all values must be finite.
+
+    The pixel scale (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `unit`, where given, is what
+    BUNIT must say, if it says anything.
+
+    Raises:
+        MissingDataError: no such file, or astropy is not installed.
+        ValueError: no such image, one that is not of two axes, values that are not finite, another unit, no pixel
+            scale, pixels that are not square, or a `pixel_scale` that is not that of the header.
+    """
+    place, values, header = _read(path, hdu)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{place}: {int(bad.sum())} of {values.size} values are not finite, the first at [{row}, {column}]: mask "
+            "them, and set them to zero"
+        )
+    said = str(header.get("BUNIT", "")).strip()
+    if unit is not None and said and said.lower() != unit.lower():
+        raise ValueError(f"{place}: values must be in {unit}, BUNIT says {said}")
+    scale = _scale(header, place)
+    if scale is None and pixel_scale is None:
+        raise ValueError(f"{place}: the header has no pixel scale (CD, PC or CDELT): give it, in arcsec")
+    if scale is not None and pixel_scale is not None and not math.isclose(scale, pixel_scale, rel_tol=1e-2):
+        raise ValueError(f"{place}: a pixel scale of {pixel_scale:g} arcsec is asked for, the header has {scale:.4g}")
+    known = scale if scale is not None else pixel_scale
+    assert known is not None
+    return SkyImage(values=values, pixel_scale=known, place=place)
+
+
+def read_noise_map(path: Path, hdu: str | int, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """(standard deviations [H, W], where they mean that nothing was measured [H, W]) of the image of `shape`.
+
+    Pipelines mark pixels without data by a huge number: what is above 10^10 times the median is one of these, and 1 is
+    in its place.
+
+    Raises:
+        MissingDataError: no such file, or astropy is not installed.
+        ValueError: another shape, or a number that is negative, zero or not finite.
+    """
+    place, values, _ = _read(path, hdu)
+    _same_shape(place, values, shape)
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{place}: standard deviations of the noise must be positive and finite, got {values[row, column]:g} at "
+            f"[{row}, {column}], one of {int(bad.sum())}"
+        )
+    unseen = values > UNSEEN * np.median(values)
+    return np.where(unseen, 1.0, values), unseen
+
+
+def read_mask(path: Path, hdu: str | int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """[H, W] true where the mask in unit `hdu` of `path` has 1: a pixel to be left out of the image of `shape`.
+
+    Raises:
+        MissingDataError: no such file, or astropy is not installed.
+        ValueError: another shape, or a number that is neither 0 nor 1.
+    """
+    place, values, _ = _read(path, hdu)
+    _same_shape(place, values, shape)
+    other = (values != 0) & (values != 1)
+    if other.any():
+        row, column = np.argwhere(other)[0]
+        raise ValueError(
+            f"{place}: a mask is of 0 (kept) and 1 (left out), got {values[row, column]} at [{row}, {column}]"
+        )
+    return values == 1
+
+
+def _read(path: Path, hdu: str | int) -> tuple[str, NDArray[np.float64], Any]:
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
+    place = f"{path}[{hdu}]"
+    if not path.is_file():
+        raise MissingDataError(f"there is no file {path}")
+    try:
+        with fits.open(path) as file:
+            if hdu not in file:
+                raise ValueError(f"{path} has no unit {hdu!r}, only {', '.join(unit.name or '-' for unit in file)}")
+            unit = file[hdu]
+            if not unit.is_image or unit.data is None or unit.data.ndim != 2:
+                shape = None if unit.data is None else unit.data.shape
+                raise ValueError(f"{place} must be an image of two axes, got {type(unit).__name__} of shape {shape}")
+            return place, unit.data.astype(np.float64), unit.header.copy()
+    except OSError as error:
+        raise ValueError(f"cannot read {path} as FITS: {error}") from None
+
+
+def _same_shape(place: str, values: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    if values.shape != shape:
+        raise ValueError(f"{place} must be of the image's shape {list(shape)}, got {list(values.shape)}")
+
+
+def _scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
+    """Arcsec per pixel from a header's CD, PC and CDELT or CDELT, in degrees unless CUNIT1 says arcsec; or None."""
+    step = [float(header.get(f"CDELT{axis}", 1.0)) for axis in (1, 2)]
+    rows = []
+    for axis in (1, 2):
+        if f"CD{axis}_{axis}" in header or f"CD{axis}_{3 - axis}" in header:
+            rows.append([float(header.get(f"CD{axis}_{other}", 0.0)) for other in (1, 2)])
+        elif f"PC{axis}_{axis}" in header or f"CDELT{axis}" in header:
+            usual = (float(axis == 1), float(axis == 2))
+            rows.append([step[axis - 1] * float(header.get(f"PC{axis}_{other}", usual[other - 1])) for other in (1, 2)])
+    if len(rows) < 2:
+        return None
+    unit = str(header.get("CUNIT1", "deg")).strip().lower()
+    factors = {"deg": DEGREE, "arcsec": 1.0}
+    if unit not in factors:
+        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}")
+    across, up = (math.hypot(*column) for column in zip(*rows, strict=True))
+    if not math.isclose(across, up, rel_tol=1e-2):
+        raise ValueError(
+            f"{place}: pixels must be square, got {across * factors[unit]:g} x {up * factors[unit]:g} arcsec"
+        )
+    return factors[unit] * math.sqrt(across * up)

@@ -1,0 +1,188 @@
+r"""`psf-deconvolution`: a galaxy behind the blur of a telescope, counted by a camera.
+
+x [1, n, n] is the brightness of each pixel, in units of the brightest a galaxy of the prior can be. Two kinds of noise:
+
+    poisson-gaussian   y = gain n + read_std noise,    n ~ Poisson(exposure K f(x) + background),
+    gaussian           y = K x + noise_std noise,
+
+K being the convolution with the point spread (zero beyond the edges), exposure the counts (photo-electrons) of a pixel
+of brightness 1, and f(x) = w log(1 + e^(x / w)), w = 0.02, a brightness that is not negative where x, by the width of
+the prior's kernels, may be. With Gaussian noise the posterior and the evidence are exact.
+
+Point spreads: `gaussian` of `psf_fwhm` arcsec; `hst`, that of the stamp below; `stack`, number `image` of 100 of
+another camera; `variant`, four of these at the corners of the field and blends in between; or the path of a FITS file.
+What is measured: `simulated`, a galaxy of the prior; `hst`, a stamp of the COSMOS field by the Hubble Space Telescope;
+`stack`, number `image` of 100 noisy galaxies, each with its point spread; or the path of a FITS file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from envs.data import data_file, read_npz
+from envs.data.point_spread import PointSpread, checked_point_spread, gaussian_point_spread, read_point_spread
+from envs.data.sky_images import read_sky_image
+from envs.likelihoods import GaussianLikelihood, PoissonGaussianLikelihood
+from envs.operators import Composed, Convolution, LinearOperator
+from envs.operators.space_variant import SpaceVariantBlur, corner_weights
+from envs.problem import InverseProblem
+from envs.problems.galaxy_density import galaxy_density
+from envs.problems.lensing_source import solved_linear
+from envs.registry import register
+
+__all__ = ["NotNegative", "psf_deconvolution"]
+
+SOFTNESS = 0.02
+HST_SCALE = 0.03  # arcsec per pixel of the stamp and its point spread, whose file does not say
+HST = "the test data of scarlet (pmelchior/scarlet, data/test_resampling): Cut_HST1.fits and PSF_HST.fits"
+STACK = "the example of sf_deconvolve (CosmoStat/sf_deconvolve, example): example_image_stack.npy and example_psfs.npy"
+SCALE = 0.06  # arcsec, of pixels that are simulated
+SIMULATED_NOISE = 0.05
+
+
+class NotNegative(nn.Module):
+    """f(x) = w log(1 + exp(x / w)): a brightness that is x where that is well above zero, and never negative."""
+
+    def __init__(self, event_shape: tuple[int, ...], softness: float = SOFTNESS) -> None:
+        super().__init__()
+        self.measurement_shape = tuple(event_shape)
+        self.softness = softness
+
+    def forward(self, value: Tensor) -> Tensor:
+        """See `envs.operators.ForwardOperator`."""
+        return self.softness * torch.nn.functional.softplus(value / self.softness)
+
+
+@register("psf-deconvolution")
+def psf_deconvolution(
+    *,
+    prior: str = "sersic",
+    galaxies: int = 500,
+    pixels: int = 16,
+    measured: str = "simulated",
+    truth: str = "prior",
+    image: int = 0,
+    row: int = 182,
+    column: int = 145,
+    binning: int = 1,
+    unit: float = 1.0,
+    psf: str = "gaussian",
+    psf_fwhm: float = 0.15,
+    pixel_scale: float | None = None,
+    noise: str = "poisson-gaussian",
+    exposure: float = 200.0,
+    background: float = 5.0,
+    read_std: float = 2.0,
+    gain: float = 1.0,
+    noise_std: float = 0.0,
+    num_steps: int = 25,
+    schedule: str = "vp-cosine-zero-snr",
+    seed: int = 0,
+) -> InverseProblem:
+    """A blurred galaxy of `pixels` x `pixels`; see the module for `psf`, `measured` and `noise`.
+
+    Of an image that is measured the field is around `row` and `column`, of blocks of `binning` x `binning` pixels, and
+    `unit` is what it has where the brightness is 1 (of counts that is `exposure`). `pixel_scale` (arcsec) before
+    binning, of what is simulated (0.06 by default) and for files that do not say. `noise_std` is in the units of
+    brightness; 0: 0.05 if simulated, else that of the image's sky, 1.4826 times the median absolute deviation.
+    """
+    if noise not in ("poisson-gaussian", "gaussian"):
+        raise ValueError(f"noise must be poisson-gaussian or gaussian, got {noise!r}")
+    if not (unit > 0 and binning >= 1 and noise_std >= 0):
+        raise ValueError(
+            f"unit must be positive, binning at least 1 and noise_std not negative, got {unit}, {binning}, {noise_std}"
+        )
+    if noise == "poisson-gaussian" and binning > 1:
+        raise ValueError("counts are not averaged: noise poisson-gaussian needs binning 1")
+    source = galaxy_density(prior, pixels, galaxies)
+    shape, generator = source.density.event_shape, torch.Generator().manual_seed(seed)
+    field, sky, scale = None, SIMULATED_NOISE, binning * (SCALE if pixel_scale is None else pixel_scale)
+    if measured != "simulated":
+        field, sky, scale = _field(measured, image, (row, column), pixels, binning, pixel_scale)
+        field, sky = (field, sky) if noise == "poisson-gaussian" else (field / unit, sky / unit)
+    operator = _blur(psf, shape, image, psf_fwhm, scale, binning)
+    likelihood: GaussianLikelihood | PoissonGaussianLikelihood
+    if noise == "gaussian":
+        likelihood = GaussianLikelihood(operator, noise_std or sky)
+    else:
+        positive = Composed(operator, NotNegative(shape))
+        likelihood = PoissonGaussianLikelihood(positive, read_std, gain, exposure, background)
+    known = source.truth(truth, image, generator) if field is None else None
+    measurement = likelihood.sample(known, generator) if known is not None else field
+    assert measurement is not None
+    return InverseProblem(
+        name="psf-deconvolution",
+        prior=source.prior(num_steps, schedule),
+        likelihood=likelihood,
+        measurements=measurement.reshape(1, *shape).float(),
+        truth=known,
+        image_shape=(pixels, pixels),
+        measurement_image=lambda value: value[0].float(),
+        solve=solved_linear(source, likelihood) if isinstance(likelihood, GaussianLikelihood) else None,
+    ).solved()
+
+
+def _field(
+    measured: str, image: int, place: tuple[int, int], pixels: int, binning: int, pixel_scale: float | None
+) -> tuple[Tensor, float, float]:
+    """(image [pixels, pixels], its sky's standard deviation, arcsec per pixel), pixels being blocks of the file's."""
+    if measured == "stack":
+        stack = _stack("example_image_stack.npy", image)
+        whole, scale, place = stack, SCALE if pixel_scale is None else pixel_scale, (len(stack) // 2,) * 2
+    elif measured == "hst":
+        path = data_file("hst_hsc_scarlet", "Cut_HST1.fits", source=HST)
+        whole, scale = _sky(path, HST_SCALE)
+    else:
+        whole, scale = _sky(Path(measured), pixel_scale)
+    blocks = torch.nn.functional.avg_pool2d(whole[None], binning)[0]
+    top, left = (where // binning - pixels // 2 for where in place)
+    rows, columns = blocks.shape
+    if not (0 <= top <= rows - pixels and 0 <= left <= columns - pixels):
+        raise ValueError(
+            f"{pixels} x {pixels} pixels around row {place[0] // binning} and column {place[1] // binning} do not lie "
+            f"within the {rows} x {columns} of the image"
+        )
+    sky = float(1.4826 * (blocks - blocks.median()).abs().median())
+    return blocks[top : top + pixels, left : left + pixels], sky, binning * scale
+
+
+def _sky(path: Path, pixel_scale: float | None) -> tuple[Tensor, float]:
+    image = read_sky_image(path, pixel_scale=pixel_scale)
+    return torch.from_numpy(image.values), image.pixel_scale
+
+
+def _stack(name: str, number: int) -> Tensor:
+    """[41, 41] number `number` of the stack in the file `name`."""
+    path = data_file("galaxy_stack_sf_deconvolve", name, source=STACK)
+    stack = read_npz(path)
+    if not 0 <= number < len(stack):
+        raise ValueError(f"image must be one of the {len(stack)} of {path}, got {number}")
+    return torch.from_numpy(stack[number].astype(np.float64))
+
+
+def _blur(psf: str, shape: tuple[int, ...], image: int, fwhm: float, scale: float, binning: int) -> LinearOperator:
+    """The convolution with the point spread called `psf`, for pixels of `scale` arcsec."""
+    most = shape[-1] - 1 + shape[-1] % 2  # pixels of a kernel within the image
+    if psf == "variant":
+        spreads = [_of_stack(number, scale).trimmed(most).kernel for number in range(image, image + 4)]
+        return SpaceVariantBlur(shape, torch.stack(spreads), corner_weights(*shape[-2:]))
+    if psf == "gaussian":
+        spread = gaussian_point_spread(fwhm, scale)
+    elif psf == "stack":
+        spread = _of_stack(image, scale)
+    elif psf == "hst":
+        spread = read_point_spread(data_file("hst_hsc_scarlet", "PSF_HST.fits", source=HST), HST_SCALE)
+    else:
+        spread = read_point_spread(Path(psf), scale / binning)
+    if binning > 1 and psf not in ("gaussian", "stack"):
+        spread = spread.at(scale / binning).resampled(scale)
+    return Convolution(shape, spread.at(scale).trimmed(most).kernel, "zero")
+
+
+def _of_stack(number: int, scale: float) -> PointSpread:
+    place = f"example_psfs.npy, number {number}"
+    return checked_point_spread(_stack("example_psfs.npy", number), scale, place)

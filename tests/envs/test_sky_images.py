@@ -1,0 +1,160 @@
+import numpy as np
+import pytest
+import torch
+from astropy.io import fits
+
+from envs.data import MissingDataError
+from envs.data.point_spread import PointSpread, checked_point_spread, gaussian_point_spread, read_point_spread
+from envs.data.sky_images import read_mask, read_noise_map, read_sky_image
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a FITS file with images [H, W] in units of their own, and returns its path."""
+
+    def write(name="file.fits", header=None, **images):
+        units = [fits.PrimaryHDU()]
+        for unit, values in images.items():
+            units.append(fits.ImageHDU(np.asarray(values), name=unit))
+            units[-1].header.update(header or {})
+        fits.HDUList(units).writeto(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+IMAGE = np.arange(12.0).reshape(3, 4)
+
+
+@pytest.mark.parametrize(
+    ("header", "scale"),
+    [
+        ({"CD1_1": -1e-5, "CD2_2": 1e-5}, 0.036),
+        ({"CD1_1": 0.0, "CD1_2": 2e-5, "CD2_1": 2e-5, "CD2_2": 0.0}, 0.072),
+        ({"PC1_1": -1e-5, "PC2_2": 1e-5, "CDELT1": 1.0, "CDELT2": 1.0}, 0.036),
+        ({"CDELT1": -2e-5, "CDELT2": 2e-5}, 0.072),
+        ({"CDELT1": 0.05, "CDELT2": 0.05, "CUNIT1": "arcsec"}, 0.05),
+        ({"CD1_1": -1e-5, "CD1_2": 1e-5, "CD2_1": 1e-5, "CD2_2": 1e-5}, 0.036 * 2**0.5),
+    ],
+)
+def test_the_pixel_scale_is_that_of_the_header(write, header, scale):
+    image = read_sky_image(write(header=header, SCI=IMAGE), "SCI")
+    assert image.pixel_scale == pytest.approx(scale) and image.values.tolist() == IMAGE.tolist()
+
+
+def test_an_image_without_a_pixel_scale_takes_the_one_that_is_given(write):
+    path = write(SCI=IMAGE)
+    assert read_sky_image(path, 1, 0.1).pixel_scale == 0.1
+    with pytest.raises(ValueError, match=r"file.fits\[1\]: the header has no pixel scale"):
+        read_sky_image(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("header", "values", "message"),
+    [
+        ({}, np.where(IMAGE == 6, np.nan, IMAGE), r"file.fits\[SCI\]: 1 of 12 values are not finite, .* at \[1, 2\]"),
+        ({"CDELT1": -1e-5, "CDELT2": 1e-5}, IMAGE, r"scale of 0.1 arcsec is asked for, the header has 0.036"),
+        ({"CDELT1": -1e-5, "CDELT2": 2e-5}, IMAGE, "pixels must be square, got 0.036 x 0.072 arcsec"),
+        ({"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz"}, IMAGE, "must be in deg or arcsec, CUNIT1 says hz"),
+        ({"BUNIT": "MJy/sr"}, IMAGE, "values must be in electrons, BUNIT says MJy/sr"),
+        ({}, np.zeros((2, 3, 4)), r"must be an image of two axes, got ImageHDU of shape \(2, 3, 4\)"),
+    ],
+)
+def test_an_image_that_is_not_what_it_should_be_is_refused(write, header, values, message):
+    with pytest.raises(ValueError, match=message):
+        read_sky_image(write(header=header, SCI=values), "SCI", 0.1, "electrons")
+
+
+def test_what_is_no_file_no_unit_or_no_fits_is_named(write, tmp_path):
+    with pytest.raises(MissingDataError, match=r"there is no file .*none.fits"):
+        read_sky_image(tmp_path / "none.fits")
+    with pytest.raises(ValueError, match=r"has no unit 'ERR', only PRIMARY, SCI"):
+        read_sky_image(write(SCI=IMAGE), "ERR")
+    (tmp_path / "text.fits").write_text("no FITS")
+    with pytest.raises(ValueError, match=r"cannot read .*text.fits as FITS"):
+        read_sky_image(tmp_path / "text.fits")
+
+
+def test_a_huge_standard_deviation_means_that_nothing_was_measured(write):
+    noise = np.full((3, 4), 0.2)
+    noise[1, 3] = 1e16
+    found, unseen = read_noise_map(write(RMS=noise), "RMS", (3, 4))
+    assert np.argwhere(unseen).tolist() == [[1, 3]]
+    assert found[1, 3] == 1 and found[0, 0] == 0.2
+
+
+@pytest.mark.parametrize("wrong", [-0.2, 0.0, np.nan, np.inf])
+def test_a_noise_map_is_positive_and_finite(write, wrong):
+    noise = np.full((3, 4), 0.2)
+    noise[2, 1] = wrong
+    with pytest.raises(ValueError, match=rf"file.fits\[RMS\]: .* positive and finite, got {wrong:g} at \[2, 1\]"):
+        read_noise_map(write(RMS=noise), "RMS", (3, 4))
+
+
+def test_masks_and_noise_maps_have_the_shape_of_the_image(write):
+    path = write(RMS=np.ones((4, 3)), MASK=np.ones((4, 3)))
+    for read, unit in ((read_noise_map, "RMS"), (read_mask, "MASK")):
+        with pytest.raises(ValueError, match=rf"\[{unit}\] must be of the image's shape \[3, 4\], got \[4, 3\]"):
+            read(path, unit, (3, 4))
+
+
+def test_a_mask_is_of_ones_and_zeros(write):
+    mask = (IMAGE > 9).astype(float)
+    assert read_mask(write(MASK=mask), "MASK", (3, 4)).tolist() == (IMAGE > 9).tolist()
+    mask[0, 2] = 2
+    with pytest.raises(ValueError, match=r"a mask is of 0 \(kept\) and 1 \(left out\), got 2.0 at \[0, 2\]"):
+        read_mask(write("other.fits", MASK=mask), "MASK", (3, 4))
+
+
+def test_a_point_spread_is_read_and_its_sum_is_one(write):
+    kernel = gaussian_point_spread(0.3, 0.1).kernel.numpy()
+    kernel[0, 0] = -1e-6
+    spread = read_point_spread(write(PSF=0.97 * kernel), 0.1, "PSF")
+    assert float(spread.kernel.sum()) == pytest.approx(1, abs=1e-12) and float(spread.kernel.min()) == 0
+    assert spread.kernel.numpy() == pytest.approx(kernel.clip(0), abs=2e-6) and spread.pixel_scale == 0.1
+
+
+def _moved(kernel, pixels):
+    return torch.from_numpy(np.roll(kernel.numpy(), pixels, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda kernel: 5 * kernel, r"psf: a point spread must have the sum one, to 0.1, got 5: normalise it"),
+        (lambda kernel: kernel[1:], r"psf: a point spread must have odd sizes, .* got \[12, 13\]"),
+        (lambda kernel: _moved(kernel, 3), r"psf: the peak .* to 2 pixels, got \[6, 9\] of \[13, 13\]"),
+        (lambda kernel: kernel - 0.02, r"psf: a point spread is not negative, got -0.02 at \[0, 0\]"),
+    ],
+)
+def test_what_is_no_point_spread_is_refused(change, message):
+    kernel = gaussian_point_spread(0.3, 0.1).kernel
+    assert kernel.shape == (13, 13)
+    with pytest.raises(ValueError, match=message):
+        checked_point_spread(change(kernel), 0.1, "psf")
+
+
+def test_a_point_spread_of_other_pixels_is_resampled_only_by_name():
+    fine = gaussian_point_spread(0.3, 0.02)
+    with pytest.raises(ValueError, match=r"pixels of 0.02 arcsec, the image ones of 0.1: resample it"):
+        fine.at(0.1)
+    coarse = fine.resampled(0.1).at(0.1)
+    full = len(fine.kernel)
+    half = -(-(full - 5) // 10)
+    padded = np.pad(fine.kernel.numpy(), (10 * half + 5 - full) // 2)
+    expected = padded.reshape(2 * half + 1, 5, 2 * half + 1, 5).sum((1, 3))
+    assert coarse.kernel.numpy() == pytest.approx(expected, abs=1e-12)
+    offset = torch.arange(len(coarse.kernel), dtype=torch.float64) - len(coarse.kernel) // 2
+    variance = float(coarse.kernel.sum(0) @ offset.square()) * 0.1**2
+    assert variance == pytest.approx((0.3 / 2.3548) ** 2 + (0.1**2 - 0.02**2) / 12, rel=0.01)
+
+
+def test_a_trimmed_point_spread_is_the_middle():
+    spread = gaussian_point_spread(0.3, 0.1)
+    middle = spread.kernel[4:9, 4:9]
+    assert spread.trimmed(5).kernel.numpy() == pytest.approx((middle / middle.sum()).numpy())
+    assert spread.trimmed(99).kernel.shape == (13, 13)
+    with pytest.raises(ValueError, match="odd number of pixels, got 4"):
+        spread.trimmed(4)
+    with pytest.raises(ValueError, match=r"sum one, got 0\.5"):
+        PointSpread(0.5 * spread.kernel, 0.1)
