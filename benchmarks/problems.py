@@ -46,6 +46,7 @@ CASES = {
     "digits-half": Case(config="digits_half"),
     "digits-phase": Case(config="digits_phase"),
     "funnel": Case(config="funnel"),
+    "galaxy-field": Case(config="galaxy_field", from_prior=True),
     "gaussian-field": Case(config="gaussian_field", options={"size": 32}, from_prior=True),
     "gaussian-linear": Case(config="gaussian_linear", from_prior=True),
     "gmm-25": Case(config="gmm_25"),

@@ -5,6 +5,7 @@ from envs.operators.composed import Composed, LinearlyComposed, compose
 from envs.operators.convolution import Convolution, gaussian_kernel, motion_kernel
 from envs.operators.detectors import Clipped, Quantised
 from envs.operators.fourier import MaskedFourier, random_lines
+from envs.operators.lognormal import Lognormal
 from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
 from envs.operators.matrix import Matrix, random_projections
 from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
@@ -21,6 +22,7 @@ __all__ = [
     "FourierMagnitudes",
     "LinearOperator",
     "LinearlyComposed",
+    "Lognormal",
     "MaskedFourier",
     "Matrix",
     "NonlinearBlurSurrogate",
