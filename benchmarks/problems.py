@@ -55,6 +55,7 @@ CASES = {
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
     "rare-event": Case(config="rare_event"),
+    "xray-spectrum": Case(config="xray_spectrum", from_prior=True),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},
     **{
         name: Case(config="image", options={"truth": "prior"}, from_prior=True)

@@ -15,6 +15,7 @@ from envs.problems import (
     manywell,
     rare_event,
     sbibm,
+    xray_spectrum,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "manywell",
     "rare_event",
     "sbibm",
+    "xray_spectrum",
 ]
