@@ -1,7 +1,7 @@
 r"""`galaxy-field` without diffusion: the posterior of the chain's prior by HMC and by a tempered population.
 
 The prior's chain is Gaussian and diagonal in frequency, so its own power is known: with the gain of the exact denoiser,
-g_k = alpha_k P / (alpha_k^2 P + sigma_k^2), the recursion  v_k+1 = (a_k + b_k g_k)^2 v_k + std_k^2  from v_0 = sigma_0^2
+g_k = alpha_k P / (alpha_k^2 P + sigma_k^2), the recursion  v_k+1 = (a_k + b_k g_k)^2 v_k + std_k^2  from sigma_0^2
 ends at the variance of x_f under the chain. A posterior trained on it is compared with the same prior, step for step.
 """
 
@@ -34,7 +34,7 @@ def chain_power(prior: Prior) -> Tensor:
 
 
 def whitened(problem: InverseProblem, power: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """x [N, 1, H, W] and log p(y | x) [N] of the first measurement as functions of z [N, H W] ~ N(0, I)."""
+    """The field x [N, 1, H, W] and log p(y | x) [N] of the first measurement as functions of z [N, H W] ~ N(0, I)."""
     root, measurement = power.sqrt(), problem.measurements[:1].double()
 
     def field(position: Tensor) -> Tensor:

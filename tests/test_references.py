@@ -12,7 +12,7 @@ from envs import make_problem
 
 
 def test_hmc_has_the_mean_and_the_covariance_of_a_gaussian(generator):
-    """Standard deviations of 0.3 to 3.2, correlated; errors are those between 400 chains that know nothing of each other."""
+    """Standard deviations of 0.3 to 3.2, correlated; the errors are those between 400 chains."""
     root = torch.tensor([[0.3, 0.0, 0.0], [0.5, 1.0, 0.0], [-1.0, 0.4, 3.0]], dtype=torch.float64)
     mean, inverse = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), torch.linalg.inv(root)
     start = torch.zeros(400, 3, dtype=torch.float64)

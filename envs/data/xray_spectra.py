@@ -91,7 +91,7 @@ def _shapes(energy: Array, count: int, random: np.random.Generator) -> Array:
     continuum = bremsstrahlung(emitted[:half], temperature)
     # Of hydrogen-like and helium-like ions less is left the hotter the gas; a scatter stands for abundances.
     for line in LINES.values():
-        strength = np.exp(random.normal(-2.5, 0.8, (half, 1))) * np.exp(-((temperature / (2 * line)) ** 0.5 - 1) ** 2)
+        strength = np.exp(random.normal(-2.5, 0.8, (half, 1))) * np.exp(-(((temperature / (2 * line)) ** 0.5 - 1) ** 2))
         continuum = continuum + strength * bremsstrahlung(np.array(line), temperature) * _line(emitted[:half], line)
     power_law = emitted[half:] ** -random.normal(1.8, 0.3, (count - half, 1))
     width = 0.15 * random.exponential(1, (count - half, 1)) * (random.random((count - half, 1)) < 0.5)  # keV

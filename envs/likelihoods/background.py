@@ -37,7 +37,7 @@ class MeasuredBackgroundLikelihood(AutogradLikelihood):
     log_background: Tensor
 
     def __init__(self, operator: ForwardOperator, background: Tensor, ratio: float) -> None:
-        """`operator` gives the expected counts s of the source; `background` B is of the shape of y, `ratio` above 0."""
+        """`operator` gives the expected counts s; `background` B is of the shape of y, and `ratio` above 0."""
         super().__init__()
         self.operator = operator
         self.measurement_shape = tuple(operator.measurement_shape)

@@ -1,6 +1,6 @@
 r"""A density that cannot be negative, of a Gaussian field: lognormal (Coles and Jones 1991, MNRAS 248, 1).
 
-    1 + delta = exp(g - s^2 / 2)    for g of mean zero and variance s^2,  so that E delta = 0.
+1 + delta = exp(g - s^2 / 2)    for g of mean zero and variance s^2,  so that E delta = 0.
 """
 
 from __future__ import annotations

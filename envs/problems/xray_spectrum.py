@@ -81,7 +81,7 @@ class Folded(nn.Module):
 
 
 def folding_matrix(observation: Observation, edges: Array, flux: float) -> Tensor:
-    """M [G, D] float64: see the module; `edges` [D + 1] of the bins of x, keV, `flux` at 1 keV in photons/cm^2/s/keV."""
+    """M [G, D] float64, see the module, for `edges` [D + 1] of the bins of x in keV, and the unit `flux`."""
     reach = edges.copy()
     reach[0], reach[-1] = min(reach[0], observation.energy[0, 0]), max(reach[-1], observation.energy[-1, 1])
     low = np.maximum(observation.energy[:, :1], reach[:-1])
@@ -191,7 +191,9 @@ def _area(redistribution: Redistribution, spectrum: Path, arf: Path | None) -> A
     """[E] cm^2 by which the matrix is to be multiplied."""
     if redistribution.includes_area:
         if arf is not None:
-            raise ValueError(f"{redistribution.path} has the effective area in it (HDUCLAS3 = FULL), so {arf} is one too many")
+            raise ValueError(
+                f"{redistribution.path} has the effective area in it (HDUCLAS3 = FULL), so {arf} is one too many"
+            )
         return np.ones(len(redistribution.energy))
     if arf is None:
         raise ValueError(f"{spectrum} names no ANCRFILE in its header; give the ARF by hand")

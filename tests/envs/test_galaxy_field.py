@@ -96,7 +96,7 @@ def test_cells_that_cannot_be_are_named(tmp_path, change, message):
 
 
 def test_files_of_another_kind_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no file nowhere.npz; it must be an npz of counts"):
+    with pytest.raises(ValueError, match=r"there is no file nowhere.npz; it must be an npz of counts"):
         make_problem("galaxy-field", {"data": "nowhere.npz"})
     np.savez(tmp_path / "a.npz", counts=np.ones((4, 5)))
     with pytest.raises(ValueError, match=r"must hold counts \[n, n\] and a selection of that shape, got \[4, 5\]"):
