@@ -8,6 +8,7 @@ import torch
 
 from benchmarks.galaxies import chain_power, whitened
 from benchmarks.hmc import hmc, tempered_log_evidence
+from benchmarks.spectra import mixture_reference
 from envs import make_problem
 
 
@@ -82,3 +83,23 @@ def test_the_tempered_evidence_of_a_field_of_which_one_cell_was_seen_is_that_of_
             tempered_log_evidence(lambda z: log_likelihood(field(z)[:, 0, 1, 2]), start, generator=generator)[0]
         )
     assert np.mean(found) == pytest.approx(exact, abs=4 * np.std(found) / math.sqrt(5)) and np.std(found) < 0.2
+
+
+def test_the_reference_of_a_spectrum_is_that_of_draws_of_its_prior(generator):
+    """Few counts, so that 8,000 draws of the mixture are enough; both have errors of their own."""
+    options = {"bins": 3, "spectra": 60, "bandwidth": 0.3, "flux": 4e-6, "num_steps": 2}
+    problem = make_problem("xray-spectrum", options)
+    found = mixture_reference(problem, draws=100)
+    draws = problem.prior.denoiser.sample(8_000, generator)
+    log_weight = problem.likelihood.log_prob(draws, problem.measurements)
+    weight = log_weight.exp() / log_weight.exp().sum()
+    exact = float(log_weight.logsumexp(0)) - math.log(8_000)
+    error = math.hypot(found.standard_error, math.sqrt(float(weight.square().sum())))
+    assert found.log_partition == pytest.approx(exact, abs=4 * error) and error < 0.08
+    for power in (1, 2):
+        expected = weight @ draws**power
+        errors = ((weight**2) @ (draws**power - expected).square()).sqrt()
+        errors = (errors**2 + (found.weights**2) @ (found.samples**power - expected).square()).sqrt()
+        assert float(((found.weights @ found.samples**power - expected) / errors).abs().max()) < 4
+    with pytest.raises(TypeError, match="must be xray-spectrum"):
+        mixture_reference(make_problem("gmm-25"))

@@ -30,9 +30,25 @@ from envs.operators import Lognormal, Pixels, compose
 from envs.problem import InverseProblem
 from envs.registry import register
 
-__all__ = ["galaxy_field", "survey"]
+__all__ = ["GalaxyLikelihood", "galaxy_field", "survey"]
 
 HOLE = 0.12  # radius of the part that nobody has seen, in units of the box
+
+
+class GalaxyLikelihood(PoissonLikelihood):
+    """Counts of mean nbar w (1 + delta)^b in the cells that were seen."""
+
+    def __init__(self, selection: Tensor, galaxies: float, std: float, bias: float) -> None:
+        """`selection` w [n, n], `galaxies` nbar; `std` and `bias` as in `envs.operators.Lognormal`."""
+        mask = selection[None] > 0
+        cells = Pixels(mask)
+        density = Lognormal((1, *selection.shape), std, bias)
+        super().__init__(compose(cells, density), exposure=galaxies * selection[None][mask])
+        self._cells, self.bias = cells, bias
+
+    def gradient(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `DifferentiableLikelihood`: b (y - lambda), as lambda ~ exp(b x); several times faster than autograd."""
+        return self.bias * self._cells.adjoint(measurement.to(value) - self.mean(value))
 
 
 def survey(size: int) -> Tensor:
@@ -103,11 +119,10 @@ def galaxy_field(
     counts, selection = (None, survey(size)) if data is None else _read(Path(data))
     size = len(selection)
     shape, mask = (1, size, size), selection[None] > 0
-    operator = compose(Pixels(mask), Lognormal(shape, std, bias))
     denoiser = FieldDenoiser(std**2 * power_law(size, slope, knee))
     levels = make_schedule(schedule, num_steps, scale=std)
     prior = Prior(denoiser, levels, shape, denoiser.denoising_variance, std)
-    likelihood = PoissonLikelihood(operator, exposure=galaxies * selection[None][mask])
+    likelihood = GalaxyLikelihood(selection, galaxies, std, bias)
     if counts is None:
         generator = torch.Generator().manual_seed(seed)
         truth = denoiser.sample(1, generator)
