@@ -81,8 +81,8 @@ def mixture_reference(problem: InverseProblem, draws: int = 400, seed: int = 0) 
     # H = L L^T, so L^-T noise has the covariance H^-1.
     spread = torch.linalg.solve_triangular(factor[kept].mT, noise.mT, upper=True).mT * math.sqrt(WIDER)
     sample = (value[kept, None] + spread).reshape(-1, dim)
-    log_proposal = -0.5 * noise.square().sum(2) + 0.5 * log_determinant[kept, None] - 0.5 * dim * math.log(
-        2 * math.pi * WIDER
+    log_proposal = (
+        -0.5 * noise.square().sum(2) + 0.5 * log_determinant[kept, None] - 0.5 * dim * math.log(2 * math.pi * WIDER)
     )
     log_weight = log_joint(sample, means[kept].repeat_interleave(draws, 0)).reshape(len(kept), draws) - log_proposal
     log_weight = (log_weight + log_weights[kept, None] - math.log(draws)).flatten()

@@ -243,7 +243,7 @@ def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a ta
 def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of astropy
     """[E, 2] keV, each bin beginning where the one before ends."""
     energy = np.stack([_numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
-    low, high = energy.T
+    low, high = energy[:, 0], energy[:, 1]
     gap = np.abs(low[1:] - high[:-1]) > SAME * high[:-1]
     _refuse(path, "energies must be 0 keV or more, go up, and leave no gap; ENERG_LO", low, (low < 0) | (low >= high))
     _refuse(path, "each bin must begin where the one before ends; ENERG_LO", low, np.concatenate([[False], gap]))

@@ -66,7 +66,7 @@ class MeasuredBackgroundLikelihood(AutogradLikelihood):
         source, counts = self.operator(value).double(), measurement.to(value).double()
         possible = (counts >= 0) & (counts == counts.round()) & torch.isfinite(source) & (source >= 0)
         source, counts = torch.where(possible, source, 1.0), torch.where(possible, counts, 0.0)
-        log_prob = _Mixed.apply(source.clamp_min(LEAST), counts, self.log_background)
+        log_prob: Tensor = _Mixed.apply(source.clamp_min(LEAST), counts, self.log_background)  # type: ignore[no-untyped-call]
         return torch.where(possible.flatten(1).all(1), log_prob.flatten(1).sum(1), -torch.inf).to(value)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -72,7 +72,7 @@ class Folded(nn.Module):
     def __init__(self, matrix: Tensor) -> None:
         """`matrix` M [G, D], counts where x = 0."""
         super().__init__()
-        self.measurement_shape = (len(matrix),)
+        self.measurement_shape: tuple[int, ...] = (len(matrix),)
         self.register_buffer("matrix", matrix.double())
 
     def forward(self, value: Tensor) -> Tensor:
