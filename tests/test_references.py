@@ -7,9 +7,12 @@ import pytest
 import torch
 
 from benchmarks.galaxies import chain_power, whitened
+from benchmarks.harness import Benchmark
 from benchmarks.hmc import hmc, tempered_log_evidence
+from benchmarks.references import by_chain, deviation, planned, weighted
 from benchmarks.spectra import mixture_reference
 from envs import make_problem
+from system.config_file import load_config
 
 
 def test_hmc_has_the_mean_and_the_covariance_of_a_gaussian(generator):
@@ -103,3 +106,25 @@ def test_the_reference_of_a_spectrum_is_that_of_draws_of_its_prior(generator):
         assert float(((found.weights @ found.samples**power - expected) / errors).abs().max()) < 4
     with pytest.raises(TypeError, match="must be xray-spectrum"):
         mixture_reference(make_problem("gmm-25"))
+
+
+def test_right_answers_differ_by_their_error_and_wrong_ones_by_more(generator):
+    """300 elements, so the root mean square is known to 4 %; weights, and chains that stick, are allowed for."""
+    centre = torch.zeros(300, dtype=torch.float64)
+    chains = torch.randn(40, 100, 300, generator=generator, dtype=torch.float64)
+    chains[20:] = chains[:20]  # every draw twice: half as many are worth something
+    samples = torch.randn(4_000, 300, generator=generator, dtype=torch.float64)
+    weights = torch.rand(4_000, generator=generator, dtype=torch.float64).square()
+    weights = weights / weights.sum()
+    mean, spread = deviation(weighted(samples, weights, centre), by_chain(chains, centre))
+    assert mean == pytest.approx(1, abs=0.16) and spread == pytest.approx(1, abs=0.16)
+    mean, spread = deviation(weighted(samples + 0.1, weights, centre), by_chain(chains, centre))
+    assert mean > 2.5
+    mean, spread = deviation(weighted(1.1 * samples, weights, centre), by_chain(chains, centre))
+    assert mean < 1.3 and spread > 4
+
+
+def test_the_runs_of_the_comparison_are_planned_and_load(tmp_path):
+    trees, plan = planned(Benchmark(short=True, json=None, out=tmp_path, jobs=1))
+    assert set(trees) == {"galaxy_field", "xray_spectrum"} and len(plan) == 2
+    assert {load_config(run.config, list(run.overrides)).max_seconds for run in plan} == {20.0}

@@ -172,8 +172,8 @@ def read_rmf(path: Path) -> Redistribution:
                 )
             matrix[row, start : start + length] += part
             taken += length
-    wrong = ~np.isfinite(matrix) | (matrix < 0)
-    _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), wrong.any(1))
+    wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
+    _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
     return Redistribution(
         path=path,
         energy=_energies(path, table),
@@ -250,7 +250,7 @@ def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of ast
     return energy
 
 
-def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[np.bool_]) -> None:
+def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[Any]) -> None:
     if wrong.any():
         row, count = int(wrong.argmax()), int(wrong.sum())
         more = f", and in {count - 1} more" if count > 1 else ""
