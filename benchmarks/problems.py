@@ -49,6 +49,7 @@ CASES = {
     "digits-half": Case(config="digits_half"),
     "digits-phase": Case(config="digits_phase"),
     "funnel": Case(config="funnel"),
+    "galaxy-field": Case(config="galaxy_field", from_prior=True),
     "gaussian-field": Case(config="gaussian_field", options={"size": 32}, from_prior=True),
     "gaussian-linear": Case(config="gaussian_linear", from_prior=True),
     "gmm-25": Case(config="gmm_25"),
@@ -61,6 +62,7 @@ CASES = {
     "manywell": Case(config="manywell"),
     "psf-deconvolution": Case(config="psf_deconvolution", options={"prior": "galaxies"}, from_prior=True),
     "rare-event": Case(config="rare_event"),
+    "xray-spectrum": Case(config="xray_spectrum", from_prior=True),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},
     **{
         name: Case(config="image", options={"truth": "prior"}, from_prior=True)

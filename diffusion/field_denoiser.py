@@ -18,13 +18,25 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 
-__all__ = ["FieldDenoiser", "hartley"]
+__all__ = ["FieldDenoiser", "hartley", "power_law"]
 
 
 def hartley(value: Tensor) -> Tensor:
     """The Hartley transform of `value` over its last two axes; twice it is the identity."""
     transformed = torch.fft.fft2(value, norm="ortho")
     return transformed.real - transformed.imag
+
+
+def power_law(size: int, slope: float, knee: float) -> Tensor:
+    """[size, size] float64 power P(f) ~ (knee^2 + |f|^2)^-slope of mean one, so that x has variance one.
+
+    f is in cycles per image, the zero frequency at [0, 0].
+    """
+    if size < 4 or not knee > 0:
+        raise ValueError(f"size must be at least 4 and knee positive, got {size} and {knee}")
+    frequency = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    power = (knee**2 + frequency[:, None].square() + frequency.square()) ** -slope
+    return power / power.mean()
 
 
 class FieldDenoiser(nn.Module):

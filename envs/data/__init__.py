@@ -15,6 +15,7 @@ from envs.data.image_sets import cifar10, digits, galaxies, mnist
 from envs.data.location import MissingDataError, data_file
 from envs.data.lorenz import lorenz63, lorenz96
 from envs.data.readers import read_fits, read_idx, read_images, read_npz
+from envs.data.xray_spectra import xray_spectra
 
 __all__ = [
     "DATASETS",
@@ -36,6 +37,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "galaxies": galaxies,
     "lorenz63": lorenz63,
     "lorenz96": lorenz96,
+    "xray-spectra": xray_spectra,
     "images": images,
     "npz": npz,
     "idx": idx,

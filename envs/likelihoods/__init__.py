@@ -1,5 +1,6 @@
 """Likelihoods p(y | x), normalised in y, a family a file."""
 
+from envs.likelihoods.background import MeasuredBackgroundLikelihood
 from envs.likelihoods.base import (
     AutogradLikelihood,
     DifferentiableLikelihood,
@@ -30,6 +31,7 @@ __all__ = [
     "JointLikelihood",
     "Likelihood",
     "LikelihoodError",
+    "MeasuredBackgroundLikelihood",
     "PoissonGaussianLikelihood",
     "PoissonLikelihood",
     "RelaxedLikelihood",

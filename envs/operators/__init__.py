@@ -7,6 +7,7 @@ from envs.operators.detectors import Clipped, Quantised
 from envs.operators.evolution import Evolution
 from envs.operators.fourier import MaskedFourier, random_lines
 from envs.operators.lensing import LensedSource
+from envs.operators.lognormal import Lognormal
 from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
 from envs.operators.matrix import Matrix, random_projections
 from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
@@ -26,6 +27,7 @@ __all__ = [
     "LensedSource",
     "LinearOperator",
     "LinearlyComposed",
+    "Lognormal",
     "MaskedFourier",
     "Matrix",
     "NonlinearBlurSurrogate",

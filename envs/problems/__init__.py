@@ -5,6 +5,7 @@ from envs.problems import (
     digits_half,
     digits_phase,
     funnel,
+    galaxy_field,
     gaussian_field,
     gaussian_linear,
     gmm_25,
@@ -19,6 +20,7 @@ from envs.problems import (
     psf_deconvolution,
     rare_event,
     sbibm,
+    xray_spectrum,
 )
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "digits_half",
     "digits_phase",
     "funnel",
+    "galaxy_field",
     "gaussian_field",
     "gaussian_linear",
     "gmm_25",
@@ -40,4 +43,5 @@ __all__ = [
     "psf_deconvolution",
     "rare_event",
     "sbibm",
+    "xray_spectrum",
 ]

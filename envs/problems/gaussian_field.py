@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from diffusion.field_denoiser import FieldDenoiser
+from diffusion.field_denoiser import FieldDenoiser, power_law
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs.exact.field import FieldPosterior
@@ -34,11 +34,7 @@ def gaussian_field(
     seed: int = 0,
 ) -> InverseProblem:
     """A field of `size` x `size` pixels behind a blur of `blur` pixels, its power flat below `knee` cycles an image."""
-    if size < 4 or not knee > 0:
-        raise ValueError(f"size must be at least 4 and knee positive, got {size} and {knee}")
-    frequency = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
-    power = (knee**2 + frequency[:, None].square() + frequency.square()) ** -slope
-    denoiser = FieldDenoiser(power / power.mean())
+    denoiser = FieldDenoiser(power_law(size, slope, knee))
     shape = (1, size, size)
     prior = Prior(denoiser, make_schedule(schedule, num_steps), shape, denoiser.denoising_variance)
     width = min(len(gaussian_kernel(blur)), size - 1 + size % 2)

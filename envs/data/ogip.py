@@ -1,0 +1,257 @@
+r"""X-ray spectra and responses of a telescope in the OGIP formats: PHA (or PI), ARF and RMF, read by astropy.
+
+    PHA   counts of every detector channel, exposure, scale of the region; grouping and quality (OGIP/92-007)
+    ARF   effective area A [cm^2] in bins of photon energy
+    RMF   R[j, c], the probability that a photon of energy bin j is detected in channel c, in compressed rows, and
+          EBOUNDS, the nominal energies of the channels (CAL/GEN/92-002)
+
+A row of R may sum to less than one where the detector's efficiency is part of it. Files are told apart by their
+extensions and HDUCLAS keywords; whatever cannot be right is refused with the file and the row, counted from 1 as in
+the FITS table.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.data.location import MissingDataError
+
+__all__ = [
+    "CountSpectrum",
+    "EffectiveArea",
+    "Redistribution",
+    "check_same_energies",
+    "read_arf",
+    "read_pha",
+    "read_rmf",
+]
+
+Array = NDArray[np.float64]
+SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CountSpectrum:
+    """Counts of every channel of an exposure."""
+
+    path: Path
+    """Where it was read."""
+    channel: NDArray[np.int64]
+    """[C] numbers of the channels, one after another."""
+    counts: Array
+    """[C] counts."""
+    exposure: float
+    """Exposure time, s."""
+    scale: float
+    """BACKSCAL times AREASCAL: size of the region that was counted, in a unit of its own."""
+    good: NDArray[np.bool_]
+    """[C] whether QUALITY is 0, or all if there is no such column."""
+    group: NDArray[np.int64]
+    """[C] number of the group that a channel belongs to, 0, 1, ...; of each its own where the file has no GROUPING."""
+    named: dict[str, str]
+    """Files that the header names, of "RESPFILE", "ANCRFILE" and "BACKFILE"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class EffectiveArea:
+    """What a telescope and its detector collect."""
+
+    path: Path
+    """Where it was read."""
+    energy: Array
+    """[E, 2] low and high edge of the energy bins, keV."""
+    area: Array
+    """[E] cm^2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Redistribution:
+    """Which channels photons of an energy are detected in."""
+
+    path: Path
+    """Where it was read."""
+    energy: Array
+    """[E, 2] low and high edge of the energy bins, keV."""
+    matrix: Array
+    """[E, C] probability of channel c for a photon of bin j; in cm^2 if `includes_area`."""
+    first_channel: int
+    """Number of the first channel."""
+    channel_energy: Array
+    """[C, 2] nominal energies of the channels, keV."""
+    includes_area: bool
+    """Whether the effective area is part of `matrix` (HDUCLAS3 = FULL)."""
+
+
+def read_pha(path: Path) -> CountSpectrum:
+    """The spectrum in a PHA or PI file.
+
+    Raises:
+        MissingDataError: astropy is not installed, or there is no such file.
+        ValueError: it is no spectrum of counts, or a value in it cannot be.
+    """
+    table, header = _table(path, "SPECTRUM", "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
+    counts = _numbers(path, table, "COUNTS")
+    _refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
+    channel = _numbers(path, table, "CHANNEL").astype(np.int64)
+    _refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
+    exposure = header.get("EXPOSURE")
+    if not isinstance(exposure, int | float) or not (exposure > 0 and math.isfinite(exposure)):
+        raise ValueError(f"{path}: EXPOSURE must be a time above 0 s, got {exposure}")
+    names = set(table.names)
+    if names & {"BACKSCAL", "AREASCAL"}:
+        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be keywords, one for all channels, got a column")
+    if str(header.get("HDUCLAS2", "")).strip() == "NET":
+        raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
+    scale = float(header.get("BACKSCAL", 1.0)) * float(header.get("AREASCAL", 1.0))
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"{path}: BACKSCAL times AREASCAL must be above 0, got {scale}")
+    quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
+    # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
+    grouping = _numbers(path, table, "GROUPING") if "GROUPING" in names else np.zeros(len(counts))
+    return CountSpectrum(
+        path=path,
+        channel=channel,
+        counts=counts,
+        exposure=float(exposure),
+        scale=scale,
+        good=quality == 0,
+        group=np.maximum(np.cumsum(grouping != -1) - 1, 0),
+        named={
+            key: str(header[key]).strip()
+            for key in ("RESPFILE", "ANCRFILE", "BACKFILE")
+            if str(header.get(key, "none")).strip().lower() not in ("", "none")
+        },
+    )
+
+
+def read_arf(path: Path) -> EffectiveArea:
+    """The effective area in an ARF file.
+
+    Raises:
+        MissingDataError: astropy is not installed, or there is no such file.
+        ValueError: it is no ARF, or a value in it cannot be.
+    """
+    table, _ = _table(path, "SPECRESP", "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
+    area = _numbers(path, table, "SPECRESP")
+    _refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
+    return EffectiveArea(path=path, energy=_energies(path, table), area=area)
+
+
+def read_rmf(path: Path) -> Redistribution:
+    """The redistribution matrix in an RMF file, whatever way its rows are stored.
+
+    Raises:
+        MissingDataError: astropy is not installed, or there is no such file.
+        ValueError: it is no RMF, or a value in it cannot be.
+    """
+    columns = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
+    table, header = _table(path, "MATRIX", "HDUCLAS2", "RSP_MATRIX", columns, "SPECRESP MATRIX")
+    bounds, _ = _table(path, "EBOUNDS", "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
+    # Rows of EBOUNDS are in the order of the channels; their CHANNEL column is wrong in some files of the archives.
+    edges = np.stack([_numbers(path, bounds, name) for name in ("E_MIN", "E_MAX")], 1)
+    first = int(header.get(f"TLMIN{table.names.index('F_CHAN') + 1}", 1))
+    groups = _numbers(path, table, "N_GRP").astype(np.int64)
+    matrix = np.zeros((len(table), len(edges)))
+    for row in range(len(table)):
+        starts, lengths, values = (np.ravel(table[name][row]) for name in ("F_CHAN", "N_CHAN", "MATRIX"))
+        count, taken = groups[row], 0
+        if len(starts) < count or len(lengths) < count:
+            raise ValueError(f"{path}: row {row + 1} of MATRIX has N_GRP = {count}, but {len(starts)} F_CHAN")
+        for start, length in zip(starts[:count].astype(int) - first, lengths[:count].astype(int), strict=True):
+            part = values[taken : taken + length]
+            if start < 0 or length < 0 or start + length > len(edges) or len(part) < length:
+                raise ValueError(
+                    f"{path}: row {row + 1} of MATRIX needs {length} channels from {start + first} on and as many "
+                    f"values, but there are {len(edges)} channels from {first} on and {len(part)} values"
+                )
+            matrix[row, start : start + length] += part
+            taken += length
+    wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
+    _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
+    return Redistribution(
+        path=path,
+        energy=_energies(path, table),
+        matrix=matrix,
+        first_channel=first,
+        channel_energy=edges,
+        includes_area=str(header.get("HDUCLAS3", "")).strip() == "FULL",
+    )
+
+
+def check_same_energies(area: EffectiveArea, redistribution: Redistribution) -> None:
+    """ValueError, with the first row that differs, if an ARF and an RMF are on different energies."""
+    ours, theirs = area.energy, redistribution.energy
+    where = f"{area.path} and {redistribution.path} must be on the same energies"
+    if len(ours) != len(theirs):
+        raise ValueError(f"{where}, got {len(ours)} bins and {len(theirs)}")
+    differs = np.abs(ours - theirs).max(1) > SAME * theirs.max(1)
+    if differs.any():
+        row = int(differs.argmax())
+        spans = [f"{low:g} to {high:g} keV" for low, high in (ours[row], theirs[row])]
+        raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1}")
+
+
+def _table(
+    path: Path, extension: str, keyword: str, expected: str, columns: tuple[str, ...], other: str = ""
+) -> tuple[Any, Any]:
+    """The table called `extension` (or `other`) and its header; `keyword` has to be as `expected` where it is given."""
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
+    if not path.is_file():
+        raise MissingDataError(f"there is no file {path}")
+    try:
+        with fits.open(path, memmap=False) as file:
+            names = [unit.name for unit in file]
+            found = next((name for name in (extension, other) if name in names), None)
+            if found is None:
+                raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
+            header, table = file[found].header, file[found].data
+    except OSError as error:
+        raise ValueError(f"cannot read {path} as FITS: {error}") from None
+    got = str(header.get(keyword, expected)).strip()
+    if got not in (expected, ""):
+        raise ValueError(f"{path}: {keyword} of {extension} must be {expected}, got {got}")
+    missing = [name for name in columns if name not in table.names]
+    if missing:
+        raise ValueError(
+            f"{path}: {extension} must have columns {', '.join(columns)}; {', '.join(missing)} is not among "
+            f"{', '.join(table.names)}"
+        )
+    if not len(table):
+        raise ValueError(f"{path}: {extension} has no rows")
+    return table, header
+
+
+def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
+    """A column of one finite number a row, float64."""
+    values = np.asarray(table[name])
+    if values.ndim != 1 or values.dtype.kind not in "iuf":
+        raise ValueError(f"{path}: {name} must be one number a row, got {values.dtype} {list(values.shape)}")
+    values = values.astype(np.float64)
+    _refuse(path, f"{name} must be finite", values, ~np.isfinite(values))
+    return values
+
+
+def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of astropy
+    """[E, 2] keV, each bin beginning where the one before ends."""
+    energy = np.stack([_numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
+    low, high = energy[:, 0], energy[:, 1]
+    gap = np.abs(low[1:] - high[:-1]) > SAME * high[:-1]
+    _refuse(path, "energies must be 0 keV or more, go up, and leave no gap; ENERG_LO", low, (low < 0) | (low >= high))
+    _refuse(path, "each bin must begin where the one before ends; ENERG_LO", low, np.concatenate([[False], gap]))
+    return energy
+
+
+def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[Any]) -> None:
+    if wrong.any():
+        row, count = int(wrong.argmax()), int(wrong.sum())
+        more = f", and in {count - 1} more" if count > 1 else ""
+        raise ValueError(f"{path}: {expected}, got {values[row]:g} in row {row + 1}{more}")
