@@ -8,15 +8,19 @@ from envs.operators.fourier import MaskedFourier, random_lines
 from envs.operators.magnitudes import CodedMagnitudes, FourierMagnitudes
 from envs.operators.matrix import Matrix, random_projections
 from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
+from envs.operators.nonuniform_fft import FastVisibilities, visibility_operator
 from envs.operators.pixels import Pixels, box_mask, random_mask
 from envs.operators.separable import Separable, lower_resolution
 from envs.operators.sparse import SparseMatrix, radon
+from envs.operators.visibilities import ARCSECOND, Visibilities
 
 __all__ = [
+    "ARCSECOND",
     "Clipped",
     "CodedMagnitudes",
     "Composed",
     "Convolution",
+    "FastVisibilities",
     "ForwardOperator",
     "FourierMagnitudes",
     "LinearOperator",
@@ -29,6 +33,7 @@ __all__ = [
     "Separable",
     "SparseMatrix",
     "Spectrum",
+    "Visibilities",
     "box_mask",
     "compose",
     "gaussian_kernel",
@@ -38,4 +43,5 @@ __all__ = [
     "random_lines",
     "random_mask",
     "random_projections",
+    "visibility_operator",
 ]
