@@ -10,6 +10,7 @@ from envs.likelihoods.base import (
     StandardisedLikelihood,
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
+from envs.likelihoods.closure import ClosureLikelihood
 from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
 from envs.likelihoods.event import EventLikelihood
 from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
@@ -20,6 +21,7 @@ __all__ = [
     "AutogradLikelihood",
     "BernoulliLikelihood",
     "BlackBoxLikelihood",
+    "ClosureLikelihood",
     "CorrelatedGaussianLikelihood",
     "DifferentiableJointLikelihood",
     "DifferentiableLikelihood",

@@ -1,6 +1,7 @@
 """Forward operators: from x to the noiseless measurement, a family a file."""
 
 from envs.operators.base import ForwardOperator, LinearOperator, Spectrum
+from envs.operators.closures import Closures
 from envs.operators.composed import Composed, LinearlyComposed, compose
 from envs.operators.convolution import Convolution, gaussian_kernel, motion_kernel
 from envs.operators.detectors import Clipped, Quantised
@@ -17,6 +18,7 @@ from envs.operators.visibilities import ARCSECOND, Visibilities
 __all__ = [
     "ARCSECOND",
     "Clipped",
+    "Closures",
     "CodedMagnitudes",
     "Composed",
     "Convolution",

@@ -72,7 +72,7 @@ class Visibilities(LinearOperator):
 
 
 def offsets(event_shape: tuple[int, ...], pixel_size: float) -> tuple[Tensor, Tensor]:
-    """l [W] of the columns and m [H] of the rows, in the unit of `pixel_size`, float64."""
+    """East [W] of the columns, l, and north [H] of the rows, m, in the unit of `pixel_size`, float64."""
     height, width = event_shape[1:]
     east = (width // 2 - torch.arange(width, dtype=torch.float64)) * pixel_size
     north = (height // 2 - torch.arange(height, dtype=torch.float64)) * pixel_size
