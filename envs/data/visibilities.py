@@ -65,6 +65,10 @@ class VisibilityTable:
         """[K] lengths sqrt(u^2 + v^2), wavelengths."""
         return np.hypot(self.u, self.v)
 
+    def with_std(self, std: NDArray[np.float64]) -> VisibilityTable:
+        """The same with standard deviations `std` [K], Jy, where the file's weights are not what they should be."""
+        return replace(self, std=std)
+
     def where(self, kept: NDArray[np.bool_], reason: str) -> VisibilityTable:
         """The rows where `kept` [K]; how many are left out, and the `reason`, goes to the log."""
         if not kept.any():

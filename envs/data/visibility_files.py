@@ -1,7 +1,7 @@
 r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv, and UVFITS.
 
-- A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, `#` for comments, as made by frank and
-  by CASA scripts; may be compressed (.gz, .bz2). Where a comment gives five units in square brackets they must be these.
+- A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, `#` for comments, as made by frank
+  and by CASA scripts; may be compressed (.gz, .bz2). Five units in square brackets in a comment must be these.
 - csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), columns in any
   order.
 - UVFITS: random groups (AIPS Memo 117): u, v in seconds times the frequency of each channel; Stokes I, or half the sum
@@ -104,9 +104,13 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged: 
     picked = [(number, [parts[order.index(name)] for name in wanted]) for number, parts in split]
     time, u, v, amplitude, phase, sigma = _numbers(path, picked, wanted)
     places = [f"line {number}" for number, _ in rows]
-    wrong = np.flatnonzero(~(sigma > 0))
-    if len(wrong):
-        raise ValueError(f"{path}, {places[wrong[0]]}: Isigma must be positive, got {sigma[wrong[0]]}")
+    for name, column, right in (
+        ("Isigma must be positive", sigma, sigma > 0),
+        ("Iamp must be finite", amplitude, np.isfinite(amplitude)),
+        ("Iphase must be finite", phase, np.isfinite(phase)),
+    ):
+        if not right.all():
+            raise ValueError(f"{path}, {places[right.argmin()]}: {name}, got {column[right.argmin()]}")
     value = amplitude * np.exp(1j * np.deg2rad(phase))
     return _checked(path, places, u, v, value, sigma**-2, flagged, time, names)
 

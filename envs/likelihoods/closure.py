@@ -6,8 +6,8 @@ With r = y - A(x), its first P elements moved to (-pi, pi] by whole turns, and c
 
 On the circle this is a Gaussian that is cut off at half a turn, not the wrapped one: it integrates to one up to the
 probability beyond, at most sum_i erfc(pi / (sqrt(2) c_i)) for the standard deviations c_i of the angles. Those are
-at most `MAX_STD` = 0.75 rad, for which a term is 3e-5; of 0.5 rad it is 3e-10. Blackburn et al. 2020 (ApJ 894, 31, §4)
-has the same density, and that it holds where visibilities have a signal to noise above 2 or so.
+at most `MAX_STD` = 0.75 rad, for which a term is 3e-5; of 0.5 rad it is 3e-10. Closures are Gaussian where visibilities
+have a high signal to noise, with this covariance (Blackburn et al. 2020, ApJ 894, 31).
 """
 
 from __future__ import annotations

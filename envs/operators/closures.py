@@ -27,7 +27,7 @@ class Closures(nn.Module):
     quadrangles: Tensor
 
     def __init__(self, visibilities: ForwardOperator, triangles: Tensor, signs: Tensor, quadrangles: Tensor) -> None:
-        """`visibilities` gives [N, K, 2]; `triangles` [P, 3] and `quadrangles` [L, 4] are rows of it, `signs` [P, 3]."""
+        """`visibilities` gives [N, K, 2]; `triangles` and `signs` [P, 3], `quadrangles` [L, 4]: see `ClosureSet`."""
         super().__init__()
         shape = tuple(visibilities.measurement_shape)
         if len(shape) != 2 or shape[1] != 2:

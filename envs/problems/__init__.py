@@ -12,6 +12,7 @@ from envs.problems import (
     images,
     lgcp,
     manywell,
+    radio,
     rare_event,
     sbibm,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "images",
     "lgcp",
     "manywell",
+    "radio",
     "rare_event",
     "sbibm",
 ]
