@@ -53,6 +53,8 @@ CASES = {
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
+    "radio-closure": Case(config="radio_closure", from_prior=True),
+    "radio-uv": Case(config="radio_uv", from_prior=True),
     "rare-event": Case(config="rare_event"),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},
     **{

@@ -47,6 +47,12 @@ class Observation:
         """Width of a pixel, radians, of an image of `size` x `size`."""
         return self.field_of_view / size
 
+    def within(self, size: int) -> VisibilityTable:
+        """The visibilities that an image of `size` x `size` carries: |u| and |v| of at most half a cycle a pixel."""
+        most = 0.5 / self.pixel_size(size)
+        reason = f"within {most:.4g} wavelengths, half a cycle of {size} pixels in the field"
+        return self.table.where(np.maximum(np.abs(self.table.u), np.abs(self.table.v)) <= most, reason)
+
 
 def observation(data: str, field_of_view: float | None, flux: float | None, flagged: str) -> Observation:
     """The observation called `data`; `field_of_view` in seconds of arc and `flux` in Jy, None for what is known.

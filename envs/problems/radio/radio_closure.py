@@ -36,7 +36,7 @@ def radio_closure(
     min_snr: float = 3.0,
     systematic: float = 0.01,
     flagged: str = "refuse",
-    snr: float = 10.0,
+    snr: float = 5.0,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
@@ -47,7 +47,6 @@ def radio_closure(
     dropped. Visibilities are averaged over `seconds`, those below `min_snr` are left out, and `systematic` is a
     fraction of |V| by which they do not close. `snr` and `seed` are of the simulated ones.
     """
-    sky, density = sky_prior(prior, size, num_steps, schedule)
     if data == "simulated":
         if not snr >= 3:
             raise ValueError(f"snr must be at least 3, or closures are not Gaussian, got {snr}")
@@ -57,9 +56,10 @@ def radio_closure(
         closures = closure_set(table)
     else:
         seen = observation(data, field_of_view, flux, flagged)
-        table = average_in_time(seen.table, seconds)
+        table = average_in_time(seen.within(size), seconds)
         table = table.where(np.abs(table.value) > min_snr * table.std, f"of a signal to noise above {min_snr:g}")
         closures = closure_set(table, systematic)
+    sky, density = sky_prior(prior, size, num_steps, schedule)
     frequencies = torch.from_numpy(table.u), torch.from_numpy(table.v)
     brightness = seen.flux / (FILLED * size * size)
     visibilities = visibility_operator((1, size, size), *frequencies, seen.pixel_size(size), brightness)

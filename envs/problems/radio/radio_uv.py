@@ -39,7 +39,7 @@ def radio_uv(
     flux: float | None = None,
     cell: float = 0.25,
     flagged: str = "refuse",
-    noise_std: float = 0.02,
+    noise_std: float = 0.1,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
@@ -47,19 +47,20 @@ def radio_uv(
     """An image of `size` x `size` pixels, `field_of_view` arcsec wide, of a source of `flux` Jy.
 
     `data` is simulated, alma, as209, m87 or the path of a file, of which `flagged` rows are refused or dropped.
-    Visibilities are averaged in cells of `cell` / field of view; 0: not at all. `noise_std` in Jy, and `seed`, are of
-    the simulated ones, whose truth is a draw of the prior.
+    Visibilities that the pixels alias are left out (and logged), others averaged in cells of `cell` / field of view; 0:
+    not at all. `noise_std` in Jy, and `seed`, are of the simulated ones, whose truth is a draw of the prior.
     """
     if not cell >= 0:
         raise ValueError(f"cell must be a width in units of 1 / field of view, or 0, got {cell}")
-    sky, density = sky_prior(prior, size, num_steps, schedule)
     if data == "simulated":
         width = ARCSECOND * (1.0 if field_of_view is None else field_of_view)
         table = simulated_table(width / size, noise_std, seed)
         seen = Observation(table=table, field_of_view=width, flux=1.0 if flux is None else flux)
     else:
         seen = observation(data, field_of_view, flux, flagged)
-        table = average_in_cells(seen.table, cell / seen.field_of_view) if cell else seen.table
+        table = seen.within(size)
+        table = average_in_cells(table, cell / seen.field_of_view) if cell else table
+    sky, density = sky_prior(prior, size, num_steps, schedule)
     brightness = seen.flux / (FILLED * size * size)
     frequencies = torch.from_numpy(table.u), torch.from_numpy(table.v)
     operator = visibility_operator((1, size, size), *frequencies, seen.pixel_size(size), brightness)
@@ -78,8 +79,8 @@ def radio_uv(
         return condition_on_weighted(density, operator.as_matrix(), std.flatten(), measurement.flatten()), None
 
     def dirty(value: Tensor) -> Tensor:
-        """[H, W] the image that the weighted visibilities alone give: its point source has a peak of its flux."""
-        return (operator.adjoint((value.double() * weight)[None])[0, 0] / (weight.sum() / 2 * brightness)).float()
+        """[H, W] the image that the weighted visibilities alone give: a point source has its own x at its peak."""
+        return (operator.adjoint((value.double() * weight)[None])[0, 0] / (weight.sum() / 2 * brightness**2)).float()
 
     return InverseProblem(
         name="radio-uv",

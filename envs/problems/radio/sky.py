@@ -1,7 +1,7 @@
-r"""Priors of the radio sky: kernel densities, so that denoisers, and posteriors given visibilities, are exact.
+"""Priors of the radio sky: kernel densities, whose denoisers and posteriors given visibilities are exact.
 
-x [1, H, W] is brightness in units of 8 F / (H W) Jy per pixel for a source of F Jy: about one where the source is, if it
-fills an eighth of the field. A density is a mixture of Gaussians around templates with one covariance,
+x [1, H, W] is brightness in units of 8 F / (H W) Jy per pixel for a source of F Jy: about one where the source is, if
+it fills an eighth of the field. A density is a mixture of Gaussians around templates with one covariance,
 
     C_ij = h^2 [0.95 exp(-|i - j|^2 / 2 a^2) + 0.05 delta_ij],    a = 1.5 pixels,
 
@@ -34,6 +34,7 @@ GALAXIES = 1_000
 BANDWIDTHS = {"shapes": 0.2, "galaxies": 0.15}  # under which held-out 16 x 16 images are likeliest, to 0.05
 SKIES = (*BANDWIDTHS, "field")
 FILLED = 1 / 8
+DRAWS = 128  # give each level's denoising error to 2 % or so, in a second
 CORRELATION, NUGGET, ENVELOPE = 1.5, 0.05, 0.2
 
 
@@ -60,7 +61,8 @@ def sky_prior(name: str, size: int, num_steps: int, schedule: str) -> tuple[Prio
     variance = means.double().var(0, correction=0).mean() + covariance.diagonal().mean()
     data_std = float(variance.sqrt())
     levels = make_schedule(schedule, num_steps, scale=data_std)
-    return Prior(density, levels, shape, density.denoising_variance, data_std), density
+    error = density.denoising_variance(levels.alpha[:-1], levels.sigma[:-1], DRAWS)
+    return Prior(density, levels, shape, error, data_std), density
 
 
 def galaxies(size: int, first: int = 0, count: int = GALAXIES, part: str = "train") -> Tensor:
