@@ -77,8 +77,15 @@ class VisibilityTable:
             _log.info(
                 "%s: %d of %d visibilities are left out that are not %s", self.name, (~kept).sum(), len(self), reason
             )
-        columns = {name: getattr(self, name) for name in ("u", "v", "value", "std", "time", "stations")}
-        return replace(self, **{name: None if column is None else column[kept] for name, column in columns.items()})
+        return replace(
+            self,
+            u=self.u[kept],
+            v=self.v[kept],
+            value=self.value[kept],
+            std=self.std[kept],
+            time=None if self.time is None else self.time[kept],
+            stations=None if self.stations is None else self.stations[kept],
+        )
 
 
 def average_in_time(table: VisibilityTable, seconds: float) -> VisibilityTable:
@@ -126,7 +133,7 @@ def _averaged(table: VisibilityTable, cell: NDArray[np.int64], time: NDArray[np.
     _, first, group = np.unique(cell, axis=0, return_index=True, return_inverse=True)
     group = group.reshape(-1)
     weight = table.std**-2
-    total = np.bincount(group, weight)
+    total = np.bincount(group, weight).astype(np.float64)
 
     def mean(column: NDArray[Any]) -> NDArray[np.float64]:
         return np.bincount(group, weight * column) / total
@@ -136,7 +143,7 @@ def _averaged(table: VisibilityTable, cell: NDArray[np.int64], time: NDArray[np.
         u=mean(table.u),
         v=mean(table.v),
         value=mean(table.value.real) + 1j * mean(table.value.imag),
-        std=total**-0.5,
+        std=1 / np.sqrt(total),
         time=None if time is None else time[first],
         stations=None if table.stations is None else table.stations[first],
     )

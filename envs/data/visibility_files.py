@@ -83,7 +83,8 @@ def _table(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged
             _check_units(path, dict(zip(TABLE, units, strict=True)), TABLE)
     u, v, real, imaginary, weight = _numbers(path, [(number, text.split()) for number, text in rows], list(TABLE))
     places = [f"line {number}" for number, _ in rows]
-    return _checked(path, places, u, v, real + 1j * imaginary, weight, flagged)
+    value = (real + 1j * imaginary).astype(np.complex128)
+    return _checked(path, places, u, v, value, weight, flagged)
 
 
 def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged: str) -> VisibilityTable:
@@ -111,7 +112,7 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged: 
     ):
         if not right.all():
             raise ValueError(f"{path}, {places[right.argmin()]}: {name}, got {column[right.argmin()]}")
-    value = amplitude * np.exp(1j * np.deg2rad(phase))
+    value = (amplitude * np.exp(1j * np.deg2rad(phase))).astype(np.complex128)
     return _checked(path, places, u, v, value, sigma**-2, flagged, time, names)
 
 
@@ -266,7 +267,8 @@ def _total_intensity(
     if hands is None:
         raise ValueError(f"{path} must hold Stokes I, or RR and LL, or XX and YY; got the codes {codes}")
     parts = data[:, :, [codes.index(code) for code in hands]]
-    weight, on = parts[..., 2], (parts[..., 2] > 0).all(-1)
+    weight = parts[..., 2]
+    on: NDArray[np.bool_] = np.all(weight > 0, axis=-1)
     variance = np.where(on[..., None], 1 / np.where(weight > 0, weight, 1.0), 1.0).sum(-1) / len(hands) ** 2
     value = (parts[..., 0] + 1j * parts[..., 1]).mean(-1)
     bad = np.isnan(weight).any(-1)  # neither flagged nor known

@@ -13,10 +13,9 @@ from envs.operators.nonuniform_fft import FastVisibilities, visibility_operator
 from envs.operators.pixels import Pixels, box_mask, random_mask
 from envs.operators.separable import Separable, lower_resolution
 from envs.operators.sparse import SparseMatrix, radon
-from envs.operators.visibilities import ARCSECOND, Visibilities
+from envs.operators.visibilities import Visibilities
 
 __all__ = [
-    "ARCSECOND",
     "Clipped",
     "Closures",
     "CodedMagnitudes",

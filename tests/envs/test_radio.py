@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,13 @@ def test_the_closures_of_m87_are_of_the_day_and_the_shortest_baselines_are_left_
     assert operator.num_phases > 100 and problem.measurements.shape[1] - operator.num_phases > 100
     ring = torch.zeros(1, 1, 16, 16)
     assert bool(torch.isfinite(problem.log_likelihood(ring + 0.1, torch.zeros(1, dtype=torch.int64))).all())
+
+
+def test_the_example_of_the_page_of_instruments_images_a_file(table, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "instruments.md").read_text(encoding="utf-8")
+    section = page.split("## Radio interferometry")[1].split("\n## ")[0]
+    table.rename(table.parent / "visibilities.txt")
+    monkeypatch.chdir(table.parent)
+    exec(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], {})
+    output = capsys.readouterr().out
+    assert "59 visibilities, 1 flagged" in output and "brightest pixel (8, 6)" in output

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.operators import ARCSECOND, FastVisibilities, Visibilities, visibility_operator
+from envs.operators import FastVisibilities, Visibilities, visibility_operator
+from envs.operators.visibilities import ARCSECOND
 
 KINDS = [Visibilities, FastVisibilities]
 

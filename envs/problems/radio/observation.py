@@ -21,7 +21,7 @@ from itertools import combinations
 import numpy as np
 
 from envs.data import VisibilityTable, data_file, read_visibilities
-from envs.operators import ARCSECOND
+from envs.operators.visibilities import ARCSECOND
 
 __all__ = ["Observation", "observation", "simulated_table"]
 

@@ -15,7 +15,8 @@ import torch
 from envs.data.closures import closure_set
 from envs.data.visibilities import average_in_time
 from envs.likelihoods import ClosureLikelihood
-from envs.operators import ARCSECOND, Closures, visibility_operator
+from envs.operators import Closures, visibility_operator
+from envs.operators.visibilities import ARCSECOND
 from envs.problem import InverseProblem
 from envs.problems.radio.observation import Observation, observation, simulated_table
 from envs.problems.radio.sky import FILLED, sky_prior

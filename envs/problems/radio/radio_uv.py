@@ -20,7 +20,8 @@ from envs.data.visibilities import average_in_cells
 from envs.exact.mixture import MixturePosterior
 from envs.exact.weighted import condition_on_weighted
 from envs.likelihoods import GaussianLikelihood
-from envs.operators import ARCSECOND, visibility_operator
+from envs.operators import visibility_operator
+from envs.operators.visibilities import ARCSECOND
 from envs.problem import InverseProblem
 from envs.problems.radio.observation import Observation, observation, simulated_table
 from envs.problems.radio.sky import FILLED, sky_prior

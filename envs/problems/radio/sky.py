@@ -94,17 +94,14 @@ def shapes(size: int, each: int = EACH, seed: int = 0) -> tuple[Tensor, Tensor]:
     across = (down * angle.cos() - right * angle.sin()) / ratio
     distance = (along.square() + across.square()).sqrt()
     ring = (-0.5 * ((distance - radius) / width).square()).exp()
-    apart = (along - radius, along + radius)
+    spots = [(-0.5 * ((along + sign * radius).square() + across.square()) / width**2).exp() for sign in (-1, 1)]
     images = torch.stack(
         [
             torch.sigmoid((radius - distance) / (0.4 * width)),
             (-0.5 * (distance / (0.6 * radius)).square()).exp(),
             ring,
             ring * (1 + lean * torch.cos(torch.atan2(down, right) - bright)),
-            sum(
-                weight * (-0.5 * (each_along.square() + across.square()) / width.square()).exp()
-                for each_along, weight in zip(apart, (1.0, share), strict=True)
-            ),
+            spots[0] + share * spots[1],
         ]
     )[kind, torch.arange(len(kind))]
     return images * (flux * FILLED / images.mean(1, keepdim=True)), kind
