@@ -40,7 +40,7 @@ class VisibilityTable:
     time: NDArray[np.float64] | None = None
     """[K] hours, where known."""
     stations: NDArray[np.str_] | None = None
-    """[K, 2] names of the two stations, where known; u and v are those from the first to the second as in the file."""
+    """[K, 2] names of the two stations, where known; u and v are the second's place less that of the first."""
     flagged: int = 0
     """How many rows of the file were left out as flagged."""
 

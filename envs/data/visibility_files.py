@@ -7,6 +7,10 @@ r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv,
 - UVFITS: random groups (AIPS Memo 117): u, v in seconds times the frequency of each channel; Stokes I, or half the sum
   of the parallel hands.
 
+Tables are of V = sum I exp(-2 pi i (u l + v m)). csv and UVFITS give u and v as (first station - second station), with
+which it is exp(+2 pi i (u l + v m)) (as in the software of the EHT, by which M87 is brighter in the south); their u and
+v are turned to the convention of this project, the second station less the first.
+
 A weight w is 1 / variance of the real part and of the imaginary part, each. A weight of zero (in UVFITS zero or less)
 marks a flagged row. Such rows are refused unless `flagged="drop"` is asked for: then they are left out, counted and
 logged. What is wrong is named with the file and its row.
@@ -113,7 +117,7 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged: 
         if not right.all():
             raise ValueError(f"{path}, {places[right.argmin()]}: {name}, got {column[right.argmin()]}")
     value = (amplitude * np.exp(1j * np.deg2rad(phase))).astype(np.complex128)
-    return _checked(path, places, u, v, value, sigma**-2, flagged, time, names)
+    return _checked(path, places, -u, -v, value, sigma**-2, flagged, time, names)
 
 
 def _check_units(path: Path, units: dict[str, str], expected: dict[str, str]) -> None:
@@ -233,8 +237,8 @@ def _read_uvfits(path: Path, flagged: str) -> VisibilityTable:
     return _checked(
         path,
         [f"group {row}" for row in range(1, len(u) + 1) for _ in range(count)],
-        np.outer(u, frequency).ravel(),
-        np.outer(v, frequency).ravel(),
+        -np.outer(u, frequency).ravel(),
+        -np.outer(v, frequency).ravel(),
         value.ravel(),
         weight.ravel(),
         flagged,

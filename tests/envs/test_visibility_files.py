@@ -41,7 +41,7 @@ def test_the_csv_is_read_by_the_names_of_its_columns(tmp_path):
         table = read_visibilities(_written(tmp_path / name, text))
         assert table.value == pytest.approx([2j], abs=1e-12) and table.std == pytest.approx([0.1])
         assert table.stations.tolist() == [["AA", "PV"]] and table.time.tolist() == [0.5]
-        assert (table.u[0], table.v[0]) == (-4e9, -4.5e9)
+        assert (table.u[0], table.v[0]) == (4e9, 4.5e9)  # the second station less the first
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def _uvfits(
 
 def test_uvfits_of_two_channels_and_two_hands_is_total_intensity_at_the_frequency_of_each_channel(tmp_path):
     table = read_visibilities(_uvfits(tmp_path / "a.uvfits"))
-    assert table.u == pytest.approx([2e6, 2.01e6, 4e6, 4.02e6, 6e6, 6.03e6], rel=1e-6)
-    assert table.v == pytest.approx([0, 0, -2e6, -2.01e6, -4e6, -4.02e6], rel=1e-6)
+    assert table.u == pytest.approx([-2e6, -2.01e6, -4e6, -4.02e6, -6e6, -6.03e6], rel=1e-6)
+    assert table.v == pytest.approx([0, 0, 2e6, 2.01e6, 4e6, 4.02e6], rel=1e-6)
     assert table.value == pytest.approx(np.full(6, 1 + 0.75j)) and table.std == pytest.approx(np.full(6, 0.5 / 2**0.5))
     assert table.stations[::2].tolist() == [["1", "2"], ["1", "3"], ["2", "3"]]
     assert table.time == pytest.approx(np.full(6, 12.0))  # a Julian date starts at noon
