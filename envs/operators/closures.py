@@ -22,9 +22,11 @@ TINY = 1e-30  # of |V|^2: a visibility of exactly zero has no phase and no logar
 class Closures(nn.Module):
     """From x to closures y [P + L], phases first, in radians and nats."""
 
-    triangles: Tensor
-    signs: Tensor
-    quadrangles: Tensor
+    phases: Tensor
+    """[P, K] signs with which the phases of visibilities are added; a product is faster than gathering, and its
+    gradient much faster."""
+    amplitudes: Tensor
+    """[L, K] the same of log amplitudes."""
 
     def __init__(self, visibilities: ForwardOperator, triangles: Tensor, signs: Tensor, quadrangles: Tensor) -> None:
         """`visibilities` gives [N, K, 2]; `triangles` and `signs` [P, 3], `quadrangles` [L, 4]: see `ClosureSet`."""
@@ -44,17 +46,22 @@ class Closures(nn.Module):
         self.num_phases = len(triangles)
         """P."""
         self.measurement_shape = (len(triangles) + len(quadrangles),)
-        self.register_buffer("triangles", triangles.long())
-        self.register_buffer("signs", signs.double())
-        self.register_buffer("quadrangles", quadrangles.long())
+        above_below = torch.tensor([1.0, 1.0, -1.0, -1.0]).expand(len(quadrangles), 4)
+        self.register_buffer("phases", _design(triangles, signs, shape[0]))
+        self.register_buffer("amplitudes", _design(quadrangles, above_below, shape[0]))
 
     def forward(self, value: Tensor) -> Tensor:
         """See `ForwardOperator`."""
         real, imaginary = self.visibilities(value).unbind(-1)
-        phase = torch.atan2(imaginary, real)[:, self.triangles]  # [N, P, 3]
-        log_amplitude = 0.5 * (real.square() + imaginary.square()).clamp_min(TINY).log()[:, self.quadrangles]
-        above, below = log_amplitude[..., :2].sum(-1), log_amplitude[..., 2:].sum(-1)
-        return torch.cat([wrapped((phase * self.signs.to(phase)).sum(-1)), above - below], 1)
+        phase = torch.atan2(imaginary, real)
+        log_amplitude = 0.5 * (real.square() + imaginary.square()).clamp_min(TINY).log()
+        closed = wrapped(phase @ self.phases.to(phase).T), log_amplitude @ self.amplitudes.to(phase).T
+        return torch.cat(closed, 1)
+
+
+def _design(rows: Tensor, signs: Tensor, count: int) -> Tensor:
+    """[closures, K] float64 `signs` at the visibilities `rows`."""
+    return torch.zeros(len(rows), count, dtype=torch.float64).scatter_add_(1, rows.long(), signs.double())
 
 
 def wrapped(angle: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def radio_closure(
     min_snr: float = 3.0,
     systematic: float = 0.01,
     flagged: str = "refuse",
-    snr: float = 5.0,
+    snr: float = 4.0,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,

@@ -40,7 +40,7 @@ def radio_uv(
     flux: float | None = None,
     cell: float = 0.25,
     flagged: str = "refuse",
-    noise_std: float = 0.1,
+    noise_std: float = 0.2,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
     seed: int = 0,
