@@ -131,10 +131,11 @@ def main() -> None:
     assert isinstance(problem.prior.denoiser, MixtureDenoiser)
     before = problem.prior.denoiser.sample(COUNT, torch.Generator().manual_seed(1))[:, 0].numpy()
     known = np.array([ring(image) for image in before])
+    mean, std, (prior_mean, *_), (prior_std, *_) = found.mean(0), found.std(0), known.mean(0), known.std(0)
     sys.stdout.write(
-        f"closures {problem.measurements.shape[1]}, log Z {log_partition:.0f}, chi2 {float(square):.2f}, diameter "
-        f"{found[:, 0].mean():.1f} +- {found[:, 0].std():.1f} (prior {known[:, 0].mean():.1f} +- {known[:, 0].std():.1f}"
-        f"), spread of the radius {found[:, 1].mean():.2f}, south over north {found[:, 2].mean():.2f}\\n"
+        f"{problem.measurements.shape[1]} closures, log Z {log_partition:.0f}, chi2 {float(square):.2f}, diameter "
+        f"{mean[0]:.1f} +- {std[0]:.1f} (prior {prior_mean:.1f} +- {prior_std:.1f}), spread of the radius "
+        f"{mean[1]:.2f}, south over north {mean[2]:.2f} +- {std[2]:.2f}\n"
     )
     figure = Figure(figsize=(9.0, 2.6))
     panels = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.4))
