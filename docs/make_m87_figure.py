@@ -9,8 +9,9 @@ of one run, and its members descend from few of the prior's draws.
 
 The diameter of a ring is twice the mean, over 36 directions, of the distance from the centre to the brightest point,
 12 to 40 microarcsec away (bilinear between pixels). The centre is where that distance varies least, within 12
-microarcsec of the centroid of the pixels brighter than half the peak. After EHT Collaboration 2019, Paper IV (ApJ 875,
-L4), section 9; published is 42 +- 3 microarcsec (Paper I, ApJ 875, L1).
+microarcsec of the centroid of the pixels brighter than half the peak, and at neither end of the range in any
+direction; an image without such a centre has no ring. After EHT Collaboration 2019, Paper IV (ApJ 875, L4), section 9;
+published is 42 +- 3 microarcsec (Paper I, ApJ 875, L1).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from evaluation.figures.picture import LEARNED, TRUTH, finish, render, styled
 
 FIGURES = Path(__file__).parent / "figures"
 SIZE, FIELD = 16, 128.0  # microarcsec
-COUNT, MOVES, LEAPS = 64, 7, 10
+COUNT, MOVES, LEAPS = 64, 4, 10
 ANGLES = np.linspace(0, 2 * math.pi, 36, endpoint=False)
 RADII = np.arange(12.0, 40.5, 0.5)
 """Microarcsec."""
@@ -114,9 +115,19 @@ def ring(image: np.ndarray) -> tuple[float, float, float]:
             rays = map_coordinates(image, [along, across], order=1, mode="constant")
             radius, peak = RADII[rays.argmax(1)], rays.max(1)
             south = peak[np.sin(ANGLES) > 0].mean() / peak[np.sin(ANGLES) < 0].mean()  # rows count towards the south
-            if (spread := radius.std() / radius.mean()) < best[0]:
+            inside = (radius > RADII[0]).all() and (
+                radius < RADII[-1]
+            ).all()  # elsewhere the brightest point is no ring
+            if inside and (spread := radius.std() / radius.mean()) < best[0]:
                 best = (float(spread), float(2 * radius.mean()), float(south))
     return best[1], best[0], best[2]
+
+
+def _rings(images: np.ndarray) -> tuple[np.ndarray, int]:
+    """What `ring` says of those of `images` that have one [M, 3], and M."""
+    found = np.array([ring(image) for image in images])
+    found = found[np.isfinite(found[:, 0])]
+    return found, len(found)
 
 
 @styled()
@@ -127,15 +138,15 @@ def main() -> None:
     drawn, log_partition = population(problem, COUNT, 0)
     square = problem.likelihood.standardised(drawn, problem.measurements.expand(COUNT, -1)).double().square().mean()
     images = drawn[:, 0].numpy().astype(float)
-    found = np.array([ring(image) for image in images])
+    found, rings = _rings(images)
     assert isinstance(problem.prior.denoiser, MixtureDenoiser)
     before = problem.prior.denoiser.sample(COUNT, torch.Generator().manual_seed(1))[:, 0].numpy()
-    known = np.array([ring(image) for image in before])
+    known, rings_before = _rings(before)
     mean, std, (prior_mean, *_), (prior_std, *_) = found.mean(0), found.std(0), known.mean(0), known.std(0)
     sys.stdout.write(
         f"{problem.measurements.shape[1]} closures, log Z {log_partition:.0f}, chi2 {float(square):.2f}, diameter "
         f"{mean[0]:.1f} +- {std[0]:.1f} (prior {prior_mean:.1f} +- {prior_std:.1f}), spread of the radius "
-        f"{mean[1]:.2f}, south over north {mean[2]:.2f} +- {std[2]:.2f}\n"
+        f"{mean[1]:.2f}, south over north {mean[2]:.2f} +- {std[2]:.2f}, rings {rings} and {rings_before} of {COUNT}\n"
     )
     figure = Figure(figsize=(9.0, 2.6))
     panels = figure.subplots(1, 5, width_ratios=(1, 1, 1, 1, 1.4))
