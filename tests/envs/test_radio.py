@@ -13,7 +13,7 @@ from scipy import stats
 
 from diffusion.denoiser import MixtureDenoiser
 from envs import make_problem
-from envs.exact.weighted import condition_on_weighted
+from envs.exact.whitened import condition_on_weighted
 from envs.problems.radio.sky import FILLED, KINDS, shapes, sky_prior
 
 DATA = Path(os.environ.get("RTB_DATA", "nowhere"))

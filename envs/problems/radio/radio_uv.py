@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs.data.visibilities import average_in_cells
 from envs.exact.mixture import MixturePosterior
-from envs.exact.weighted import condition_on_weighted
+from envs.exact.whitened import condition_on_weighted
 from envs.likelihoods import GaussianLikelihood
 from envs.operators import visibility_operator
 from envs.operators.visibilities import ARCSECOND
