@@ -61,6 +61,8 @@ CASES = {
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
     "psf-deconvolution": Case(config="psf_deconvolution", options={"prior": "galaxies"}, from_prior=True),
+    "radio-closure": Case(config="radio_closure", from_prior=True),
+    "radio-uv": Case(config="radio_uv", from_prior=True),
     "rare-event": Case(config="rare_event"),
     "xray-spectrum": Case(config="xray_spectrum", from_prior=True),
     **{name: Case(config="sbibm", from_prior=True) for name in problem_names() if name.startswith("sbibm-")},

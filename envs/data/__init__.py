@@ -15,12 +15,15 @@ from envs.data.image_sets import cifar10, digits, galaxies, mnist
 from envs.data.location import MissingDataError, data_file
 from envs.data.lorenz import lorenz63, lorenz96
 from envs.data.readers import read_fits, read_idx, read_images, read_npz
+from envs.data.visibilities import VisibilityTable
+from envs.data.visibility_files import read_visibilities
 from envs.data.xray_spectra import xray_spectra
 
 __all__ = [
     "DATASETS",
     "Dataset",
     "MissingDataError",
+    "VisibilityTable",
     "data_file",
     "dataset_factory",
     "load_dataset",
@@ -28,6 +31,7 @@ __all__ = [
     "read_idx",
     "read_images",
     "read_npz",
+    "read_visibilities",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {

@@ -12,6 +12,7 @@ from envs.likelihoods.base import (
 )
 from envs.likelihoods.black_box import BlackBoxLikelihood, WithoutGradient
 from envs.likelihoods.categorical import CategoricalLikelihood
+from envs.likelihoods.closure import ClosureLikelihood
 from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikelihood, PoissonLikelihood
 from envs.likelihoods.event import EventLikelihood
 from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
@@ -23,6 +24,7 @@ __all__ = [
     "BernoulliLikelihood",
     "BlackBoxLikelihood",
     "CategoricalLikelihood",
+    "ClosureLikelihood",
     "CorrelatedGaussianLikelihood",
     "DifferentiableJointLikelihood",
     "DifferentiableLikelihood",

@@ -11,6 +11,7 @@ from envs.operators import (
     Clipped,
     CodedMagnitudes,
     Convolution,
+    FastVisibilities,
     FourierMagnitudes,
     LinearlyComposed,
     MaskedFourier,
@@ -20,6 +21,7 @@ from envs.operators import (
     Quantised,
     Separable,
     SparseMatrix,
+    Visibilities,
     box_mask,
     compose,
     gaussian_kernel,
@@ -49,6 +51,11 @@ def _sparse():
     return SparseMatrix((3, 4, 4), (4, 5), rows, columns, torch.randn(60, generator=generator))
 
 
+def _frequencies(count):
+    drawn = torch.rand(2, count, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return (drawn - 0.5) / 1e-6
+
+
 LINEAR = {
     "matrix": Matrix(_any(3, 8), (2, 4)),
     "projections": random_projections(GREY, 20),
@@ -62,6 +69,8 @@ LINEAR = {
     "radon": radon(GREY, 5, pixel_size=0.3),
     "frequencies": MaskedFourier(GREY, random_lines(8, 8, 2.0)),
     "frequencies of coils": MaskedFourier((2, 8, 8), random_lines(8, 8, 2.0, seed=1), _coils(3)),
+    "visibilities": Visibilities((1, 6, 9), *_frequencies(12), pixel_size=1e-6, brightness=0.3),
+    "fast visibilities": FastVisibilities((1, 6, 9), *_frequencies(12), pixel_size=1e-6, brightness=0.3),
     "composed": compose(lower_resolution(GREY, 2), Convolution(GREY, gaussian_kernel(0.7, 5))),
 }
 

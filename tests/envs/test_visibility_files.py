@@ -1,0 +1,218 @@
+"""Tables of visibilities: what is read, what is refused with its place, and what an average costs."""
+
+import bz2
+import logging
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs.data import MissingDataError, VisibilityTable, read_visibilities
+from envs.data.visibilities import average_in_cells, average_in_time
+
+DATA = Path(os.environ.get("RTB_DATA", "nowhere"))
+EHT = DATA / "eht_m87_2017"
+needs_eht = pytest.mark.skipif(not EHT.is_dir(), reason="RTB_DATA has no eht_m87_2017")
+needs_alma = pytest.mark.skipif(not (DATA / "alma_frank").is_dir(), reason="RTB_DATA has no alma_frank")
+HEADER = "#SRC:M87\n#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)\n"
+ROW = "0.5,AA,PV,-4e9,-4.5e9,2.0,90.0,0.1\n"
+
+
+def _written(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_a_table_is_read_with_its_weights_as_inverse_variances(tmp_path):
+    text = "# u [lambda] v[lambda] Re(V) [Jy] Im(V) [Jy] weight [Jy^-2]\n1e5 -2e5 0.5 -0.25 400\n\n3e5 1e4 1 2 4\n"
+    path = tmp_path / "table.txt.bz2"
+    path.write_bytes(bz2.compress(text.encode()))
+    table = read_visibilities(path)
+    assert table.u.tolist() == [1e5, 3e5] and table.v.tolist() == [-2e5, 1e4]
+    assert table.value.tolist() == [0.5 - 0.25j, 1 + 2j] and table.std.tolist() == [0.05, 0.5]
+    assert table.time is None and table.stations is None and table.flagged == 0
+
+
+def test_the_csv_is_read_by_the_names_of_its_columns(tmp_path):
+    moved = "#T1,T2,time(UTC),Isigma(Jy),U(lambda),V(lambda),Iphase(d),Iamp(Jy)\nAA,PV,0.5,0.1,-4e9,-4.5e9,90.0,2.0\n"
+    for name, text in (("a.csv", HEADER + ROW), ("b.csv", moved)):
+        table = read_visibilities(_written(tmp_path / name, text))
+        assert table.value == pytest.approx([2j], abs=1e-12) and table.std == pytest.approx([0.1])
+        assert table.stations.tolist() == [["AA", "PV"]] and table.time.tolist() == [0.5]
+        assert (table.u[0], table.v[0]) == (4e9, 4.5e9)  # the second station less the first
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.txt", "1 2 3 4\n", r"a.txt, line 1: expected 5 columns \(u, v, Re\(V\), Im\(V\), weight\), got 4"),
+        ("a.txt", "# a\n1 2 3 4 5\n1 2 3 x 5\n", "a.txt, line 3: could not convert string to float: 'x'"),
+        ("a.txt", "1 2 3 4 5\n1 2 nan 4 5\n", r"a.txt, line 2: Re\(V\) must be finite, got nan; flag it by weight 0"),
+        ("a.txt", "1 2 3 4 5\n\n1 2 3 4 -5\n", "a.txt, line 3: weights must be finite and not negative, got -5.0"),
+        ("a.txt", "1 2 3 4 nan\n", "a.txt, line 1: weights must be finite and not negative, got nan"),
+        ("a.txt", "1 2 3 4 5\n1 2 3 4 0\n1 2 3 4 0\n", "a.txt: 2 of 3 rows are flagged by .* the first in line 2"),
+        ("a.txt", "# u[m] v[m] Re[Jy] Im[Jy] w[Jy^-2]\n1 2 3 4 5\n", r"a.txt: u must be in \[lambda\], .* says \[m\]"),
+        ("a.txt", "# nothing\n", "a.txt has no row of numbers"),
+        ("a.csv", ROW, r"a.csv must name its columns time, T1, .* missing: time, T1, T2, U, V, Iamp, Iphase, Isigma"),
+        ("a.csv", HEADER.replace("Isigma(Jy)", "weight(1)") + ROW, "missing: Isigma"),
+        ("a.csv", HEADER.replace("U(lambda)", "U(m)") + ROW, r"a.csv: U must be in \[lambda\], the file says \[m\]"),
+        ("a.csv", HEADER + ROW + ROW.replace("0.1\n", "0\n"), "a.csv, line 4: Isigma must be positive, got 0.0"),
+        ("a.csv", HEADER + ROW + ROW.replace("90.0", "inf"), "a.csv, line 4: Iphase must be finite, got inf"),
+        ("a.csv", HEADER + ROW + "1,2\n", "a.csv, line 4: expected 8 columns, got 2"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_the_file_and_the_row(tmp_path, name, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(_written(tmp_path / name, text))
+
+
+def test_flagged_rows_are_dropped_only_when_asked_and_are_counted_and_logged(tmp_path, caplog):
+    path = _written(tmp_path / "a.txt", "1 2 3 4 5\n1 2 nan 4 0\n3 4 5 6 7\n")
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(path, flagged="drop")
+    assert len(table) == 2 and table.flagged == 1 and table.u.tolist() == [1.0, 3.0]
+    assert "1 of 3 rows are flagged by their weight, the first in line 2; they are left out" in caplog.text
+    with pytest.raises(ValueError, match="none is left"):
+        read_visibilities(_written(tmp_path / "b.txt", "1 2 3 4 0\n"), flagged="drop")
+    with pytest.raises(ValueError, match="flagged must be refuse or drop, got 'keep'"):
+        read_visibilities(path, flagged="keep")
+    with pytest.raises(MissingDataError, match="no file of visibilities at"):
+        read_visibilities(tmp_path / "c.txt")
+
+
+def _uvfits(
+    path, *, stokes=-1.0, data=None, seconds=1e-5, unit="JY", names=("UU---SIN", "VV---SIN", "BASELINE", "DATE")
+):
+    """Three groups of two channels of RR, LL; weights 4 and 4 unless `data` [3, 1, 1, 2, 2, 3] says otherwise."""
+    fits = pytest.importorskip("astropy.io.fits")
+    if data is None:
+        data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+        data[..., 0, 1], data[..., 2] = 0.5, 4.0  # RR = 1 + 0.5i, LL = 1 + 1i
+    groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array([258, 259, 515]), np.full(3, 2457850.0)]
+    unit_of_groups = fits.GroupsHDU(fits.GroupData(data, bitpix=-32, parnames=list(names), pardata=groups))
+    header = unit_of_groups.header
+    header["BUNIT"] = unit
+    axes = {2: ("COMPLEX", 1, 1), 3: ("STOKES", stokes, -1), 4: ("FREQ", 2e11, 1e9), 5: ("RA", 1, 1), 6: ("DEC", 1, 1)}
+    for axis, (name, value, step) in axes.items():
+        header[f"CTYPE{axis}"], header[f"CRVAL{axis}"], header[f"CDELT{axis}"] = name, float(value), float(step)
+        header[f"CRPIX{axis}"] = 1.0
+    fits.HDUList([unit_of_groups]).writeto(path)
+    return path
+
+
+def test_uvfits_of_two_channels_and_two_hands_is_total_intensity_at_the_frequency_of_each_channel(tmp_path):
+    table = read_visibilities(_uvfits(tmp_path / "a.uvfits"))
+    assert table.u == pytest.approx([-2e6, -2.01e6, -4e6, -4.02e6, -6e6, -6.03e6], rel=1e-6)
+    assert table.v == pytest.approx([0, 0, 2e6, 2.01e6, 4e6, 4.02e6], rel=1e-6)
+    assert table.value == pytest.approx(np.full(6, 1 + 0.75j)) and table.std == pytest.approx(np.full(6, 0.5 / 2**0.5))
+    assert table.stations[::2].tolist() == [["1", "2"], ["1", "3"], ["2", "3"]]
+    assert table.time == pytest.approx(np.full(6, 12.0))  # a Julian date starts at noon
+
+
+def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
+    data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+    data[1, 0, 0, 1, 0, 2] = -4.0  # RR of the second channel of the second group
+    path = _uvfits(tmp_path / "a.uvfits", data=data)
+    with pytest.raises(ValueError, match="1 of 6 rows are flagged by their weight, the first in group 2"):
+        read_visibilities(path)
+    assert len(read_visibilities(path, flagged="drop")) == 5
+    data[2, 0, 0, 0, 1, 0] = np.nan
+    with pytest.raises(ValueError, match=r"group 3: Re\(V\) must be finite, got nan"):
+        read_visibilities(_uvfits(tmp_path / "b.uvfits", data=data), flagged="drop")
+    with pytest.raises(ValueError, match="must be in seconds of light travel, got up to 3e"):
+        read_visibilities(_uvfits(tmp_path / "c.uvfits", seconds=1e6))
+    with pytest.raises(ValueError, match="must be in Jy, BUNIT says 'UNCALIB'"):
+        read_visibilities(_uvfits(tmp_path / "d.uvfits", unit="UNCALIB"))
+    with pytest.raises(ValueError, match=r"must hold Stokes I, or RR and LL, or XX and YY; got the codes \[-3, -4\]"):
+        read_visibilities(_uvfits(tmp_path / "e.uvfits", stokes=-3))
+    with pytest.raises(ValueError, match="has no group parameter BASELINE, got"):
+        read_visibilities(_uvfits(tmp_path / "f.uvfits", names=("UU", "VV", "PAIR", "DATE")))
+
+
+@needs_eht
+def test_the_two_files_of_a_day_of_the_event_horizon_telescope_agree_and_have_the_known_numbers():
+    table = read_visibilities(EHT / "csv" / "SR1_M87_2017_101_lo_hops_netcal_StokesI.csv")
+    other = read_visibilities(EHT / "uvfits" / "SR1_M87_2017_101_lo_hops_netcal_StokesI.uvfits")
+    assert len(table) == len(other) == 7447
+    orders = [np.lexsort((*each.stations.T, each.time.round(4))) for each in (table, other)]
+    assert (table.stations[orders[0]] == other.stations[orders[1]]).all()
+    for name, tolerance in (("u", 2e3), ("v", 2e3), ("value", 2e-6), ("std", 2e-7), ("time", 1e-7)):
+        difference = getattr(table, name)[orders[0]] - getattr(other, name)[orders[1]]
+        assert np.abs(difference).max() < tolerance, name
+    zero_spacing = (table.stations == ["AA", "AP"]).all(1)
+    assert np.median(np.abs(table.value[zero_spacing])) == pytest.approx(1.21, abs=0.005)
+    assert table.baseline.max() == pytest.approx(8.26e9, abs=0.005e9)
+    assert len(np.unique(table.stations, axis=0)) == 21
+
+
+@needs_alma
+def test_the_published_subset_of_as_209_is_read():
+    table = read_visibilities(DATA / "alma_frank" / "test_datafile.txt")
+    assert len(table) == 196 and table.baseline.max() == pytest.approx(6.06e6, rel=1e-3)
+
+
+def _point(east, north, u, v):
+    return np.exp(-2j * math.pi * (u * east + v * north))
+
+
+def _table(u, v, **columns):
+    given = {"value": np.ones(len(u), complex), "std": np.full(len(u), 0.3)} | columns
+    return VisibilityTable(name="made", u=np.asarray(u, float), v=np.asarray(v, float), **given)
+
+
+def test_an_average_is_the_weighted_mean_and_keeps_the_information(generator):
+    std, value = np.array([0.1, 0.2, 0.5]), np.array([1, 2 + 1j, 5.0])
+    averaged = average_in_cells(_table([1.0, 2.0, 15.0], [1.0, 3.0, 1.0], value=value, std=std), 10.0)
+    weight = std[:2] ** -2
+    assert averaged.value == pytest.approx([(weight @ value[:2]) / weight.sum(), 5.0])
+    assert averaged.u == pytest.approx([(weight @ [1, 2]) / weight.sum(), 15.0])
+    assert averaged.std == pytest.approx([weight.sum() ** -0.5, 0.5])
+
+
+def test_visibilities_of_opposite_sides_meet_in_one_cell_as_conjugates():
+    averaged = average_in_cells(_table([3.0, -3.0], [4.0, -4.0], value=np.array([1 + 2j, 1 - 2j])), 10.0)
+    assert averaged.value == pytest.approx([1 + 2j]) and (averaged.u[0], averaged.v[0]) == pytest.approx((3.0, 4.0))
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_averaging_in_cells_weakens_a_point_source_as_the_formula_says(share):
+    """A source at the edge of a field of 1 rad / 1000: 1 - (pi c l)^2 / 6 along each axis."""
+    drawn = np.random.default_rng(0).uniform(0, 5e3, (2, 40_000))  # some 100 in a cell or more
+    east = north = 0.5e-3
+    table = _table(*drawn, value=_point(east, north, *drawn))
+    averaged = average_in_cells(table, share / 1e-3)
+    kept = (averaged.value / _point(east, north, averaged.u, averaged.v)).real
+    expected = np.sinc(share * 0.5) ** 2
+    assert kept.mean() == pytest.approx(expected, abs=0.002)
+    assert expected == pytest.approx(1 - (math.pi * share * 0.5) ** 2 / 3, abs=0.02)
+
+
+def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time():
+    time = np.array([0, 10, 20, 310, 320, 0, 20, 310]) / 3600
+    stations = np.array([["A", "B"]] * 5 + [["A", "C"]] * 3)
+    averaged = average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 300.0)
+    assert averaged.stations.tolist() == [["A", "B"], ["A", "C"], ["A", "B"], ["A", "C"]]
+    assert averaged.u == pytest.approx([1, 5.5, 3.5, 7])
+    assert averaged.time == pytest.approx(np.array([10, 10, 315, 315]) / 3600)
+    assert len(np.unique(averaged.time)) == 2
+    with pytest.raises(ValueError, match="made has no times and stations to average by"):
+        average_in_time(_table([1.0], [1.0]), 60.0)
+    with pytest.raises(ValueError, match="a positive number of seconds, got 0"):
+        average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 0.0)
+
+
+def test_a_table_of_bad_numbers_cannot_be_made_and_a_selection_is_logged(caplog):
+    with pytest.raises(ValueError, match="every standard deviation must be positive"):
+        _table([1.0], [1.0], std=np.zeros(1))
+    with pytest.raises(ValueError, match="u, v and the visibilities must be finite"):
+        _table([np.nan], [1.0])
+    with pytest.raises(ValueError, match=r"needs K > 0 of each column, got 2 and \{'v': \(1,\)\}"):
+        _table([1.0, 2.0], [1.0])
+    table = _table([1.0, 2.0], [1.0, 1.0])
+    with caplog.at_level(logging.INFO):
+        assert len(table.where(table.u > 1, "long")) == 1
+    assert "made: 1 of 2 visibilities are left out that are not long" in caplog.text
+    with pytest.raises(ValueError, match="no visibility is left of 2 that are long"):
+        table.where(table.u > 9, "long")
