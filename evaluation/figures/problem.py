@@ -26,11 +26,13 @@ def problem_pictures(
     seed: int = 0,
 ) -> tuple[Picture, ...]:
     """Pictures of posterior `samples` [N, *D] beside `prior_samples` [N', *D] and, where known, the exact posterior."""
-    prior, learned = _array(prior_samples), _array(samples)
-    truth = None if problem.truth is None else _array(problem.truth[measurement_id])
+    seen = (lambda value: value) if problem.image is None else problem.image  # what x is shown as
+    prior, learned = _array(seen(prior_samples)), _array(seen(samples))
+    truth = None if problem.truth is None else _array(seen(problem.truth[measurement_id][None])[0])
     exact = None
     if problem.exact:
-        exact = _array(problem.exact[measurement_id].sample(len(samples), torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        exact = _array(seen(problem.exact[measurement_id].sample(len(samples), generator)))
     pictures = []
     if problem.image_shape is not None:
         shape = problem.image_shape

@@ -9,13 +9,16 @@ from envs.data import MissingDataError, load_dataset
 
 ROWS = 48
 LEVELS = (-4.0, -1.0, 0.0, 1.0, 3.0, 5.0)
+DENSITIES = [name for name in prior_names() if read_prior(name).denoiser["kind"] == "mixture"]
+TRAINED = [name for name in prior_names() if name not in DENSITIES]
 
 
 def test_priors_ship():
-    assert {"lorenz63", "lorenz96", "digits"} <= set(prior_names())
+    assert {"lorenz63", "lorenz96", "digits"} <= set(TRAINED)
+    assert {"lorenz63-kde", "digits-latent"} <= set(DENSITIES)
 
 
-@pytest.mark.parametrize("name", prior_names())
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_prior_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
     folder, stored = prior_folder(name), read_prior(name)
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -28,7 +31,21 @@ def test_a_prior_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
     assert draws.shape == (4, *stored.event_shape) and bool(torch.isfinite(draws).all())
 
 
-@pytest.mark.parametrize("name", prior_names())
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_kernel_density_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
+    folder, stored = prior_folder(name), read_prior(name)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# Kernel density of ")
+    for part in ("Licence of the data: ", "held-out draws are", "Made by `learner."):
+        assert part in card, part
+    assert (folder / "weights.safetensors").stat().st_size <= 5_000_000
+    prior = load_prior(name, 10)
+    assert prior.sample(4, torch.Generator().manual_seed(0)).shape == (4, *stored.event_shape)
+    draws = prior.denoiser.sample(4_000, torch.Generator().manual_seed(0))
+    assert float(draws.var(0).mean().sqrt()) == pytest.approx(stored.data_std, rel=0.05)
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_table_of_errors_of_a_prior_that_ships_is_that_of_held_out_data(name):
     stored = read_prior(name)
     try:
