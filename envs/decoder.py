@@ -1,7 +1,7 @@
 """A small decoder of images: which image does the latent x stand for?
 
 At rest it is a folder with decoder.json (`envs.stored_network`). Others than those that ship are trained, with the
-prior of their latents, by `learner.autoencoder_training`. Decoders of published latent priors: `diffusion.imported.latent`.
+prior of their latents, by `learner.autoencoder_training`. `diffusion.imported.latent` has those of published priors.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@ r"""A prior of a latent: a small variational autoencoder of images, and the kern
 
     L(v) = E_q(x|v) |v - D(x)|^2 / (2 s^2) + KL(q(x | v) || N(0, I)),   q(x | v) = N(m(v), diag(r(v)^2)),
 
-the negative evidence bound, up to a constant, of images v of which pixels have noise of standard deviation s (Kingma and
-Welling 2013, arXiv 1312.6114). The prior is not N(0, I) but the density of the means m(v), as in latent diffusion
+the negative evidence bound, up to a constant, of images v of which pixels have noise of standard deviation s (Kingma
+and Welling 2013, arXiv 1312.6114). The prior is not N(0, I) but the density of the means m(v), as in latent diffusion
 (Rombach et al. 2022, arXiv 2112.10752): what N(0, I) has between them the decoder has never seen. Each of the means'
 elements is moved and scaled to a mean of zero and a standard deviation of one, and the decoder with it. A latent of few
 elements needs no network for its prior: a kernel density has an exact score.
@@ -87,8 +87,9 @@ def store_autoencoder(data: Dataset, decoder_folder: Path, prior_folder: Path, *
     count = sum(parameter.numel() for parameter in decoder.parameters())
     card = f"""# Decoder of {data.name}
 
-From {latent} numbers through a hidden layer of {decoder.hidden} to an image {list(decoder.measurement_shape)}, {count:,}
-parameters: the decoding half of a variational autoencoder, {updates:,} updates of AdamW, seed 0. Pixels are in [-1, 1].
+From {latent} numbers through a hidden layer of {decoder.hidden} to an image {list(decoder.measurement_shape)},
+{count:,} parameters: the decoding half of a variational autoencoder, {updates:,} updates of AdamW, seed 0.
+Pixels are in [-1, 1].
 
 | images | root mean square error of a pixel, encoded and decoded | standard deviation of a pixel |
 | --- | ---: | ---: |

@@ -2,8 +2,8 @@ r"""`latent-<instrument>`: images through a decoder and an instrument, the prior
 
     x ~ p(x),   y = B(D(x)) + noise,
 
-with a decoder D (`envs.decoder`) and the operator B of a problem of images. The likelihood is that of pixels. B(D(x)) is
-not linear in x, where guidance without training is known to be biased: `docs/problems.md` has numbers.
+with a decoder D (`envs.decoder`) and the operator B of a problem of images. The likelihood is that of pixels. B(D(x))
+is not linear in x, where guidance without training is known to be biased: `docs/problems.md` has numbers.
 
 The prior that ships, `digits-latent`, is the kernel density of 1,500 encoded digits in eight dimensions. Its score is
 exact, so posterior and log Z are known by importance sampling (`envs.exact.weighted`), which no chain takes part in.

@@ -29,7 +29,7 @@ def test_a_decoder_comes_back_and_what_is_none_is_refused_by_name(tmp_path):
     (folder / "decoder.json").write_text('{"format": 1, "latent": 3}')
     with pytest.raises(ValueError, match="cannot read the decoder in .*has no 'image_shape'"):
         load_decoder(folder)
-    with pytest.raises(ValueError, match="no decoder named 'digit' ships; did you mean 'digits'"):
+    with pytest.raises(ValueError, match=r"no decoder named 'digit' ships; did you mean 'digits'"):
         load_decoder("digit")
 
 
