@@ -66,8 +66,9 @@ def _standardised(
     means = encoder(images).chunk(2, 1)[0]
     latent = means.shape[1]
     centre, scale = means.mean(0), means.std(0, correction=0)
-    of_mean, first = nn.Linear(last.in_features, latent), decoder.layers[0]
-    assert isinstance(first, nn.Linear)
+    of_mean = nn.utils.skip_init(nn.Linear, last.in_features, latent)  # takes nothing from the global random stream
+    first = decoder.layers[0]
+    assert isinstance(of_mean, nn.Linear) and isinstance(first, nn.Linear)
     of_mean.weight.copy_(last.weight[:latent] / scale[:, None])
     of_mean.bias.copy_((last.bias[:latent] - centre) / scale)
     first.bias.add_(first.weight @ centre)
