@@ -72,6 +72,7 @@ CASES = {
         if name.startswith("image-")
     },
     "image-class": Case(config="image_class"),
+    **{name: Case(config="latent", from_prior=True) for name in problem_names() if name.startswith("latent-")},
 }
 
 

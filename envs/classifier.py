@@ -1,30 +1,20 @@
-"""A small classifier of images at rest: which class does x belong to?
+"""A small classifier of images: which class does x belong to?
 
-classifier.json      shape of x, the classes, how the network is built
-weights.safetensors  the network's weights
-README.md            its card
-
-One that ships with this package is known by its name, any other by the path of its folder. Others are trained by
-`learner.classifier_training`. Nothing is unpickled.
+At rest it is a folder with classifier.json (`envs.stored_network`). Others than those that ship are trained by
+`learner.classifier_training`.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from diffusion.registry import nearest
+from envs.stored_network import load_network, network_names, save_network
 
-__all__ = ["SHIPPED", "Classifier", "classifier_names", "load_classifier", "save_classifier"]
+__all__ = ["Classifier", "classifier_names", "load_classifier", "save_classifier"]
 
-FORMAT = 1
-SHIPPED = Path(__file__).with_name("classifiers")
-"""Folder of the classifiers that ship."""
-DESCRIPTION, WEIGHTS, CARD = "classifier.json", "weights.safetensors", "README.md"
+KIND = "classifier"
 
 
 class Classifier(nn.Module):
@@ -49,24 +39,17 @@ class Classifier(nn.Module):
 
 def classifier_names() -> tuple[str, ...]:
     """Names of the classifiers that ship, sorted."""
-    return tuple(sorted(path.parent.name for path in SHIPPED.glob(f"*/{DESCRIPTION}")))
+    return network_names(KIND)
 
 
 def save_classifier(folder: Path, classifier: Classifier, card: str) -> Path:
     """Writes a classifier to `folder`; `card` is the text of its README."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tree = {
-        "format": FORMAT,
+    description = {
         "event_shape": list(classifier.event_shape),
         "classes": list(classifier.classes),
         "hidden": classifier.hidden,
     }
-    (folder / DESCRIPTION).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in classifier.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    (folder / WEIGHTS).chmod(0o644)  # safetensors lets none but its owner read it
-    return folder
+    return save_network(KIND, folder, classifier, description, card)
 
 
 def load_classifier(name_or_folder: str | Path) -> Classifier:
@@ -75,21 +58,8 @@ def load_classifier(name_or_folder: str | Path) -> Classifier:
     Raises:
         ValueError: there is none of that name or in that folder, or it cannot be read.
     """
-    known = isinstance(name_or_folder, str) and "/" not in name_or_folder
-    if known and name_or_folder not in classifier_names():
-        raise ValueError(
-            f"no classifier named {name_or_folder!r} ships; {nearest(str(name_or_folder), classifier_names())}"
-        )
-    folder = SHIPPED / name_or_folder if known else Path(name_or_folder)
-    try:
-        tree = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        if tree["format"] != FORMAT:
-            raise ValueError(f"it has format {tree['format']}, this version reads {FORMAT}")
-        classifier = Classifier(tuple(tree["event_shape"]), tuple(tree["classes"]), int(tree["hidden"]))
-        classifier.load_state_dict(load_file(folder / WEIGHTS))
-    except KeyError as error:
-        raise ValueError(f"cannot read the classifier in {folder}: {DESCRIPTION} has no {error.args[0]!r}") from None
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot read the classifier in {folder}: {reason}") from None
-    return classifier.requires_grad_(False).eval()
+    return load_network(
+        KIND,
+        name_or_folder,
+        lambda tree: Classifier(tuple(tree["event_shape"]), tuple(tree["classes"]), int(tree["hidden"])),
+    )

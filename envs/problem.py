@@ -114,6 +114,8 @@ class InverseProblem:
     """A partition of x to compare posteriors by."""
     image_shape: tuple[int, ...] | None = None
     """Height and width if x is shown as a grey image, 3 before them if in colour."""
+    image: Callable[[Tensor], Tensor] | None = None
+    """[N, *D] -> [N, *`image_shape`] what is shown, where x is no image itself but stands for one."""
     measurement_image: Callable[[Tensor], Tensor] | None = None
     """[*Y] -> [H, W], or [3, H, W] in colour, picture of a measurement, NaN where nothing was seen."""
     solve: Solve | None = None

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.denoising_error import measure_denoising_error
 from diffusion.stored_prior import StoredPrior, save_prior
-from envs.data import Dataset
+from envs.data import DATASETS, Dataset
 
 __all__ = ["kernel_density", "store_kernel_density"]
 
@@ -40,8 +40,12 @@ def kernel_density(draws: Tensor, held_out: Tensor) -> MixtureDenoiser:
     return MixtureDenoiser(flat, round(math.exp(found.x), 3) ** 2, event_shape=shape)
 
 
-def store_kernel_density(data: Dataset, components: int, folder: Path, seed: int = 0) -> Path:
+def store_kernel_density(
+    data: Dataset, components: int, folder: Path, seed: int = 0, *, made_by: str | None = None
+) -> Path:
     """Writes the kernel density of `components` of the draws of `data`, chosen with `seed`, as a stored prior.
+
+    `made_by` is the call that its card names, where that is not the one of this function on a data set by name.
 
     Raises:
         ValueError: there are not so many.
@@ -63,9 +67,12 @@ def store_kernel_density(data: Dataset, components: int, folder: Path, seed: int
         denoiser={"kind": "mixture", "components": components, "variance": width**2},
         denoising_error=measure_denoising_error(denoiser, clean, data_std),
         value_range=data.value_range,
-        data={"name": data.name},
+        data={"name": data.name} if data.name in DATASETS else None,  # draws of a user's own have no name to load by
     )
     likely = float(denoiser.log_prob(data.held_out).mean())
+    if made_by is None:
+        call = f'store_kernel_density(load_dataset("{data.name}"), {components}, folder, {seed})'
+        made_by = f"learner.kernel_density.{call}"
     card = f"""# Kernel density of {data.name}
 
 A mixture of {components:,} Gaussians of standard deviation {width:g} in the units of x, around draws of the data set
@@ -75,6 +82,6 @@ likeliest: {likely:.3f} nats each. The denoiser, the density and the draws of th
 - Data: {data.source}.
 - Split: {data.split}.
 - Licence of the data: {data.licence}.
-- Made by `learner.kernel_density.store_kernel_density(load_dataset("{data.name}"), {components}, folder, {seed})`.
+- Made by `{made_by}`.
 """
     return save_prior(folder, stored, denoiser, card)

@@ -92,20 +92,26 @@ class WeightedPosterior:
         return self.draws[rows]
 
 
-def reference(prior: Prior, likelihood: Likelihood) -> Callable[[Tensor], tuple[WeightedPosterior, None]] | None:
-    """`InverseProblem.solve` by importance sampling; None where p(x) is not known or x has more than eight elements."""
+def reference(
+    prior: Prior, likelihood: Likelihood, classify: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor], tuple[WeightedPosterior, Tensor | None]] | None:
+    """`InverseProblem.solve` by importance sampling; None where p(x) is not known or x has more than eight elements.
+
+    `classify` maps x [N, *D] to the probability of each class [N, classes].
+    """
     denoiser = prior.denoiser
     known = isinstance(denoiser, Density) and isinstance(denoiser, DataSampler)
     if not known or torch.Size(prior.event_shape).numel() > FEW:
         return None
     density = cast(KnownPrior, denoiser)
 
-    def solve(measurement: Tensor) -> tuple[WeightedPosterior, None]:
+    def solve(measurement: Tensor) -> tuple[WeightedPosterior, Tensor | None]:
         def log_likelihood(value: Tensor) -> Tensor:
             parts = value.float().split(ROWS)
             return torch.cat([likelihood.log_prob(x, measurement.expand(len(x), *measurement.shape)) for x in parts])
 
-        return weighted_posterior(density, log_likelihood), None
+        found = weighted_posterior(density, log_likelihood)
+        return found, None if classify is None else found.log_weights.exp() @ classify(found.draws).double()
 
     return solve
 

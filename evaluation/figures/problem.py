@@ -26,11 +26,12 @@ def problem_pictures(
     seed: int = 0,
 ) -> tuple[Picture, ...]:
     """Pictures of posterior `samples` [N, *D] beside `prior_samples` [N', *D] and, where known, the exact posterior."""
-    prior, learned = _array(prior_samples), _array(samples)
-    truth = None if problem.truth is None else _array(problem.truth[measurement_id])
+    prior, learned = _shown(problem, prior_samples), _shown(problem, samples)
+    truth = None if problem.truth is None else _shown(problem, problem.truth[measurement_id][None])[0]
     exact = None
     if problem.exact:
-        exact = _array(problem.exact[measurement_id].sample(len(samples), torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        exact = _shown(problem, problem.exact[measurement_id].sample(len(samples), generator))
     pictures = []
     if problem.image_shape is not None:
         shape = problem.image_shape
@@ -68,6 +69,11 @@ def _pictures(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """[N, H, W] or [N, H, W, 3] of x [N, *D] or [*D] that is shown in `shape`."""
     images = values.reshape(-1, *shape)
     return images if len(shape) == 2 else colour_last(images)
+
+
+def _shown(problem: InverseProblem, value: Tensor) -> np.ndarray:
+    """[N, *D] x = `value`, or the images [N, *image_shape] that it stands for."""
+    return _array(value if problem.image is None else problem.image(value))
 
 
 def _array(value: Tensor) -> np.ndarray:

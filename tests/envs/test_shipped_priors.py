@@ -5,34 +5,44 @@ import torch
 
 from diffusion.denoising_error import levels_at
 from diffusion.stored_prior import load_prior, prior_folder, prior_names, read_prior
-from envs.data import DATASETS, MissingDataError, load_dataset
+from envs.data import MissingDataError, load_dataset
 
 ROWS = 48
 LEVELS = (-4.0, -1.0, 0.0, 1.0, 3.0, 5.0)
-TRAINED = tuple(name for name in prior_names() if read_prior(name).denoiser["kind"] != "mixture")
+DENSITIES = [name for name in prior_names() if read_prior(name).denoiser["kind"] == "mixture"]
+TRAINED = [name for name in prior_names() if name not in DENSITIES]
 
 
 def test_priors_ship():
-    assert {"lorenz63", "lorenz96", "digits"} <= set(prior_names())
+    assert {"lorenz63", "lorenz96", "digits"} <= set(TRAINED)
+    assert {"lorenz63-kde", "digits-latent"} <= set(DENSITIES)
 
 
-@pytest.mark.parametrize("name", prior_names())
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_prior_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
     folder, stored = prior_folder(name), read_prior(name)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("# ") and "Licence of the data: " in card and "held out" in card
+    assert card.startswith(f"# {name}\n") and f"`rtb prior train configs/priors/{name}.yaml`" in card
+    for part in ("Licence of the data: ", "Validation loss: ", "held out", "How good it is"):
+        assert part in card, part
     assert (folder / "weights.safetensors").stat().st_size <= 5_000_000
-    assert stored.data is not None and stored.data["name"] in DATASETS
+    assert stored.data is not None and stored.data["name"] == name
     draws = load_prior(name, 10).sample(4, torch.Generator().manual_seed(0))
     assert draws.shape == (4, *stored.event_shape) and bool(torch.isfinite(draws).all())
 
 
-@pytest.mark.parametrize("name", TRAINED)
-def test_the_card_of_a_prior_that_was_trained_says_how_and_how_good_it_is(name):
-    card = (prior_folder(name) / "README.md").read_text(encoding="utf-8")
-    assert card.startswith(f"# {name}\n") and read_prior(name).data["name"] == name
-    for part in (f"`rtb prior train configs/priors/{name}.yaml`", "Validation loss: ", "How good it is"):
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_kernel_density_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
+    folder, stored = prior_folder(name), read_prior(name)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# Kernel density of ")
+    for part in ("Licence of the data: ", "held-out draws are", "Made by `learner."):
         assert part in card, part
+    assert (folder / "weights.safetensors").stat().st_size <= 5_000_000
+    prior = load_prior(name, 10)
+    assert prior.sample(4, torch.Generator().manual_seed(0)).shape == (4, *stored.event_shape)
+    draws = prior.denoiser.sample(4_000, torch.Generator().manual_seed(0))
+    assert float(draws.var(0).mean().sqrt()) == pytest.approx(stored.data_std, rel=0.05)
 
 
 @pytest.mark.parametrize("name", TRAINED)

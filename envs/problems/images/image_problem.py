@@ -6,6 +6,7 @@ problem of it. The options that all have are those of `_problem` below: the prio
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from envs.problem import Classes, InverseProblem, Solve
 from envs.problems.images.source import ImageSource, image_source
 from envs.registry import register
 
-__all__ = ["image_problem"]
+__all__ = ["Shape", "image_problem", "picture", "register_operator"]
 
 Shape = tuple[int, int, int]
 MakeOperator = Callable[..., ForwardOperator]
@@ -33,29 +34,37 @@ def image_problem(name: str, *, gradient: bool = True) -> Callable[[MakeOperator
     """
 
     def decorate(make_operator: MakeOperator) -> MakeOperator:
-        make_problem: Callable[..., InverseProblem] = _problem
-        shared = [each for each in inspect.signature(_problem).parameters.values() if each.kind is each.KEYWORD_ONLY]
-        own = list(inspect.signature(make_operator).parameters.values())[1:]
-
-        def factory(**options: object) -> InverseProblem:
-            given = {each.name: options.pop(each.name) for each in own if each.name in options}
-            return make_problem(name, lambda shape: make_operator(shape, **given), gradient, **options)
-
-        hints = typing.get_type_hints(_problem) | typing.get_type_hints(make_operator)
-        factory.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
-        factory.__annotations__ = {each.name: hints[each.name] for each in (*own, *shared)}
-        factory.__doc__, factory.__module__ = make_operator.__doc__, make_operator.__module__
-        factory.__name__ = factory.__qualname__ = make_operator.__name__
-        register(name)(factory)
+        register_operator(name, make_operator, functools.partial(_problem, gradient))
         return make_operator
 
     return decorate
 
 
+def register_operator(name: str, make_operator: MakeOperator, build: Callable[..., InverseProblem]) -> None:
+    """Registers `build`(name, function of the image's shape to its operator, **options) with the options of both.
+
+    Those of the operator are the arguments of `make_operator` after the shape.
+    """
+    shared = [each for each in inspect.signature(build).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    own = list(inspect.signature(make_operator).parameters.values())[1:]
+
+    def factory(**options: object) -> InverseProblem:
+        given = {each.name: options.pop(each.name) for each in own if each.name in options}
+        return build(name, lambda shape: make_operator(shape, **given), **options)
+
+    plain = build.func if isinstance(build, functools.partial) else build
+    hints = typing.get_type_hints(plain) | typing.get_type_hints(make_operator)
+    factory.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    factory.__annotations__ = {each.name: hints[each.name] for each in (*own, *shared)}
+    factory.__doc__, factory.__module__ = make_operator.__doc__, make_operator.__module__
+    factory.__name__ = factory.__qualname__ = make_operator.__name__
+    register(name)(factory)
+
+
 def _problem(
+    gradient: bool,
     name: str,
     make_operator: Callable[[Shape], ForwardOperator],
-    gradient: bool,
     *,
     prior: str = "digits-kde",
     image: int = 0,
@@ -82,7 +91,7 @@ def _problem(
         truth=images.float(),
         classes=None if source.one_hot is None else Classes(tuple("0123456789"), source.classify),
         image_shape=shape[1:] if shape[0] == 1 else shape,
-        measurement_image=_picture(operator, shape[0]),
+        measurement_image=picture(operator, shape[0]),
         solve=_exact(source, operator, noise_std),
     )
     return problem.solved()
@@ -103,7 +112,7 @@ def _exact(source: ImageSource, operator: ForwardOperator, noise_std: float) -> 
     return solve
 
 
-def _picture(operator: ForwardOperator, channels: int) -> Callable[[Tensor], Tensor]:
+def picture(operator: ForwardOperator, channels: int) -> Callable[[Tensor], Tensor]:
     """A measurement of an image of `channels` as a picture: A^T y where it is none itself."""
     shape = operator.measurement_shape
     if isinstance(operator, Pixels):
