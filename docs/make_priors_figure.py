@@ -1,4 +1,4 @@
-"""Draws the figure of priors.md: samples of the priors that ship, none of them chosen.
+"""Draws the figure of priors.md: samples of the networks that ship as priors, none of them chosen.
 
 python docs/make_priors_figure.py
 """
@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffusion.stored_prior import load_prior, prior_names
+from diffusion.stored_prior import load_prior, prior_names, read_prior
 from evaluation.figures.images import colour_last, mosaic, pixel_limits, show
 from evaluation.figures.picture import LEARNED, PRIOR, finish, render, styled
 
@@ -48,10 +48,10 @@ def draw(axes: Axes, name: str) -> None:
 @styled()
 def main() -> None:
     """Writes docs/figures/priors.png."""
-    names = prior_names()
-    columns = 3
+    names = [name for name in prior_names() if read_prior(name).denoiser["kind"] == "network"]
+    columns = 2
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(9.0, 3.2 * rows))
+    figure = Figure(figsize=(7.2, 3.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         draw(axes, name)
