@@ -25,10 +25,18 @@ class Matrix(LinearOperator):
             raise ValueError(f"a matrix of {matrix.shape[1]} columns does not act on x of shape {tuple(shape)}")
         super().__init__(shape, (matrix.shape[0],))
         self.register_buffer("matrix", matrix.double())
+        self._converted: dict[tuple[torch.dtype, torch.device], Tensor] = {}
+
+    def _as(self, like: Tensor) -> Tensor:
+        """A in the dtype and on the device of `like`; converted once, as that takes as long as the product."""
+        key = (like.dtype, like.device)
+        if key not in self._converted:
+            self._converted[key] = self.matrix.to(like)
+        return self._converted[key]
 
     def forward(self, value: Tensor) -> Tensor:
         """See `LinearOperator`."""
-        return value.flatten(1) @ self.matrix.to(value).T
+        return value.flatten(1) @ self._as(value).T
 
     def as_matrix(self) -> Tensor:
         """See `LinearOperator`."""
@@ -36,7 +44,7 @@ class Matrix(LinearOperator):
 
     def adjoint(self, measurement: Tensor) -> Tensor:
         """See `LinearOperator`."""
-        return (measurement @ self.matrix.to(measurement)).reshape(len(measurement), *self.event_shape)
+        return (measurement @ self._as(measurement)).reshape(len(measurement), *self.event_shape)
 
 
 def random_projections(event_shape: tuple[int, ...], count: int, seed: int = 0) -> Matrix:
