@@ -58,7 +58,7 @@ Map = Callable[[Tensor], Tensor]
 class Other:
     """Another implementation of an operator, of x [N, 1, S, S]."""
 
-    library: str
+    rival: str
     """Whose it is."""
     forward: Map
     """A x."""
@@ -103,14 +103,14 @@ def cases(size: int) -> dict[str, tuple[ForwardOperator, Other]]:
         "means of blocks": (
             lower_resolution(shape, 2),
             Other(
-                library="torch",
+                rival="torch",
                 forward=lambda x: functional.avg_pool2d(x, 2),
                 adjoint=lambda y: functional.interpolate(y, scale_factor=2) / 4,
             ),
         ),
         "bicubic": (lower_resolution(shape, 2, "bicubic"), _of_torch(_bicubic, shape)),
         "projections": (projections, _of_numpy(*_product(projections.matrix))),
-        "radon": (radon(shape, 12), Other(library="scipy.ndimage", forward=_rays(size, 12))),
+        "radon": (radon(shape, 12), Other(rival="scipy.ndimage", forward=_rays(size, 12))),
         "lines of frequencies": (MaskedFourier(shape, lines), _of_numpy(*_frequencies(lines.numpy()))),
         "magnitudes": (FourierMagnitudes(shape), _of_numpy(_magnitudes)),
         "coded magnitudes": (
@@ -119,17 +119,17 @@ def cases(size: int) -> dict[str, tuple[ForwardOperator, Other]]:
         ),
         "clipped": (Clipped(shape), _of_numpy(lambda x: np.clip(2 * x, -1, 1))),
         "quantised": (Quantised(shape, 4), _of_numpy(_quantised)),
-        "blur by brightness": (nonlinear, _of_numpy(_nonlinear(nonlinear), library="scipy.ndimage")),
+        "blur by brightness": (nonlinear, _of_numpy(_nonlinear(nonlinear), rival="scipy.ndimage")),
     }
 
 
 def _of_numpy(
-    forward: Callable[..., NDArray[Any]], adjoint: Callable[..., NDArray[Any]] | None = None, library: str = "numpy"
+    forward: Callable[..., NDArray[Any]], adjoint: Callable[..., NDArray[Any]] | None = None, rival: str = "numpy"
 ) -> Other:
     def wrapped(function: Callable[..., NDArray[Any]]) -> Map:
         return lambda value: torch.from_numpy(np.ascontiguousarray(function(value.numpy())))
 
-    return Other(library=library, forward=wrapped(forward), adjoint=None if adjoint is None else wrapped(adjoint))
+    return Other(rival=rival, forward=wrapped(forward), adjoint=None if adjoint is None else wrapped(adjoint))
 
 
 def _placed(value: NDArray[Any], mask: NDArray[Any]) -> NDArray[Any]:
@@ -167,7 +167,7 @@ def _of_torch(forward: Map, shape: tuple[int, ...]) -> Other:
         leaf = torch.zeros(len(measurement), *shape, dtype=measurement.dtype, requires_grad=True)
         return torch.autograd.grad(forward(leaf), leaf, measurement)[0]
 
-    return Other(library="torch", forward=forward, adjoint=adjoint)
+    return Other(rival="torch", forward=forward, adjoint=adjoint)
 
 
 def _product(matrix: Tensor) -> tuple[Callable[..., NDArray[Any]], Callable[..., NDArray[Any]]]:
@@ -238,7 +238,7 @@ def dense(operator: LinearOperator) -> Other | None:
     matrix = operator.as_matrix()
     made = {kind: matrix.to(kind) for kind in (torch.float32, torch.float64)}
     return Other(
-        library="dense matrix",
+        rival="dense matrix",
         forward=lambda x: (x.flatten(1) @ made[x.dtype].T).reshape(-1, *operator.measurement_shape),
         adjoint=lambda y: (y.flatten(1) @ made[y.dtype]).reshape(-1, *operator.event_shape),
     )
@@ -299,21 +299,21 @@ def compared(
 def measure(size: int, batch: int, repeats: int) -> list[Row]:
     """All operators at one size."""
     rows, generator = [], torch.Generator().manual_seed(0)
-    for name, (operator, library) in cases(size).items():
+    for name, (operator, first) in cases(size).items():
         value = torch.rand(batch, 1, size, size, generator=generator, dtype=torch.float64) * 2 - 1
-        others = [library]
+        others = [first]
         if isinstance(operator, LinearOperator):
             matrix = dense(operator)
             others += [] if matrix is None else [matrix]
         for other in others:
-            rows.append(compared(name, size, "forward", operator, (other.library, other.forward), value, repeats))
+            rows.append(compared(name, size, "forward", operator, (other.rival, other.forward), value, repeats))
         if not isinstance(operator, LinearOperator):
             continue
         seen = operator(value)
         for other in others:
             if other.adjoint is not None:
                 with torch.enable_grad():
-                    what = (other.library, other.adjoint)
+                    what = (other.rival, other.adjoint)
                     rows.append(compared(name, size, "adjoint", operator.adjoint, what, seen, repeats))
         if matrix is not None:
             spectrum = operator.spectrum()
