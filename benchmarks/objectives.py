@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.harness import Benchmark, Finished, Planned, elbo_gap, finish, limited, parse, run_all, seed_by_seed
 
 SEEDS = range(5)
-SECONDS, SHORT_SECONDS = 90.0, 15.0
+SECONDS, SHORT_SECONDS = 30.0, 10.0
 BATCH = 64
 
 
