@@ -7,7 +7,7 @@ whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
     compiled   the same with the network's operations fused (the MLP's; to compile the U-Net takes a CPU ten minutes)
-    bfloat16   the same as `all`, and for the MLP as `compiled`, with the network in bfloat16
+    bfloat16   the same as `all`, and for the MLP as `compiled`, with the network in bfloat16, where the processor has it
     chunked    the same with at most a fifth of the transitions in memory
     subset     K of T transitions, replayed trajectories, as few in memory
     fresh      K of T transitions, trajectories of the present weights, as few in memory
@@ -43,6 +43,7 @@ from envs import InverseProblem
 from envs.likelihoods import GaussianLikelihood
 from envs.operators import Matrix
 from learner import Learner, LearnerConfig
+from learner.learner import multiplies_bfloat16
 
 VARIANTS = ("reference", "all", "chunked", "subset", "fresh")
 PUBLISHED_CLIP = 0.1  # of the squared residual, in the reference's loss
@@ -203,8 +204,9 @@ def gradient_error(case: Case) -> float:
 def measure(name: str, rounds: int) -> dict[str, float]:
     """Figures of one case; its table is printed."""
     case = CASES[name]
-    steps = {variant: stepper(case, variant) for variant in case.variants}
-    seconds: dict[str, list[float]] = {variant: [] for variant in case.variants}
+    variants = [variant for variant in case.variants if "bfloat16" not in variant or multiplies_bfloat16()]
+    steps = {variant: stepper(case, variant) for variant in variants}
+    seconds: dict[str, list[float]] = {variant: [] for variant in variants}
     for index in range(rounds + 1):
         for variant, step in steps.items():
             began = time.process_time()
@@ -213,20 +215,20 @@ def measure(name: str, rounds: int) -> dict[str, float]:
                 seconds[variant].append(time.process_time() - began)
     typical = {variant: statistics.median(values) for variant, values in seconds.items()}
     memory: dict[str, int] = {}
-    for variant in case.variants:
+    for variant in variants:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             memory[variant] = pool.submit(peak_bytes, name, variant).result()
     parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case).prior).parameters())
     print(f"\n| {name}, {parameters:,} parameters, B = {case.batch}, T = {case.steps} | ms | speed-up | MiB |")
     print("|---|---:|---:|---:|")
-    for variant in case.variants:
+    for variant in variants:
         label = f"{variant}, K = {case.subset}" if variant in ("subset", "fresh") else variant
         ratio = typical["reference"] / typical[variant]
         print(f"| {label} | {1e3 * typical[variant]:.0f} | {ratio:.2f} | {memory[variant] / 2**20:.0f} |")
     figures = {f"{name}_speedup": typical["reference"] / typical["all"]}
     figures |= {
         f"{name}_{variant.replace('-', '_')}_speedup": typical["reference"] / typical[variant]
-        for variant in case.variants[2:]
+        for variant in variants[2:]
     }
     figures[f"{name}_memory_ratio"] = memory["subset"] / max(memory["reference"], 1)
     figures[f"{name}_chunked_memory_ratio"] = memory["chunked"] / max(memory["reference"], 1)

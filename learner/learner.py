@@ -31,7 +31,7 @@ from learner.ranks import ONE_RANK, Ranks, own_rows
 from learner.subset import StepSubset
 from learner.weights import Snapshot, Weights
 
-__all__ = ["Learner", "Update"]
+__all__ = ["Learner", "Update", "multiplies_bfloat16"]
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,8 @@ class Learner:
         self.ranks = ranks
         self.posterior = posterior.to(problem.device)
         posterior.compute_dtype = torch.bfloat16 if config.precision == "bfloat16" else None
+        if config.precision == "bfloat16" and problem.device.type == "cpu" and not multiplies_bfloat16():
+            _log.warning("this processor has no units for bfloat16, which is then about ten times slower than float32")
         if config.checkpoint_activations:
             blocks = [module for module in posterior.modules() if isinstance(module, CheckpointsActivations)]
             if not blocks:
@@ -313,6 +315,12 @@ class Learner:
         self.guard.load_state_dict(scalars["guard"])
         self.annealing.load_state_dict(scalars["annealing"])
         self.reinitialised = int(scalars["reinitialised"])
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has units for products of bfloat16; where it has none they are emulated."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(unit, False) for unit in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _check_compiler(device: torch.device) -> None:

@@ -652,6 +652,15 @@ def test_bfloat16_changes_the_gradient_by_rounding_of_the_network_alone(gaussian
     assert (updates[1].residual != updates[0].residual).any()
 
 
+@pytest.mark.parametrize("units", [(), ("avx512_bf16",), ("amx_bf16",), ("bf16",)])
+def test_bfloat16_without_units_for_it_is_warned_of(gaussian_problem, monkeypatch, caplog, units):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, **dict.fromkeys(units, True)})
+    _learner(gaussian_problem, precision="float32")
+    assert not caplog.records
+    _learner(gaussian_problem, precision="bfloat16")
+    assert ["no units for bfloat16" in record.getMessage() for record in caplog.records] == ([] if units else [True])
+
+
 def test_likelihood_gradients_and_the_prior_keep_their_digits_in_bfloat16(gaussian_problem):
     seen = []
 
