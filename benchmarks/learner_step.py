@@ -7,7 +7,7 @@ whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
     compiled   the same with the network's operations fused (the MLP's; to compile the U-Net takes a CPU ten minutes)
-    bfloat16   the same as `all`, and for the MLP as `compiled`, with the network in bfloat16, where the processor has it
+    bfloat16   the same as `all`, and for the MLP as `compiled`, in bfloat16, where the processor multiplies it
     chunked    the same with at most a fifth of the transitions in memory
     subset     K of T transitions, replayed trajectories, as few in memory
     fresh      K of T transitions, trajectories of the present weights, as few in memory
