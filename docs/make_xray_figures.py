@@ -22,12 +22,13 @@ from benchmarks.spectra import mixture_reference
 from envs import make_problem
 from envs.data import data_file
 from envs.data.xray_spectra import REFERENCE_INDEX, energy_edges
-from envs.problems.xray_spectrum import read_observation
+from envs.problems.xray_spectrum import Folded, folding_matrix, read_observation
 from evaluation.figures.picture import EXACT, LEARNED, TRUTH, finish, render, styled
 
 FIGURES = Path(__file__).parent / "figures"
 SOURCE = "https://github.com/sherpa/sherpa-test-data"
 BAND = (0.025, 0.975)
+BINS = 24
 SPECTRA: dict[str, dict[str, Any]] = {
     "3C 273, Chandra": {"files": ("3c273.pi",), "low": 0.5, "high": 7.0, "group": 0, "flux": 1e-3},
     "A2029, ASCA": {
@@ -54,12 +55,13 @@ def draw_spectrum(name: str, options: dict[str, Any], counts: Axes, residual: Ax
     observed = read_observation(*files, **limits)
     named = dict(zip(("spectrum", "arf", "rmf"), map(str, files), strict=False))
     rest = {key: value for key, value in options.items() if key != "files"}
-    problem = make_problem("xray-spectrum", {**named, **rest})
+    problem = make_problem("xray-spectrum", {**named, **rest, "bins": BINS})
     found = mixture_reference(problem)
     weights, log_flux = found.weights.numpy(), found.samples.numpy()
 
     background = 0.0 if observed.background is None else observed.background * observed.ratio
-    expected = problem.likelihood.operator(found.samples).numpy() + background
+    folded = Folded(folding_matrix(observed, energy_edges(options["low"], options["high"], BINS), options["flux"]))
+    expected = folded(found.samples).numpy() + background
     width = np.diff(observed.channel_energy, axis=1)[:, 0]
     middle = observed.channel_energy.mean(1)
     low, high = weighted_quantiles(expected, weights) / width
@@ -76,7 +78,7 @@ def draw_spectrum(name: str, options: dict[str, Any], counts: Axes, residual: Ax
     residual.axhline(0, color=LEARNED, linewidth=1)
     residual.set(xlabel="channel energy, keV", ylabel="residuals, σ", xscale="log", ylim=(-4.5, 4.5))
 
-    edges = energy_edges(options["low"], options["high"], 24)
+    edges = energy_edges(options["low"], options["high"], BINS)
     energy = np.sqrt(edges[1:] * edges[:-1])
     scale = options["flux"] * energy**-REFERENCE_INDEX
     band = scale * np.exp(weighted_quantiles(log_flux, weights))
@@ -94,8 +96,8 @@ def draw_spectrum(name: str, options: dict[str, Any], counts: Axes, residual: Ax
     log_std = np.sqrt(weights @ (log_flux - weights @ log_flux) ** 2)
     sys.stdout.write(
         f"{name}: {observed.counts.sum():.0f} counts in {len(middle)} groups, log Z {found.log_partition:.2f} +- "
-        f"{found.standard_error:.2f}, {found.components} components, ESS {1 / (weights**2).sum():.0f}, chi2 of the mean "
-        f"{(chi**2).mean():.2f}, flux known to {100 * log_std.min():.0f} to {100 * log_std.max():.0f} %\n"
+        f"{found.standard_error:.2f}, {found.components} components, ESS {1 / (weights**2).sum():.0f}, chi2 of the "
+        f"mean {(chi**2).mean():.2f}, flux known to {100 * log_std.min():.0f} to {100 * log_std.max():.0f} %\n"
     )
 
 
@@ -104,7 +106,7 @@ def main() -> None:
     """Draws it."""
     torch.set_num_threads(1)
     figure = Figure(figsize=(9.0, 6.6))
-    rows = figure.subfigures(len(SPECTRA), 1)
+    rows = list(figure.subfigures(len(SPECTRA), 1))
     for part, (name, options) in zip(rows, SPECTRA.items(), strict=True):
         left, right = part.subfigures(1, 2, width_ratios=(1.15, 1))
         counts, residual = left.subplots(2, 1, height_ratios=(2.2, 1), sharex=True)
