@@ -1,17 +1,20 @@
 """References without diffusion are themselves checked, on what is known in closed form."""
 
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.closures import closure_reference
 from benchmarks.galaxies import chain_power, whitened
 from benchmarks.harness import Benchmark
 from benchmarks.hmc import hmc, tempered_log_evidence
 from benchmarks.references import by_chain, deviation, planned, weighted
 from benchmarks.spectra import mixture_reference
 from envs import make_problem
+from envs.problems.radio import sky
 from system.config_file import load_config
 
 
@@ -128,3 +131,42 @@ def test_the_runs_of_the_comparison_are_planned_and_load(tmp_path):
     trees, plan = planned(Benchmark(short=True, json=None, out=tmp_path, jobs=1))
     assert set(trees) == {"galaxy_field", "xray_spectrum"} and len(plan) == 2
     assert {load_config(run.config, list(run.overrides)).max_seconds for run in plan} == {20.0}
+
+
+@pytest.mark.parametrize("each", [1, 2])
+def test_the_reference_of_closures_agrees_with_a_population_tempered_from_the_prior(each, generator, monkeypatch):
+    """A faint source, so that the population reaches the posterior; it knows nothing of modes or components."""
+    monkeypatch.setattr(sky, "shapes", functools.partial(sky.shapes, each=each))
+    problem = make_problem("radio-closure", {"size": 8, "snr": 3.0, "num_steps": 2})
+    density = problem.prior.denoiser
+    root = density.eigenvectors * density.eigenvalues.sqrt()
+    means = torch.linalg.solve(root, density.means.double().T).T  # in coordinates in which kernels are N(0, I)
+
+    def log_prior(z):
+        return (density.log_weights - 0.5 * torch.cdist(z, means).square()).logsumexp(1)
+
+    def log_likelihood(z):
+        return problem.likelihood.log_prob((z @ root.T).reshape(-1, 1, 8, 8), problem.measurements.expand(len(z), -1))
+
+    found, mean = [], []
+    for _ in range(4):
+        start = torch.linalg.solve(root, density.sample(600, generator).double().flatten(1).T).T
+        evidence, end = tempered_log_evidence(
+            log_likelihood, start, log_prior=log_prior, share=0.8, moves=4, generator=generator
+        )
+        found.append(evidence)
+        mean.append((end @ root.T).mean(0))
+    ours = [closure_reference(problem, population=300, seed=seed) for seed in range(4)]
+    error = math.hypot(np.std(found), np.std([each.log_partition for each in ours])) / 2
+    assert error < 0.2
+    assert np.mean([each.log_partition for each in ours]) == pytest.approx(np.mean(found), abs=4 * error)
+    theirs, mine = torch.stack(mean), torch.stack([each.draws.flatten(1).mean(0) for each in ours])
+    spread = (theirs.var(0) + mine.var(0)).sqrt() / 2
+    assert float(((theirs.mean(0) - mine.mean(0)) / spread).square().mean().sqrt()) < 2
+
+
+def test_the_reference_of_closures_is_for_closures_alone():
+    with pytest.raises(TypeError, match="must be radio-closure"):
+        closure_reference(make_problem("radio-uv", {"size": 8, "num_steps": 2}))
+    with pytest.raises(ValueError, match="one of these is dark"):
+        closure_reference(make_problem("radio-closure", {"prior": "field", "size": 8, "num_steps": 2}))
