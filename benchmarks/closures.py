@@ -23,7 +23,7 @@ from diffusion.denoiser import MixtureDenoiser
 from envs import InverseProblem
 from envs.likelihoods import ClosureLikelihood
 
-__all__ = ["ClosurePosterior", "closure_reference"]
+__all__ = ["ClosurePosterior", "Components", "closure_reference"]
 
 BETAS = (*(10.0 ** (power / 3) for power in range(-12, 0)), *(1.0,) * 20)
 KEPT = {1e-2: 200, 1e-1: 80, 1.0: 24}
@@ -45,7 +45,7 @@ class ClosurePosterior:
     """log w_i Z_i of the components that matter, nats."""
 
 
-class _Components:
+class Components:
     """The residuals of all components in their own coordinates z."""
 
     def __init__(self, prior: MixtureDenoiser, likelihood: ClosureLikelihood, measurement: Tensor) -> None:
@@ -109,8 +109,10 @@ def closure_reference(problem: InverseProblem, population: int = 256, seed: int 
     if not isinstance(prior, MixtureDenoiser) or not isinstance(likelihood, ClosureLikelihood):
         raise TypeError("the problem must be radio-closure")
     if not bool(prior.means.any(1).all()):
-        raise ValueError("modes are looked for from the components' means, and one of these is dark: it has no closures")
-    parts = _Components(prior, likelihood, problem.measurements[:1])
+        raise ValueError(
+            "modes are looked for from the components' means, and one of these is dark: it has no closures"
+        )
+    parts = Components(prior, likelihood, problem.measurements[:1])
     log_weights = prior.log_weights.double()
     row, z = _modes(parts, log_weights)
     generator = torch.Generator().manual_seed(seed)
@@ -145,7 +147,7 @@ def closure_reference(problem: InverseProblem, population: int = 256, seed: int 
     )
 
 
-def _modes(parts: _Components, log_weights: Tensor) -> tuple[Tensor, Tensor]:
+def _modes(parts: Components, log_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Components that matter [C] and the modes of their posteriors [C, D]."""
     row = torch.arange(len(parts.means))
     z = torch.zeros_like(parts.means)
