@@ -1,8 +1,8 @@
-"""Draws the figure of instruments.md: the shadow of the black hole of M87, from closures alone, and its ring's diameter.
+"""Draws the figure of instruments.md: the black hole of M87, from closures alone, and the diameter of its ring.
 
     python docs/make_m87_figure.py [--pixels N]
 
-The posterior is that of `benchmarks.closures`, without diffusion and without training; the data are read from $RTB_DATA.
+The posterior is that of `benchmarks.closures`, without diffusion or training; the data are read from $RTB_DATA.
 Closures know neither place nor flux, so images are moved to the middle of their ring and scaled to one flux before they
 are averaged. The diameter is that of the ridge, as in the publication (Event Horizon Telescope Collaboration 2019, ApJ
 875, L4, section 9): twice the mean radius of the brightest point along 36 rays from the centre at which these radii
