@@ -137,6 +137,13 @@ def final_report(
         started = rollout(problem, None, torch.full((count,), measurement_id), generator=generator)
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
+    if config.max_likelihood_calls is not None and "system/likelihood_calls" in history:
+        calls = history["system/likelihood_calls"][2][-1]
+        notes = [
+            *notes,
+            f"training took {calls:,.0f} likelihood calls (max_likelihood_calls: {config.max_likelihood_calls:,}), "
+            f"evaluations and this report {problem.calls.count:,} more",
+        ]
     notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
     diverged = has_diverged(metrics)
     if diverged:

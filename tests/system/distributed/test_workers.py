@@ -79,6 +79,7 @@ def test_a_learner_that_starves_ends_the_run_with_what_replay_holds_and_has_refu
     runner.config, runner._progress, runner._learned_at = tiny(timeout_seconds=6.0), 0.0, time.monotonic() - 7
     runner.supervisor = SimpleNamespace(
         workers=[SimpleNamespace(starting=None)] * 3,
+        calls=0,
         changed=time.monotonic() - 7,
         shards=[None, None],
         shard_stats=[{"size": 0, "refused": 48}, {"size": 3, "refused": 16}],
