@@ -496,3 +496,23 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     run = type(finished)(path=tmp_path)
     write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
     assert f"note: {weight}\n" in closing_lines(run)
+
+
+def test_a_run_that_has_spent_its_likelihood_calls_ends_in_good_order_and_says_what_they_were(tmp_path):
+    posterior = TREE["posterior"] | {"likelihood_gradient": "none"}
+    run = train(_config(updates=10**6, max_likelihood_calls=200, posterior=posterior), tmp_path / "run", quiet=True)
+    history = read_metrics(run.metrics)
+    calls, judged = (int(history[f"system/{name}_calls"][2][-1]) for name in ("likelihood", "judge"))
+    assert calls == 200 == history["actor/trajectories"][2][-1] and history["system/progress"][2][-1] == 1
+    assert judged == 16 + 16  # trajectories of the one evaluation, and their chi square
+    later = 32 + 3 * 32 + 32  # of the last one, with exact samples' chi square and paths, and the prior's rollouts
+    note = (
+        "training took 200 likelihood calls (max_likelihood_calls: 200), "
+        f"evaluations and this report {judged + later} more"
+    )
+    assert note in json.loads(run.results.read_text())["notes"]
+    assert run.samples.exists() and _checkpoint(run).parts["run"].scalars["likelihood_calls"] == 200
+
+    resumed = resume(run.path, quiet=True)  # there is nothing left to do
+    assert _checkpoint(resumed).parts["run"].scalars["likelihood_calls"] == 200
+    assert note in json.loads(run.results.read_text())["notes"]
