@@ -105,7 +105,7 @@ def test_a_rollout_worker_keeps_to_the_likelihood_calls_it_is_allowed_and_makes_
     worker = RolloutWorker(config, 0, 0)
     peers = Peers(shards=(Answering(ShardWorker(config, 0)),), store=Answering(WeightStore()), timeout=5.0)
     made = [worker.work(60.0, peers, allowed)["calls"] for allowed in (40, 40, 40, 1, 1, 40)]
-    assert made == [48, 32, 48, 0, 0, 32]  # sixteen at a time: 8 over, 40 - 8 at most, 8 over again, 7, 6, 40 - 6
+    assert made == [48, 32, 48, 0, 0, 48]  # by sixteen until 40, 40 - 8, 40, 1 - 8, 1 - 7 and 40 - 6 are reached
     assert sum(made) < 40 + 40 + 40 + 1 + 1 + 40 + 16
 
 
