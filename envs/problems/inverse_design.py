@@ -61,7 +61,7 @@ def inverse_design(
     prior = Prior(denoiser, make_schedule(schedule, num_steps), (layers,), denoiser.denoising_variance, 1.0)
     operator = ThinFilms(
         [(LOW, HIGH)[layer % 2] for layer in range(layers)],
-        [float(length) for length in np.linspace(*band, wavelengths)],
+        [float(length) for length in np.linspace(band[0], band[1], wavelengths)],
         substrate=GLASS,
         middle=sum(thickness) / 2,
         scale=(thickness[1] - thickness[0]) / 12**0.5,
@@ -69,8 +69,11 @@ def inverse_design(
     gaussian = GaussianLikelihood(operator, noise_std)
     likelihood = WithoutGradient(gaussian)
     generator = torch.Generator().manual_seed(seed)
-    truth = denoiser.sample(1, generator) if target is None else None
-    wanted = torch.full((1, wavelengths), target) if target is not None else gaussian.sample(truth, generator)
+    truth = None
+    wanted = torch.full((1, wavelengths), 0.0 if target is None else target)
+    if target is None:
+        truth = denoiser.sample(1, generator)
+        wanted = gaussian.sample(truth, generator)
     problem = InverseProblem(
         name="inverse-design",
         prior=prior,

@@ -504,8 +504,8 @@ def test_a_run_that_has_spent_its_likelihood_calls_ends_in_good_order_and_says_w
     history = read_metrics(run.metrics)
     calls, judged = (int(history[f"system/{name}_calls"][2][-1]) for name in ("likelihood", "judge"))
     assert calls == 200 == history["actor/trajectories"][2][-1] and history["system/progress"][2][-1] == 1
-    assert judged == 16 + 16  # trajectories of the one evaluation, and their chi square
-    later = 32 + 3 * 32 + 32  # of the last one, with exact samples' chi square and paths, and the prior's rollouts
+    assert judged == 4 * 16  # of one evaluation: trajectories, their chi square, that of exact samples, exact paths
+    later = 4 * 32 + 32  # of the last one, and the prior's rollouts for the report
     note = (
         "training took 200 likelihood calls (max_likelihood_calls: 200), "
         f"evaluations and this report {judged + later} more"
