@@ -179,7 +179,7 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
 
 
 def _calls_spent(config: RunConfig, problem: InverseProblem, history: History) -> list[str]:
-    """What the run took in calls of the likelihood, where it has a budget of them; `problem` has counted the judge's."""
+    """What the run took in likelihood calls, where it has a budget of them; `problem` has counted the judge's."""
     if config.max_likelihood_calls is None or "system/likelihood_calls" not in history:
         return []
     calls = history["system/likelihood_calls"][2][-1]

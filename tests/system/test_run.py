@@ -501,7 +501,9 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
 
 def test_a_run_that_has_spent_its_likelihood_calls_ends_in_good_order_and_says_what_they_were(tmp_path):
     posterior = TREE["posterior"] | {"likelihood_gradient": "none"}
-    run = train(_config(updates=10**6, max_likelihood_calls=200, posterior=posterior), tmp_path / "run", quiet=True)
+    rarely = {"interval_seconds": 1000}
+    config = _config(updates=10**6, max_likelihood_calls=200, posterior=posterior, checkpoint=rarely)
+    run = train(config, tmp_path / "run", quiet=True)
     history = read_metrics(run.metrics)
     calls, judged = (int(history[f"system/{name}_calls"][2][-1]) for name in ("likelihood", "judge"))
     assert calls == 200 == history["actor/trajectories"][2][-1] and history["system/progress"][2][-1] == 1
