@@ -146,7 +146,7 @@ class RunConfig:
     """x that training may ask the likelihood about, for one that is a slow simulator; density, gradient and simulation
     each count. The run ends with the turn of an actor that spends them (on Ray one turn of each); schedules then follow
     what is furthest on. Evaluations, which go by the clock, are counted apart: about twice `evaluation.trajectories`
-    each (chi square asks again; where exact samples are known four times), and at the end `final_trajectories`."""
+    each (chi square asks again; where exact samples are known several times), and at the end `final_trajectories`."""
     plugins: tuple[str, ...] = ()
     """Modules to import first, which register problems of yours."""
     problem: ProblemConfig = field(default_factory=ProblemConfig)
