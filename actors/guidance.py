@@ -65,7 +65,7 @@ class DiffusionPosteriorSampling:
         self._likelihood = _gaussian_likelihood(problem, "dps")
         prior, gradient = problem.prior, problem.gradient
         assert gradient is not None  # a Gaussian likelihood has one
-        self._prior, self._gradient = prior, gradient
+        self._prior, self._gradient, self._calls = prior, gradient, problem.calls
         # grad_s log p(y | x^(s)) = -(|r| / sigma_y^2) grad_s |r|: the guidance holds the gradient of the norm.
         self._factor = scale * float(self._likelihood.noise_std) ** 2 * (prior.alpha if noised else 1.0) / prior.std
 
@@ -76,6 +76,7 @@ class DiffusionPosteriorSampling:
         likelihood = self._likelihood
         if guidance is None:
             guidance = self._prior.pull_back(state, step, lambda value: self._gradient(value, measurement))[1]
+        self._calls.count += len(denoised)  # of the residual, beside that of the gradient
         residual = (measurement.to(denoised) - likelihood.operator(denoised)).flatten(1).norm(dim=1)
         tiny = torch.finfo(residual.dtype).tiny  # without a residual the gradient is zero, and so is u
         return guidance * expand(self._factor[step].to(residual) / residual.clamp_min(tiny), guidance)
@@ -86,23 +87,24 @@ class PseudoinverseGuidance:
 
     def __init__(self, problem: InverseProblem) -> None:
         """For a Gaussian likelihood with a linear operator."""
-        self._likelihood = _gaussian_likelihood(problem, "pigdm")
-        operator = self._likelihood.operator
+        operator = _gaussian_likelihood(problem, "pigdm").operator
         if not isinstance(operator, LinearOperator):
             raise ValueError(
                 "pigdm needs a linear forward operator A, since it inverts r^2 A A^T + sigma_y^2 I; "
                 f"that of problem {problem.name!r} is {type(operator).__name__}; dps takes any operator"
             )
-        self._prior = problem.prior
+        gradient = problem.marginal_gradient
+        assert gradient is not None  # noise of one size behind a linear operator has one
+        self._prior, self._gradient = problem.prior, gradient
 
     def __call__(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
     ) -> Tensor:
         """[N, *D] u; `guidance` is of no use to it, as the inverse stands between J and A."""
-        likelihood, variance = self._likelihood, self._prior.uncertainty[step].square()
+        variance = self._prior.uncertainty[step].square()
 
         def cotangent(value: Tensor) -> Tensor:
-            return likelihood.marginal_gradient(value, measurement, variance)
+            return self._gradient(value, measurement, variance)
 
         return expand(self._prior.std[step], state) * self._prior.pull_back(state, step, cotangent)[1]
 

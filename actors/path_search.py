@@ -129,7 +129,7 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
-        self._relaxed = problem.likelihood if isinstance(problem.likelihood, RelaxedLikelihood) else None
+        self._relaxed = isinstance(problem.likelihood, RelaxedLikelihood)
         self._sizes = window_sizes(self.prior.event_shape)
         self._choice = SuffixChoice(len(_KERNELS), len(self._sizes), self.prior.num_steps)
 
@@ -181,7 +181,7 @@ class PathSearch:
             raise ValueError(f"not one of {len(log_likelihood)} paths has a finite log p(y | x){reason}")
 
         def log_weight(beta: float) -> Tensor:
-            if self._relaxed is None:
+            if not self._relaxed:
                 return bridge * (beta - power)
             return log_likelihood - power * bridge if beta == 1 else bridge * (beta / (1 - beta) - power)
 
@@ -305,10 +305,9 @@ class PathSearch:
 
     def _bridge(self, beta: float, samples: Tensor, log_likelihood: Tensor) -> tuple[Tensor, float]:
         """(f [N], c): at `beta` paths of the prior count exp(c f), for ends `samples` [N, *D]."""
-        if self._relaxed is None or beta == 1:
+        if not self._relaxed or beta == 1:
             return log_likelihood, beta
-        measurement = self.problem.measurements[self.measurement_id].to(samples)
-        return -self._relaxed.violation(samples, measurement), beta / (1 - beta)
+        return -self.problem.violation(samples, self.measurement_id), beta / (1 - beta)
 
     def _adopt(
         self,

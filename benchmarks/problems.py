@@ -55,6 +55,7 @@ CASES = {
     "gmm-25": Case(config="gmm_25"),
     "gmm-25-to-9": Case(config="gmm_25_to_9"),
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
+    "inverse-design": Case(config="inverse_design"),
     "lensing-euclid": Case(config="lensing", options={"prior": "galaxies"}),
     "lensing-joint": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
     "lensing-source": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, overload
 
@@ -19,12 +19,13 @@ from envs.likelihoods import (
     GaussianLikelihood,
     Likelihood,
     LikelihoodError,
+    RelaxedLikelihood,
     SimulableLikelihood,
 )
 from envs.operators import LinearOperator
 from envs.time_limit import time_limit
 
-__all__ = ["Classes", "ExactPosterior", "InverseProblem"]
+__all__ = ["Classes", "ExactPosterior", "InverseProblem", "LikelihoodCalls"]
 
 
 class ExactPosterior(Protocol):
@@ -64,6 +65,14 @@ class Classes:
 
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
+
+
+@dataclass(slots=True, eq=False)
+class LikelihoodCalls:
+    """A count of the x that a likelihood was asked about: for its density, its gradient or a simulation."""
+
+    count: int = 0
+    """So far; an x counts each time."""
 
 
 class _Solutions(Sequence[ExactPosterior]):
@@ -122,6 +131,8 @@ class InverseProblem:
     """Exact posterior of any y [*Y] and its probability of each class, where there is a closed form."""
     time_limit: float | None = None
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
+    calls: LikelihoodCalls = field(default_factory=LikelihoodCalls)
+    """Of this likelihood through this object and those made of it, the problem at other measurements or elsewhere."""
 
     def __post_init__(self) -> None:
         if not hasattr(self.likelihood, "measurement_shape") or not hasattr(self.likelihood, "log_prob"):
@@ -205,14 +216,13 @@ class InverseProblem:
         if not isinstance(self.likelihood, DifferentiableLikelihood):
             return None
         gradient = self.likelihood.gradient
-        if self.time_limit is None:
-            return gradient
 
-        def limited(value: Tensor, measurement: Tensor) -> Tensor:
+        def counted(value: Tensor, measurement: Tensor) -> Tensor:
+            self.calls.count += len(value)
             with time_limit(self.time_limit, f"the gradient of {self._asked(value)}"):
                 return gradient(value, measurement)
 
-        return limited
+        return counted
 
     @property
     def marginal_gradient(self) -> MarginalGradient | None:
@@ -220,7 +230,14 @@ class InverseProblem:
         likelihood = self.likelihood
         if not isinstance(likelihood, GaussianLikelihood) or isinstance(likelihood.noise_std, Tensor):
             return None
-        return likelihood.marginal_gradient if isinstance(likelihood.operator, LinearOperator) else None
+        if not isinstance(likelihood.operator, LinearOperator):
+            return None
+
+        def counted(value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
+            self.calls.count += len(value)
+            return likelihood.marginal_gradient(value, measurement, variance)
+
+        return counted
 
     def log_likelihood(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] log p(y | x) in nats, x = `value` [N, *D], y the rows `measurement_id` [N] of the measurements."""
@@ -232,6 +249,7 @@ class InverseProblem:
         Raises:
             LikelihoodError: the likelihood gave something else.
         """
+        self.calls.count += len(value)
         with time_limit(self.time_limit, self._asked(value)):
             found: object = self.likelihood.log_prob(value, measurement.to(value))
         if not isinstance(found, Tensor) or found.shape != (len(value),):
@@ -258,8 +276,15 @@ class InverseProblem:
                 f"the likelihood of problem {self.name!r}, {type(self.likelihood).__name__}, has no method `sample` "
                 "that measurements can be drawn with"
             )
+        self.calls.count += len(value)
         with time_limit(self.time_limit, f"a simulation of {self._asked(value)}"):
             return self.likelihood.sample(value, generator)
+
+    def violation(self, value: Tensor, measurement_id: Tensor) -> Tensor:
+        """[N] how far x = `value` [N, *D] is from where its likelihood is not zero: see `RelaxedLikelihood`."""
+        assert isinstance(self.likelihood, RelaxedLikelihood)
+        self.calls.count += len(value)
+        return self.likelihood.violation(value, self.measurements[measurement_id].to(value))
 
     def _asked(self, value: Tensor) -> str:
         return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for {len(value)} x,"

@@ -211,6 +211,7 @@ def _reduced_chi2(problem: InverseProblem, measurement_id: int, samples: Tensor)
         return None
     with problem.placement():
         measurement = problem.measurements[measurement_id].expand(len(samples), *problem.measurements.shape[1:])
+        problem.calls.count += len(samples)
         residual = problem.likelihood.standardised(samples.to(problem.device), measurement)
         return float(residual.double().square().mean())
 

@@ -142,6 +142,11 @@ class RunConfig:
     clock: Literal["wall", "cpu"] = "wall"
     """What max_seconds counts: wall-clock time, or processor time (cpu, of the local runner), which work beside the run
     on a busy machine does not change."""
+    max_likelihood_calls: int | None = None
+    """x that training may ask the likelihood about, for one that is a slow simulator; density, gradient and simulation
+    each count. The run ends with the turn of an actor that spends them (on Ray one turn of each); schedules then follow
+    what is furthest on. Evaluations, which go by the clock, are counted apart: about twice `evaluation.trajectories`
+    each (chi square asks again; where exact samples are known several times), and at the end `final_trajectories`."""
     plugins: tuple[str, ...] = ()
     """Modules to import first, which register problems of yours."""
     problem: ProblemConfig = field(default_factory=ProblemConfig)
@@ -171,6 +176,13 @@ class RunConfig:
             raise ValueError(f"updates must be at least 1, got {self.updates}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive or null, got {self.max_seconds}")
+        least = max(self.actor.batch_size, self.replay.min_size)
+        if self.max_likelihood_calls is not None and self.max_likelihood_calls < least:
+            raise ValueError(
+                f"max_likelihood_calls must be null or at least {least}, to make one rollout (actor.batch_size = "
+                f"{self.actor.batch_size}) and learn from it (replay.min_size = {self.replay.min_size}), got "
+                f"{self.max_likelihood_calls}"
+            )
         if self.clock == "cpu" and self.runner != "local":
             raise ValueError(f"clock cpu is the processor time of one process: runner must be local, got {self.runner}")
         if self.seed < 0:
@@ -297,12 +309,14 @@ class RunConfig:
         is simulated any more.
         """
         alone, pace = {"on-policy": 1.0}, ReplayConfig()
+        least = max(self.actor.batch_size, self.replay.min_size)
         return dataclasses.replace(
             self,
             init=run,
             name=f"{self.name}-tuned",
             updates=max(self.updates // 10, 1),
             max_seconds=self.max_seconds and self.max_seconds / 10,
+            max_likelihood_calls=self.max_likelihood_calls and max(self.max_likelihood_calls // 10, least),
             actor=dataclasses.replace(self.actor, simulated_measurements=0, mixture=alone, final_mixture=alone),
             replay=dataclasses.replace(
                 self.replay,

@@ -137,7 +137,7 @@ def final_report(
         started = rollout(problem, None, torch.full((count,), measurement_id), generator=generator)
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
-    notes = [*notes, *_doubts(problem, evaluation, history, measurement_id)]
+    notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, evaluation, history, measurement_id)]
     diverged = has_diverged(metrics)
     if diverged:
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
@@ -176,6 +176,17 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
     return not all(math.isfinite(value) for value in numbers.values()) or (
         metrics["eval/elbo"] < metrics["eval/prior_elbo"]
     )
+
+
+def _calls_spent(config: RunConfig, problem: InverseProblem, history: History) -> list[str]:
+    """What the run took in likelihood calls, where it has a budget of them; `problem` has counted the judge's."""
+    if config.max_likelihood_calls is None or "system/likelihood_calls" not in history:
+        return []
+    calls = history["system/likelihood_calls"][2][-1]
+    return [
+        f"training took {calls:,.0f} likelihood calls (max_likelihood_calls: {config.max_likelihood_calls:,}), "
+        f"evaluations and this report {problem.calls.count:,} more"
+    ]
 
 
 def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:

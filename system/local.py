@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from actors.exploration import StartBy
 from diffusion.trajectory import Trajectory
 from envs import InverseProblem
+from envs.problem import LikelihoodCalls
 from learner import Diverged
 from system.assembly import build_actor, build_learner, build_shard, noising_generator
 from system.config import RunConfig
@@ -45,7 +46,7 @@ class LocalRunner:
 
     def __init__(self, config: RunConfig, problem: InverseProblem) -> None:
         self.config = config
-        self.problem = problem
+        self.problem = problem = dataclasses.replace(problem, calls=LikelihoodCalls())  # not those of who judges it
         self.learner = build_learner(config, problem)
         self.actor = build_actor(config, problem)
         self.shard = build_shard(config)
@@ -72,7 +73,10 @@ class LocalRunner:
     @property
     def progress(self) -> float:
         """Fraction of the run that is done."""
-        return run_progress(self.updates, self.seconds, self.config.updates, self.config.max_seconds)
+        config, calls = self.config, self.problem.calls.count
+        return run_progress(
+            self.updates, self.seconds, config.updates, config.max_seconds, calls, config.max_likelihood_calls
+        )
 
     @property
     def finished(self) -> bool:
@@ -147,6 +151,7 @@ class LocalRunner:
             "learner/set_aside": float(self.learner.guard.set_aside),
             "learner/rollbacks": float(self.learner.guard.rollbacks),
             "learner/reinitialised": float(self.learner.reinitialised),
+            "system/likelihood_calls": float(self.problem.calls.count),
             "system/progress": self.progress,
             **exploration_metrics(self._explorations),
             **replay_metrics([dataclasses.asdict(self.shard.stats())]),
@@ -161,6 +166,7 @@ class LocalRunner:
         run = {
             "seconds": self.seconds,
             "trajectories": self.trajectories,
+            "likelihood_calls": self.problem.calls.count,
             "acting": self._acting,
             "explorations": dict(self._explorations),
             "config": self.config.to_yaml(),
@@ -181,6 +187,7 @@ class LocalRunner:
         self._seconds_before, self._acting = float(run["seconds"]), float(run["acting"])
         self.trajectories = int(run["trajectories"])
         self._explorations = dict(run["explorations"])
+        self.problem.calls.count = int(run.get("likelihood_calls", 0))  # earlier checkpoints did not count them
         for target, name in ((self.learner, "learner"), (self.actor, "actor-0"), (self.shard, "replay-0")):
             target.load_state_dict(parts[name].arrays, parts[name].scalars)
 

@@ -34,6 +34,7 @@ class Row:
 ROWS = (
     Row(label="updates", key="learner/updates", form=",.0f"),
     Row(label="trajectories", key="actor/trajectories", form=",.0f"),
+    Row(label="likelihood calls", key="system/likelihood_calls", form=",.0f"),
     Row(label="loss", key="learner/loss", form=".4g"),
     Row(label="validation loss", key="eval/validation_loss", form=".4g"),
     Row(label="ELBO", key="eval/elbo", form=".3f"),
@@ -60,6 +61,7 @@ class Progress:
         *,
         budget_seconds: float | None = None,
         budget_updates: int | None = None,
+        budget_calls: int | None = None,
         quiet: bool = False,
         stream: TextIO | None = None,
         line_seconds: float = LINE_SECONDS,
@@ -70,13 +72,14 @@ class Progress:
             title: Heading, the name of the run.
             budget_seconds: Seconds after which the run ends, if so.
             budget_updates: Updates after which the run ends, if so.
+            budget_calls: Calls of the likelihood after which the run ends, if so.
             quiet: Show nothing, whatever happens.
             stream: Where to; standard output by default.
             line_seconds: Seconds between plain lines.
         """
         self._title = title
         self._budget_seconds = budget_seconds
-        self._budget_updates = budget_updates
+        self._budgets = {"learner/updates": budget_updates, "system/likelihood_calls": budget_calls}
         self._quiet = quiet
         self._stream = stream if stream is not None else sys.stdout
         self.console = Console(file=self._stream, quiet=quiet)
@@ -164,8 +167,9 @@ class Progress:
         for row in ROWS:
             if row.key in self._metrics:
                 text = format(self._metrics[row.key], row.form)
-                if row.key == "learner/updates" and self._budget_updates is not None:
-                    text = f"{text} / {self._budget_updates:,}"
+                budget = self._budgets.get(row.key)
+                if budget is not None:
+                    text = f"{text} / {budget:,}"
                 numbers.append((row.label, text))
         return numbers
 

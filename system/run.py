@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from envs import InverseProblem
 from envs.likelihoods import LikelihoodError
+from envs.problem import LikelihoodCalls
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem
 from system.checkpoint import Checkpoint, CheckpointStore
@@ -27,10 +28,11 @@ from system.init import write_init
 from system.judge import draw, final_report, judge, judge_each, load_posterior
 from system.loop import require_same, terminated_is_interrupted, train_to_the_end, way_on
 from system.measurement import measured
-from system.metrics import MetricsWriter
+from system.metrics import MetricsWriter, read_metrics
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
 from system.runner import Runner
+from system.train_prior import is_prior_run, prior_of
 
 __all__ = [
     "closing_lines",
@@ -104,6 +106,11 @@ def resume(directory: Path, *, cluster: str | None = None, quiet: bool = False) 
 def open_run(directory: Path, *, cluster: str | None = None) -> tuple[RunDirectory, RunConfig]:
     """The run in `directory` and its configuration, with the address of another cluster where given."""
     run = RunDirectory.open(directory)
+    if is_prior_run(directory):
+        raise ConfigError(
+            f"{directory} is a run of `rtb prior train`, which trains a prior and no posterior: `rtb prior inspect "
+            f"{prior_of(run)}` shows it, `rtb resume {directory}` goes on with it"
+        )
     config = load_config(run.config, [] if cluster is None else ["--ray.address", cluster])
     if cluster is not None and config.runner != "ray":
         raise ConfigError(f"--cluster needs a run of the ray runner, but {directory} is one of the local runner")
@@ -147,6 +154,13 @@ def _train(
     resumed_at = None if checkpoint is None else checkpoint.step
     title = f"{config.problem.name} - {config.runner} runner - {run.path}"
     budget = {"budget_seconds": config.max_seconds, "budget_updates": config.updates}
+    budget["budget_calls"] = config.max_likelihood_calls
+    judged = replace(problem, calls=LikelihoodCalls(_judge_calls(run)))
+
+    def validate() -> dict[str, float]:
+        metrics = judge(config, judged, runner.weights(), quick=True)[0].as_metrics()
+        return metrics | {"system/judge_calls": float(judged.calls.count)}
+
     try:
         with MetricsWriter(run, resumed_at) as writer, Progress(title, **budget, quiet=quiet) as progress:  # type: ignore[arg-type]
             if checkpoint is not None:
@@ -159,18 +173,24 @@ def _train(
                     store,
                     writer,
                     progress,
-                    validate=lambda: judge(config, problem, runner.weights(), quick=True)[0].as_metrics(),
+                    validate=validate,
                     validation_seconds=config.evaluation.interval_seconds,
                     checkpoint_seconds=config.checkpoint.interval_seconds,
                 )
-        evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
-        each, calibration = judge_each(config, problem, runner.weights())
+        evaluation, samples, log_weight = judge(config, judged, runner.weights(), quick=False)
+        each, calibration = judge_each(config, judged, runner.weights())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(way_on(run, store)) from None
     finally:
         runner.close()
     save_samples(run.samples, samples, log_weight)
-    final_report(config, problem, run, evaluation, samples, notes, each=each, calibration=calibration)
+    final_report(config, judged, run, evaluation, samples, notes, each=each, calibration=calibration)
+
+
+def _judge_calls(run: RunDirectory) -> int:
+    """Calls of the likelihood that evaluations of a run have made before it is resumed."""
+    counted = read_metrics(run.metrics).get("system/judge_calls") if run.metrics.exists() else None
+    return 0 if counted is None else int(counted[2][-1])
 
 
 def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[np.float64]) -> None:

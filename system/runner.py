@@ -45,7 +45,7 @@ class Trains(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether the budget of updates or seconds is spent."""
+        """Whether the budget of updates, seconds or likelihood calls is spent."""
         ...
 
     def advance(self) -> dict[str, float]:
@@ -73,9 +73,18 @@ class Runner(Trains, Protocol):
         ...
 
 
-def run_progress(updates: int, seconds: float, max_updates: int, max_seconds: float | None) -> float:
-    """Fraction of the run that is done: by updates, or by time where that is further on."""
+def run_progress(
+    updates: int,
+    seconds: float,
+    max_updates: int,
+    max_seconds: float | None,
+    calls: int = 0,
+    max_calls: int | None = None,
+) -> float:
+    """Fraction of the run that is done: by updates, or by time or calls of the likelihood where that is further on."""
     done = updates / max_updates
+    if max_calls is not None:
+        done = max(done, calls / max_calls)
     if max_seconds is not None:
         done = max(done, seconds / max_seconds)
     return min(done, 1.0)

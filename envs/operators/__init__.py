@@ -17,6 +17,7 @@ from envs.operators.pixels import Pixels, box_mask, random_mask
 from envs.operators.separable import Separable, lower_resolution
 from envs.operators.space_variant import SpaceVariantBlur
 from envs.operators.sparse import SparseMatrix, radon
+from envs.operators.thin_film import ThinFilms
 from envs.operators.visibilities import Visibilities
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SpaceVariantBlur",
     "SparseMatrix",
     "Spectrum",
+    "ThinFilms",
     "Visibilities",
     "box_mask",
     "compose",

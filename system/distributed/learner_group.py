@@ -90,8 +90,8 @@ class LearnerRank:
             raise
         return self._held is not None
 
-    def update(self, progress: float, peers: Peers) -> None:
-        """Takes a step, with the other ranks, on the batch that `fetch` brought."""
+    def update(self, progress: float, peers: Peers) -> int:
+        """Takes a step, with the other ranks, on the batch that `fetch` brought; calls of the likelihood it took."""
         assert self._held is not None
         (request, batch), self._held = self._held, None
         number = self.learner.updates * self._ranks.size + self._ranks.rank
@@ -102,6 +102,8 @@ class LearnerRank:
         self.metrics = update_metrics(update, trajectory, self.learner.updates)
         if update.residual is not None:
             self.send(request.shard.update_priorities.remote(batch.ids, update.residual), peers)
+        called, self._problem.calls.count = self._problem.calls.count, 0
+        return called
 
     def _next(self, wanted: tuple[int, bool], peers: Peers) -> tuple[_Request, ReplayBatch] | None:
         """The next batch; None if it is not there yet, after a short wait."""
@@ -192,6 +194,8 @@ class LearnerWorker:
         self._answers: list[Any] = []  # references of what the other ranks make of the last update
         self._published: deque[Any] = deque(maxlen=2)  # the owner must keep what readers may still fetch
         self._origin: float | None = None  # time.monotonic() at which the run began
+        self._calls = 0  # of the likelihood, in the whole run, when the driver asked for the present slice
+        self._made_calls = 0  # by the ranks, since a slice last ended
 
     def _make_rank(self, rank: int, meeting: tuple[str, int]) -> Any:  # noqa: ANN401 - a Ray handle
         options, group = self._config.ray, get_current_placement_group()
@@ -205,8 +209,12 @@ class LearnerWorker:
         """True once the process is up, and those of the other ranks."""
         return True
 
-    def work(self, seconds: float, peers: Peers, elapsed: float) -> dict[str, Any]:
-        """Trains for `seconds` or to the end of the run, which has trained for `elapsed` seconds when this is asked."""
+    def work(self, seconds: float, peers: Peers, elapsed: float, calls: int = 0) -> dict[str, Any]:
+        """Trains for `seconds` or to the end of the run.
+
+        It has trained for `elapsed` seconds and made `calls` of the likelihood when this is asked.
+        """
+        self._calls = calls
         if self._origin is None:
             self._origin = time.monotonic() - elapsed
         start = time.perf_counter()
@@ -231,7 +239,9 @@ class LearnerWorker:
         except ray.exceptions.RayError:
             self._rank.forget()
             raise
+        called, self._made_calls = self._made_calls, 0
         return {
+            "calls": called,
             "metrics": self._rank.metrics if learner.updates > updates else {},
             "updates": learner.updates,
             "made": learner.updates - updates,
@@ -247,20 +257,23 @@ class LearnerWorker:
     @property
     def _progress(self) -> float:
         elapsed = 0.0 if self._origin is None else time.monotonic() - self._origin
-        return run_progress(self._rank.learner.updates, elapsed, self._config.updates, self._config.max_seconds)
+        config, updates = self._config, self._rank.learner.updates
+        return run_progress(
+            updates, elapsed, config.updates, config.max_seconds, self._calls, config.max_likelihood_calls
+        )
 
     def _fetch(self, progress: float, peers: Peers) -> bool:
         """Whether every rank has its part of the next batch; the others ask while this one does."""
         asked = [rank.fetch.remote(progress, peers) for rank in self._others]
         here = self._rank.fetch(progress, peers)
         answers, self._answers = self._answers, []
-        self._hear(answers, peers.timeout)
+        self._made_calls += sum(self._hear(answers, peers.timeout))
         return all(self._hear(asked, peers.timeout)) and here
 
     def _update(self, progress: float, peers: Peers) -> None:
         self._answers = [rank.update.remote(progress, peers) for rank in self._others]
         try:
-            self._rank.update(progress, peers)
+            self._made_calls += self._rank.update(progress, peers)
         except RankLost:
             self._hear(self._answers, peers.timeout)  # where it failed in a way of its own, that is the reason
             raise

@@ -18,7 +18,7 @@ from system.distributed.cluster import connect
 from system.distributed.supervisor import Supervisor, last_line, resharded
 from system.errors import CheckpointError, RunnerError
 from system.part import Part, write_part
-from system.runner import add_counters, exploration_metrics, replay_metrics
+from system.runner import add_counters, exploration_metrics, replay_metrics, run_progress
 
 __all__ = ["RayRunner"]
 
@@ -61,7 +61,12 @@ class RayRunner:
     @property
     def finished(self) -> bool:
         """See `Runner`."""
-        return self._progress >= 1.0
+        return self.progress >= 1.0
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done: as the learner last said, or by calls of the likelihood since."""
+        return max(self._progress, run_progress(0, 0, 1, None, self.supervisor.calls, self.config.max_likelihood_calls))
 
     def advance(self) -> dict[str, float]:
         """See `Runner`: hands out slices, takes in what has ended, replaces the dead."""
@@ -123,7 +128,8 @@ class RayRunner:
             "actor/seconds": totals["acting"],
             "actor/blocked": totals["blocked"] / max(totals["acted"], 1e-9),
             "actor/alive": float(sum(actor.starting is None for actor in actors)),
-            "system/progress": self._progress,
+            "system/likelihood_calls": float(self.supervisor.calls),
+            "system/progress": self.progress,
             **exploration_metrics(self._explorations),
             **{name: float(count) for name, count in self.supervisor.counts.items()},
         }
@@ -166,6 +172,7 @@ class RayRunner:
             "seconds": self.seconds,
             "updates": updates,
             "totals": dict(self._totals),
+            "likelihood_calls": supervisor.calls,
             "explorations": dict(self._explorations),
             "counts": dict(supervisor.counts),
             "lives": {str(worker.index): worker.life for worker in supervisor.actors},
@@ -182,6 +189,7 @@ class RayRunner:
         self._totals.update(run["totals"])
         self._explorations.update(run["explorations"])
         supervisor.counts.update(run["counts"])
+        supervisor.calls = int(run.get("likelihood_calls", 0))  # earlier checkpoints did not count them
         self._updates = supervisor.get(
             supervisor.learner.handle.load.remote(parts["learner"]), "the learner to load", limit
         )

@@ -48,6 +48,7 @@ class Worker:
     life: int = 0  # number of this process among all that the worker ever had, earlier sessions of the run included
     restarts: int = 0
     slices: list[Any] = field(default_factory=list)  # references of results, oldest first
+    allowed: list[int] = field(default_factory=list)  # calls of the likelihood in each, where there is a budget of them
     heard: float = 0.0  # time.monotonic() of the last report, or of the request if none was under way
 
     @property
@@ -67,6 +68,7 @@ class Supervisor:
     def __init__(self, config: RunConfig, checkpoints: CheckpointStore) -> None:
         self.config, self._checkpoints = config, checkpoints
         self.changed = time.monotonic()  # when a process last came up
+        self.calls = 0  # of the likelihood that workers have reported
         self.counts = dict.fromkeys(("actor/restarts", "learner/restarts", "replay/restarts", "replay/lost"), 0)
         self._place_of_learner = place_of_learner(config)
         self.store = self._make_store()
@@ -119,6 +121,7 @@ class Supervisor:
             part = self._saved("learner") if worker.restarts else None
             worker.starting = worker.handle.ready.remote() if part is None else worker.handle.load.remote(part)
         worker.slices.clear()
+        worker.allowed.clear()
         worker.heard = time.monotonic()
 
     def _saved(self, name: str) -> Part | None:
@@ -144,7 +147,8 @@ class Supervisor:
         """Hands out slices, waits up to `timeout` for one to end, replaces the dead; (worker, result) of what ended."""
         for worker in self.workers:
             while worker.starting is None and len(worker.slices) < SLICES_UNDER_WAY:
-                self._ask(worker, elapsed)
+                if not self._ask(worker, elapsed):
+                    break
         owners = {reference: worker for worker in self.workers for reference in worker.under_way}
         ray.wait(list(owners), timeout=timeout)
         ended, _ = ray.wait(list(owners), num_returns=len(owners), timeout=0)
@@ -158,14 +162,33 @@ class Supervisor:
         self._check_silence()
         return results
 
-    def _ask(self, worker: Worker, elapsed: float) -> None:
+    def _ask(self, worker: Worker, elapsed: float) -> bool:
+        """Gives the worker a slice; False where no call of the likelihood is left for it."""
+        allowed = None if worker.role == "learner" else self._allowance()
+        if allowed == 0:
+            return False
         # Half the time for peers: who waits for a hung one reports that before being taken for hung itself.
         seconds, timeout = self.config.ray.slice_seconds, self.config.ray.timeout_seconds / 2
         peers = Peers(shards=tuple(self.shards), store=self.store, timeout=timeout)
-        arguments = (seconds, peers, elapsed) if worker.role == "learner" else (seconds, peers)
+        arguments = (seconds, peers, elapsed, self.calls) if worker.role == "learner" else (seconds, peers, allowed)
         if not worker.slices:
             worker.heard = time.monotonic()
         worker.slices.append(worker.handle.work.remote(*arguments))
+        worker.allowed.append(allowed or 0)
+        return True
+
+    def _allowance(self) -> int | None:
+        """Calls of the likelihood that an actor may make in its next slice; None: any number.
+
+        What is promised to slices under way is kept back, so that all together overrun the budget by a turn of each
+        actor at most; and an actor gets half of its share of the rest, so that none is left with all of it.
+        """
+        budget = self.config.max_likelihood_calls
+        if budget is None:
+            return None
+        left = budget - self.calls - sum(sum(worker.allowed) for worker in self.actors)
+        share = max(left // (2 * len(self.actors)), self.config.actor.batch_size)
+        return max(min(left, share), 0)
 
     def _take(self, worker: Worker, reference: Any) -> dict[str, Any] | None:  # noqa: ANN401
         """What a slice brought; None where a start or a death ended instead."""
@@ -181,7 +204,7 @@ class Supervisor:
                 raise DivergedError(f"training diverged: {error.cause}") from error
             if not _is_loss_of_peer(error):
                 raise _failure(worker.name, error) from error
-            worker.slices.remove(reference)
+            self._ended(worker, reference)
             if not self.check_peers():
                 time.sleep(PAUSE_SECONDS)
             return None
@@ -191,8 +214,14 @@ class Supervisor:
         if worker.starting is not None:
             worker.starting, self.changed = None, time.monotonic()
             return None
-        worker.slices.remove(reference)
+        self._ended(worker, reference)
+        self.calls += result["calls"]
         return result
+
+    @staticmethod
+    def _ended(worker: Worker, reference: Any) -> None:  # noqa: ANN401
+        place = worker.slices.index(reference)
+        del worker.slices[place], worker.allowed[place]
 
     def _check_silence(self) -> None:
         """Kills and replaces workers whose slice is overdue; an actor may wait for a free CPU as long as it takes."""

@@ -150,16 +150,19 @@ class RolloutWorker:
         self._pending: Items | None = None
         self._floors: Mapping[int, float] = {}  # as the shard that was inserted into last said
         self._next_shard = index
+        self._overrun = 0.0  # calls of the likelihood beyond those allowed, which the next slice has less
 
     def ready(self) -> bool:
         """True once the process is up."""
         return True
 
-    def work(self, seconds: float, peers: Peers) -> dict[str, Any]:
-        """Makes trajectories for `seconds`; returns counts and where the time went."""
+    def work(self, seconds: float, peers: Peers, calls: int | None = None) -> dict[str, Any]:
+        """Makes trajectories for `seconds`, or until the likelihood was called `calls` times; counts, and the time."""
         start = time.perf_counter()
         made, blocked, acting = 0, 0.0, 0.0
-        while time.perf_counter() - start < seconds:
+        counted = self._problem.calls
+        allowed = math.inf if calls is None else calls - self._overrun
+        while time.perf_counter() - start < seconds and counted.count < allowed:
             shard = peers.shards[self._next_shard % len(peers.shards)]
             if self._pending is None:
                 # Asked first: trajectories that wait for room are of an old policy when they arrive.
@@ -182,8 +185,11 @@ class RolloutWorker:
             else:
                 time.sleep(reply.retry_after)
                 blocked += reply.retry_after
+        self._overrun = max(counted.count - allowed, 0)
+        called, counted.count = counted.count, 0
         return {
             "trajectories": float(made),
+            "calls": called,
             "seconds": time.perf_counter() - start,
             "acting": acting,
             "blocked": blocked,

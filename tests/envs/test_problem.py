@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from envs import make_problem
+from envs.problem import LikelihoodCalls
 
 
 def test_each_trajectory_is_scored_against_its_own_measurement(gaussian_problem, generator):
@@ -75,3 +76,25 @@ def test_every_exact_posterior_gives_evidence_moments_and_samples(name, generato
         error = (draws.mean(0) - exact.mean) / (exact.variance / 20_000).sqrt()
         assert float(error.abs().max()) < 4.5  # of up to 64 normal deviates
         assert draws.var(0).flatten().tolist() == pytest.approx(exact.variance.flatten().tolist(), rel=0.12)
+
+
+def test_every_x_that_the_likelihood_is_asked_about_is_counted_wherever_the_problem_is_seen_from(gaussian_problem):
+    problem = dataclasses.replace(gaussian_problem, calls=LikelihoodCalls())
+    value, rows = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    steps = (
+        (3, lambda: problem.log_likelihood(value, rows)),
+        (5, lambda: problem.at(torch.ones(2, 2)).log_likelihood(value[:2], torch.tensor([0, 1]))),
+        (8, lambda: problem.gradient(value, torch.zeros(3, 2))),
+        (11, lambda: problem.marginal_gradient(value, torch.zeros(3, 2), torch.ones(3))),
+        (14, lambda: dataclasses.replace(problem, time_limit=9.0).simulate(value)),
+        (14, lambda: gaussian_problem.log_likelihood(value, rows)),  # which counts its own
+    )
+    for count, ask in steps:
+        ask()
+        assert problem.calls.count == count
+
+
+def test_a_way_to_a_rare_event_is_counted_as_well():
+    problem = make_problem("rare-event")
+    assert float(problem.violation(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)).min()) > 0
+    assert problem.calls.count == 4

@@ -128,6 +128,12 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         ("seed: -1", "seed must not be negative, got -1"),
         ("{runner: ray, clock: cpu}", "clock cpu is the processor time of one process: runner must be local, got ray"),
         ("max_seconds: 0", "max_seconds must be positive or null, got 0.0"),
+        ("max_likelihood_calls: 0", "max_likelihood_calls must be null or at least 256, to make one rollout"),
+        (
+            "{max_likelihood_calls: 500, actor: {batch_size: 512}}",
+            "max_likelihood_calls must be null or at least 512, to make one rollout (actor.batch_size = 512) and learn "
+            "from it (replay.min_size = 256), got 500",
+        ),
         ("learner: {learning_rate: -1}", "learner.learning_rate must be positive, got -1.0"),
         ("learner: {learning_rate: .nan}", "learner.learning_rate must be positive, got nan"),
         ("actor: {mixture: {prior: 0.5}}", "the shares of actor.mixture must be non-negative and sum to 1, got"),

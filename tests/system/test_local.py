@@ -8,6 +8,7 @@ import torch
 
 import system.local
 from envs.exact.chain import ChainPosterior
+from envs.problem import LikelihoodCalls
 from system.assembly import build_problem
 from system.config_file import config_from_tree
 from system.errors import ConfigError, RunnerError
@@ -342,3 +343,82 @@ def test_pretraining_draws_larger_batches_without_the_newest_share_at_the_same_p
     assert drawn == [(24, False)] * 24 + [(8, True)] * 36
     assert abs(runner.shard.stats().samples_per_insert_error) < 0.1
     assert runner.shard.stats().samples == 60 * 8  # as many as without pretraining
+
+
+def _counted(runner):
+    """The number of x that the runner's likelihood is asked about from now on, by its own methods."""
+    likelihood, asked = runner.problem.likelihood, []
+    for name in ("log_prob", "gradient"):
+        method = getattr(likelihood, name)
+
+        def watched(value, measurement, method=method):
+            asked.append(len(value))
+            return method(value, measurement)
+
+        setattr(likelihood, name, watched)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("budget", "a_turn", "changes"),
+    [
+        (300, 8, {"posterior__likelihood_gradient": "none"}),
+        (
+            1_500,
+            8 + 20 * 8,
+            {
+                "posterior__likelihood_gradient": "none",
+                "actor__mixture": {"path-search": 1.0},
+                "actor__final_mixture": {"path-search": 1.0},
+                "actor__path_search": {"sweeps": 2},
+            },
+        ),
+    ],
+)
+def test_a_run_ends_when_its_likelihood_calls_are_spent_with_one_turn_over_at_most(budget, a_turn, changes):
+    runner = _runner(max_likelihood_calls=budget, updates=10**6, **changes)
+    asked = _counted(runner)
+    metrics = _finish(runner).advance()
+    assert runner.updates > 20 and sum(asked) == metrics["system/likelihood_calls"] == runner.problem.calls.count
+    assert budget <= metrics["system/likelihood_calls"] < budget + a_turn
+    assert metrics["system/progress"] == 1.0
+
+
+def test_gradients_that_guide_actor_and_learner_are_likelihood_calls_too():
+    runner = _runner(max_likelihood_calls=4_000, updates=10**6)
+    assert runner.actor.posterior.uses_guidance
+    _turns(runner, 1)
+    assert runner.problem.calls.count >= 8 * (5 + 1)  # a gradient at every step, and the density of x
+    _finish(runner)
+    assert 4_000 <= runner.problem.calls.count < 4_000 + 8 * 5 * 3
+
+
+def test_likelihood_calls_are_the_same_when_the_run_is_resumed_and_those_of_the_judge_are_not_among_them(tmp_path):
+    changes = {"max_likelihood_calls": 300, "updates": 10**6, "posterior__likelihood_gradient": "none"}
+    straight, runner = _finish(_runner(**changes)), _runner(**changes)
+    _turns(runner, 30)
+    before = runner.problem.calls.count
+    resumed = _runner(**changes)
+    judged = resumed.problem
+    resumed.load(_save(runner, tmp_path / "saved"))
+    assert resumed.problem.calls.count == before > 0 and 0 < resumed.progress < 1
+    draw(dataclasses.replace(judged, calls=LikelihoodCalls()), resumed.actor.posterior, 64, seed=0)
+    assert resumed.problem.calls.count == before
+    _assert_equal(_state(_finish(resumed)), _state(straight))
+    assert resumed.problem.calls.count == straight.problem.calls.count
+
+
+def test_each_likelihood_call_is_learned_from_as_often_as_samples_per_insert_says():
+    few, many = (
+        _finish(
+            _runner(
+                max_likelihood_calls=1_000,
+                updates=10**6,
+                posterior__likelihood_gradient="none",
+                replay__samples_per_insert=pace,
+            )
+        )
+        for pace in (2.0, 8.0)
+    )
+    assert few.trajectories == many.trajectories == 1_000
+    assert many.updates / few.updates == pytest.approx(4, rel=0.1)

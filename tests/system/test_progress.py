@@ -66,6 +66,12 @@ def test_a_plain_line_holds_every_number_and_both_budgets(clock):
     )
 
 
+def test_likelihood_calls_are_shown_with_their_budget(clock):
+    shown = Progress("digits", budget_calls=20_000, stream=io.StringIO())
+    shown.update({"system/likelihood_calls": 12_288.0})
+    assert shown.line() == "elapsed=0:00:00 likelihood_calls=12,288/20,000"
+
+
 def test_the_seconds_of_a_resumed_run_replace_the_clock(clock):
     shown = Progress("digits", stream=io.StringIO())
     shown.update({"system/seconds": 3600.0})

@@ -23,6 +23,7 @@ import system.part
 import system.run
 from envs import InverseProblem, make_problem
 from envs.likelihoods import GaussianLikelihood
+from envs.problem import LikelihoodCalls
 from envs.registry import register
 from evaluation import evaluate
 from evaluation.report import summary_rows
@@ -30,7 +31,7 @@ from system.checkpoint import CheckpointStore
 from system.config_file import config_from_tree
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig
-from system.judge import _doubts
+from system.judge import _calls_spent, _doubts
 from system.metrics import read_metrics
 from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
 from system.run_directory import write_text
@@ -496,3 +497,21 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     run = type(finished)(path=tmp_path)
     write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
     assert f"note: {weight}\n" in closing_lines(run)
+
+
+def test_a_run_that_has_spent_its_likelihood_calls_ends_in_good_order_and_says_what_they_were(tmp_path):
+    posterior = TREE["posterior"] | {"likelihood_gradient": "none"}
+    rarely = {"interval_seconds": 1000}
+    config = _config(updates=10**6, max_likelihood_calls=200, posterior=posterior, checkpoint=rarely)
+    run = train(config, tmp_path / "run", quiet=True)
+    history = read_metrics(run.metrics)
+    calls, judged = (int(history[f"system/{name}_calls"][2][-1]) for name in ("likelihood", "judge"))
+    assert calls == 200 == history["actor/trajectories"][2][-1] and history["system/progress"][2][-1] == 1
+    assert judged == 4 * 16  # of one evaluation: trajectories, their chi square, that of exact samples, exact paths
+    assert _checkpoint(run).parts["run"].scalars["likelihood_calls"] == 200 and run.samples.exists()
+    assert system.run._judge_calls(run) == 64  # what the count goes on from if the run is resumed
+    problem = dataclasses.replace(make_problem("gaussian-linear"), calls=LikelihoodCalls(5_000))
+    assert _calls_spent(_config(max_likelihood_calls=200), problem, history) == [
+        "training took 200 likelihood calls (max_likelihood_calls: 200), evaluations and this report 5,000 more"
+    ]
+    assert _calls_spent(_config(), problem, history) == []

@@ -212,3 +212,16 @@ def test_a_configuration_that_ships_trains_one_step(path, tmp_path):
     loss = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["learner/loss"]
     assert np.isfinite(loss)
     assert torch.isfinite(load_prior(tmp_path / "run" / "prior", 2).sample(2)).all()
+
+
+def test_what_needs_a_posterior_says_that_the_run_of_a_prior_has_none_and_what_there_is(config, tmp_path, capfd):
+    run = tmp_path / "run"
+    assert _train(config, run) == 0
+    npz = str(tmp_path / "exact.npz")
+    for command in (["sample"], ["evaluate"], ["sample", "--exact", "--output", npz], ["train", "--init"]):
+        assert main([*command, str(run)]) == 2
+        out, err = capfd.readouterr()
+        assert out == "" and err == (
+            f"rtb: error: {run} is a run of `rtb prior train`, which trains a prior and no posterior: `rtb prior "
+            f"inspect {run}/prior` shows it, `rtb resume {run}` goes on with it\n"
+        )

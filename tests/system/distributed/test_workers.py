@@ -9,6 +9,7 @@ import pytest
 
 from system.distributed import workers
 from system.distributed.runner import RayRunner
+from system.distributed.supervisor import Supervisor, Worker
 from system.distributed.workers import Peers, RolloutWorker, ShardWorker, WeightStore
 from system.errors import RunnerError
 
@@ -79,6 +80,7 @@ def test_a_learner_that_starves_ends_the_run_with_what_replay_holds_and_has_refu
     runner.config, runner._progress, runner._learned_at = tiny(timeout_seconds=6.0), 0.0, time.monotonic() - 7
     runner.supervisor = SimpleNamespace(
         workers=[SimpleNamespace(starting=None)] * 3,
+        calls=0,
         changed=time.monotonic() - 7,
         shards=[None, None],
         shard_stats=[{"size": 0, "refused": 48}, {"size": 3, "refused": 16}],
@@ -91,3 +93,45 @@ def test_a_learner_that_starves_ends_the_run_with_what_replay_holds_and_has_refu
     )
     runner.supervisor.changed = time.monotonic() - 5  # a process came up meanwhile: it gets its time
     runner._check_starvation()
+
+
+def test_a_rollout_worker_keeps_to_the_likelihood_calls_it_is_allowed_and_makes_up_for_what_it_overran(
+    in_process, tiny
+):
+    config = tiny()
+    posterior = dataclasses.replace(config.posterior, likelihood_gradient="none")
+    replay = dataclasses.replace(config.replay, samples_per_insert=None)
+    config = dataclasses.replace(config, posterior=posterior, replay=replay)
+    worker = RolloutWorker(config, 0, 0)
+    peers = Peers(shards=(Answering(ShardWorker(config, 0)),), store=Answering(WeightStore()), timeout=5.0)
+    made = [worker.work(60.0, peers, allowed)["calls"] for allowed in (40, 40, 40, 1, 1, 40)]
+    assert made == [48, 32, 48, 0, 0, 48]  # by sixteen until 40, 40 - 8, 40, 1 - 8, 1 - 7 and 40 - 6 are reached
+    assert sum(made) < 40 + 40 + 40 + 1 + 1 + 40 + 16
+
+
+def test_actors_share_the_likelihood_calls_that_are_left_and_are_promised_no_more(tiny):
+    supervisor = object.__new__(Supervisor)  # its constructor starts workers
+    supervisor.config = dataclasses.replace(tiny(), max_likelihood_calls=1_000)
+    supervisor.calls, supervisor.actors = 200, [Worker("actor", 0), Worker("actor", 1)]
+    promised = []
+    while (allowed := supervisor._allowance()) > 0:
+        supervisor.actors[len(promised) % 2].allowed.append(allowed)
+        promised.append(allowed)
+    assert promised[:3] == [200, 150, 112] and sum(promised) == 800 and min(promised[:-1]) == 16
+    supervisor.actors[0].allowed.clear()  # it died, and its slices with it: what they were promised is there again
+    assert supervisor._allowance() == sum(promised[::2]) // 4
+    supervisor.calls = 1_016
+    assert supervisor._allowance() == 0
+    supervisor.config = tiny()
+    assert supervisor._allowance() is None
+
+
+def test_a_distributed_run_is_at_its_end_when_the_workers_have_reported_all_likelihood_calls(tiny):
+    runner = object.__new__(RayRunner)
+    runner.config, runner._progress = dataclasses.replace(tiny(), max_likelihood_calls=1_000), 0.1
+    runner.supervisor = SimpleNamespace(calls=500)
+    assert runner.progress == 0.5 and not runner.finished
+    runner.supervisor.calls = 1_008
+    assert runner.progress == 1 and runner.finished
+    runner.config = tiny()
+    assert runner.progress == 0.1
