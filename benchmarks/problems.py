@@ -60,6 +60,7 @@ CASES = {
     "lensing-source": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
+    "mass-map": Case(config="mass_map", from_prior=True),
     "psf-deconvolution": Case(config="psf_deconvolution", options={"prior": "galaxies"}, from_prior=True),
     "radio-closure": Case(config="radio_closure", from_prior=True),
     "radio-uv": Case(config="radio_uv", from_prior=True),
