@@ -23,7 +23,7 @@ from envs.data.shear_maps import FOLDER, JAX_LENSING
 __all__ = ["KAPPA_TNG_SCALE", "convergence_spectrum", "kappa_tng", "lognormal_power", "pixel_power"]
 
 KAPPA_TNG_SCALE = 0.29  # arcmin per pixel
-ALIASES = 3  # on each side of a frequency; the rest is 1 % of the variance of a pixel
+ALIASES = 3  # on each side of a frequency; the rest is 0.3 % of the power where it is most
 
 
 def convergence_spectrum(multipole: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from envs.problems import (
     chaos,
+    cluster_sz_xray,
     digits_half,
     digits_phase,
     funnel,
@@ -28,6 +29,7 @@ from envs.problems import (
 
 __all__ = [
     "chaos",
+    "cluster_sz_xray",
     "digits_half",
     "digits_phase",
     "funnel",
