@@ -46,6 +46,7 @@ CASES = {
     "chaos-henon-heiles": Case(config="chaos", from_prior=True),
     "chaos-lorenz63": Case(config="chaos", from_prior=True),
     "chaos-lorenz96": Case(config="chaos_lorenz96", from_prior=True),
+    "cluster-sz-xray": Case(config="cluster_sz_xray", from_prior=True),
     "digits-half": Case(config="digits_half"),
     "digits-phase": Case(config="digits_phase"),
     "funnel": Case(config="funnel"),

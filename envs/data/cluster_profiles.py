@@ -30,6 +30,7 @@ __all__ = [
     "MASS_PER_PARTICLE",
     "MPC",
     "PROTON",
+    "REFERENCE",
     "SOLAR",
     "angular_distance",
     "cluster_profiles",
@@ -38,6 +39,7 @@ __all__ = [
     "hydrostatic_mass",
     "knots",
     "pressure",
+    "radius_500",
     "reference",
 ]
 

@@ -33,7 +33,7 @@ HELIUM = (1 - HYDROGEN) / (4 * HYDROGEN)  # atoms for each of hydrogen
 IONS = (1 + 4 * HELIUM) / (1 + 2 * HELIUM)  # sum of Z^2 n_i for each electron
 UNIT = 1e-5
 """Of the SZ map: y of a massive cluster is some of these."""
-SHELLS, INNERMOST, OUTERMOST = 48, 0.01, 4.0  # Mpc, within which the SZ signal of a cluster ends
+SHELLS, INNERMOST, OUTERMOST = 96, 0.01, 4.0  # Mpc; so many are right to 1 % or so, and the SZ signal ends within
 COLDEST, HOTTEST, TABLE = 0.05, 100.0, 400  # keV, and how many temperatures Lambda is worked out at
 
 
@@ -44,11 +44,14 @@ class Profiles(nn.Module):
     """[S, K] of linear interpolation in log r, which goes on beyond the ends."""
     base: Tensor
     """[2, S] logarithms of the reference cluster."""
+    edges: Tensor
+    """[S + 1] of the shells, Mpc."""
 
     def __init__(self, radii: int, redshift: float) -> None:
         super().__init__()
-        self.edges = torch.from_numpy(np.concatenate([[0.0], np.geomspace(INNERMOST, OUTERMOST, SHELLS)]))  # Mpc
-        middle = np.concatenate([[INNERMOST / 2], np.sqrt(self.edges[1:-1] * self.edges[2:]).numpy()])
+        edges = np.geomspace(INNERMOST, OUTERMOST, SHELLS)
+        middle = np.concatenate([[INNERMOST / 2], np.sqrt(edges[:-1] * edges[1:])])
+        self.edges = torch.from_numpy(np.concatenate([[0.0], edges]))
         known = np.log(knots(radii))
         where = np.log(middle)[:, None]
         row = np.clip(np.searchsorted(known, where[:, 0]) - 1, 0, radii - 2)
