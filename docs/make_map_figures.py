@@ -47,12 +47,12 @@ def cosmos() -> None:
     seen = ~np.isnan(direct)
     top = 0.05
     shown = {
-        "Kaiser and Squires, noise and all": (direct, "RdBu_r", -2 * top, 2 * top),
-        "mean of the convergence": (mean, "RdBu_r", -top, top),
-        "one sample": (drawn[0, 0].numpy(), "RdBu_r", -top, top),
+        "Kaiser and Squires": (direct, "RdBu_r", -2 * top, 2 * top),
+        "posterior mean": (mean, "RdBu_r", -top, top),
+        "a sample": (drawn[0, 0].numpy(), "RdBu_r", -top, top),
         "standard deviation": (spread, "viridis", 0.0, float(spread.max())),
-        "mean / standard deviation": (mean / spread, "RdBu_r", -4.0, 4.0),
-        "noise of the shear, by pixel": (_noise(problem, seen), "viridis", 0.0, None),
+        "mean / deviation": (mean / spread, "RdBu_r", -4.0, 4.0),
+        "noise of the shear": (_noise(problem, seen), "viridis", 0.0, None),
     }
     figure = Figure(figsize=(9.0, 5.8))
     half = WIDTH / 2
@@ -62,6 +62,7 @@ def cosmos() -> None:
         axes.contour(seen, [0.5], colors="#33383f", linewidths=0.6, origin="lower", extent=place)
         figure.colorbar(picture, ax=axes, shrink=0.8)
         axes.set(title=title, xlabel="arcmin")
+        axes.grid(visible=False)
         finish(axes)
     (FIGURES / "mass_map_cosmos.png").write_bytes(render(figure, "mass_map_cosmos", "", "").png)
     ratio = np.where(seen, mean / spread, -np.inf)
@@ -117,6 +118,7 @@ def cluster() -> None:
         picture = axes.imshow(image, cmap="magma", origin="lower", extent=(-6, 6, -6, 6))
         figure.colorbar(picture, ax=axes, shrink=0.8)
         axes.set(title=title, xlabel="arcmin")
+        axes.grid(visible=False)
         finish(axes)
     quantities = (
         (density, "electron density, cm$^{-3}$", lambda x: np.exp(x[:, 0] + base[0])),
