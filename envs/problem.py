@@ -228,7 +228,7 @@ class InverseProblem:
     def marginal_gradient(self) -> MarginalGradient | None:
         """The likelihood's gradient that allows for an error of x, or None if it has none."""
         likelihood = self.likelihood
-        if not isinstance(likelihood, GaussianLikelihood) or isinstance(likelihood.noise_std, Tensor):
+        if not isinstance(likelihood, GaussianLikelihood):
             return None
         if not isinstance(likelihood.operator, LinearOperator):
             return None

@@ -1,9 +1,18 @@
 """The examples of the page of instruments start from a user's files, and run."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from astropy.io import fits
 
+from envs.data.cluster_profiles import angular_distance, reference
+from envs.operators import Shear
+from envs.operators.abel import shell_paths
+from envs.operators.cluster_gas import band_emissivity
+from envs.problems.cluster_sz_xray import cluster_masses
 from tests import ogip_files
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,3 +37,56 @@ def test_the_example_of_an_instrument_reads_a_users_files(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     exec(_example(heading), {})
     assert capsys.readouterr().out.strip() == output
+
+
+def _write(path, values, arcmin):
+    unit = fits.PrimaryHDU(values)
+    unit.header["CDELT1"], unit.header["CDELT2"] = -arcmin / 60, arcmin / 60
+    unit.writeto(path)
+
+
+def test_a_mass_of_ones_own_is_found_where_it_is(tmp_path, monkeypatch, capsys):
+    """A round lens of convergence 0.2 in pixels of 3 arcmin, at row 9 and column 5."""
+    line = np.arange(16)
+    kappa = 0.2 * np.exp(-((line[:, None] - 9) ** 2 + (line - 5) ** 2) / 2)
+    shear = Shear((1, 16, 16))(torch.from_numpy(kappa)[None, None])[0].numpy()
+    mask = np.zeros((16, 16))
+    mask[:2] = 1
+    noisy = shear + 0.01 * np.random.default_rng(0).normal(size=shear.shape)
+    images = {"e1": noisy[0], "e2": noisy[1], "noise": np.full((16, 16), 0.01), "mask": mask}
+    for name, values in images.items():
+        _write(tmp_path / f"{name}.fits", values, 3.0)
+    monkeypatch.chdir(tmp_path)
+    exec(_example("Mass maps"), {})
+    printed = capsys.readouterr().out
+    peak, spread = (float(number) for number in re.search(r"highest (\S+) \+- (\S+) at", printed).groups())
+    assert "(9, 5)" in printed and 0.005 < spread < 0.02
+    assert peak == pytest.approx(0.2, abs=0.05)  # the prior, of standard deviation 0.017, draws it to zero
+
+
+def test_the_dark_matter_of_a_cluster_of_ones_own_is_weighed(tmp_path, monkeypatch, capsys):
+    """Maps of the reference cluster, made here by summing over thin shells."""
+    edges = np.linspace(0, 4, 4_001)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    density, pressure = np.exp(reference(middle, 0.3))
+    arcmin = angular_distance(0.3) * np.pi / 180 / 60
+    emissivity = band_emissivity(pressure / density, np.array([0.65, 2.6]))
+
+    def integral(values, pixels, width):
+        line = (np.arange(pixels) - (pixels - 1) / 2) * width * arcmin
+        distance = np.hypot(line[:, None], line)
+        return shell_paths(torch.from_numpy(edges), torch.from_numpy(distance)).numpy() @ values * 3.0857e24
+
+    random = np.random.default_rng(0)
+    y = integral(pressure, 12, 1.0) * 6.6525e-25 / 511
+    _write(tmp_path / "y.fits", y + 1e-5 * random.normal(size=(12, 12)), 1.0)
+    exposure = np.full((24, 24), 5e5)
+    photons = integral(density**2 * emissivity, 24, 0.5) * (0.5 / 60 * np.pi / 180) ** 2 / (4 * np.pi * 1.3**3)
+    _write(tmp_path / "counts.fits", random.poisson(photons * exposure + 0.5).astype(float), 0.5)
+    _write(tmp_path / "exposure.fits", exposure, 0.5)
+    monkeypatch.chdir(tmp_path)
+    exec(_example("Clusters of galaxies"), {})
+    radius, dark, spread = (float(number) for number in re.findall(r"\d+\.\d+", capsys.readouterr().out)[:3])
+    true = cluster_masses(torch.zeros(1, 2, 8))
+    expected = np.interp(radius, true.radius, true.dark[0])
+    assert dark == pytest.approx(expected, abs=3.5 * spread) and 0.2 < spread < 2

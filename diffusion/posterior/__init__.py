@@ -48,7 +48,7 @@ class PosteriorConfig:
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
     through the denoiser: it costs the actor more and reaches what y does not see); pseudoinverse (the same, but the
-    first allows for the error of x^: for Gaussian noise of one size behind a linear operator of which one gain cannot
+    first allows for the error of x^: for Gaussian noise behind a linear operator of which one gain cannot
     suit all that it sees, as a blur)."""
 
 
@@ -67,7 +67,7 @@ def make_posterior(
         inverts = config.likelihood_gradient == "pseudoinverse"
         if inverts and marginal_gradient is None:
             raise ValueError(
-                "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise of one size, and this "
+                "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise, and this "
                 "likelihood is another; use state"
             )
         return ControlPosterior(

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 
 from diffusion.registry import nearest
+from envs.data.cluster_profiles import cluster_profiles
 from envs.data.dataset import Dataset
 from envs.data.files import fits, idx, images, npz
 from envs.data.image_sets import cifar10, digits, galaxies, mnist
@@ -42,6 +43,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "lorenz63": lorenz63,
     "lorenz96": lorenz96,
     "xray-spectra": xray_spectra,
+    "cluster-profiles": cluster_profiles,
     "images": images,
     "npz": npz,
     "idx": idx,

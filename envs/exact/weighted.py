@@ -7,9 +7,9 @@ have weights for the posterior and for its tempered form,
 
 b being the largest power, up to one, that leaves an effective number of `CENTRES` draws. Those, resampled, are the
 centres of the next q, a kernel density, a tenth of which stays p, so that no weight exceeds ten times the likelihood.
-Its kernel is round or of the draws' covariance, and of the width under which other draws are likeliest; under a mixture
-its components with other weights may be likelier still. The mean of the w_i of the last q is an unbiased estimate of
-the evidence. Nothing here knows of a chain.
+Its kernel is round or of the draws' covariance, and of the width under which other draws are likeliest; one Gaussian
+for all of them, or under a mixture its components with other weights, may be likelier still. The mean of the w_i of the
+last q is an unbiased estimate of the evidence. Nothing here knows of a chain.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ ENOUGH = 2_000.0
 ROUNDS = 8
 DEFENSIVE = 0.1  # of q that stays p
 WIDTHS = tuple(2.0**-power for power in range(8))  # of a kernel, in standard deviations of the draws
+WIDER = 1.2  # variance of a Gaussian over that of the draws, so that its weights are bounded where they are Gaussian
 FEW = 8  # elements of x that this is for
 ROWS = 1_000  # of draws at a time: the distances to all centres are many numbers
 POWER_BITS = 40
@@ -184,6 +185,7 @@ def _proposal(prior: KnownPrior, flat: Tensor, weights: Tensor, generator: torch
     centres, others = flat[rows[::2]], flat[rows[1::2]]
     shapes = (covariance + 1e-9 * unit, unit)
     kernels = [MixtureDenoiser(centres, width**2 * shape) for shape in shapes for width in WIDTHS]
+    kernels.append(MixtureDenoiser((weights @ flat)[None], WIDER * shapes[0]))  # kernels cost draws in many dimensions
     if isinstance(prior, MixtureDenoiser):  # then a kernel need not be found, but only which components matter
         shares = prior.classify(centres.reshape(-1, *prior.event_shape)).double().mean(0)
         log_shares = (0.99 * shares + 0.01 * prior.log_weights.exp()).log()

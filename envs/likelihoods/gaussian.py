@@ -79,20 +79,42 @@ class GaussianLikelihood(AutogradLikelihood):
     def marginal_gradient(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
         """[N, *D] gradient with respect to m of log p(y | m) at m = `value`, x being N(m, v I), v = `variance` [N].
 
-        A^T (v A A^T + sigma^2 I)^-1 (y - A m): for a linear operator and noise of one size.
+        A^T (v A A^T + S^2)^-1 (y - A m), S the diagonal of sigma: for a linear operator. Where sigma is another one in
+        each element it is that of S^-1 A, whose spectrum is dense.
         """
-        operator = self.operator
-        assert isinstance(operator, LinearOperator) and not isinstance(self.noise_std, Tensor)
+        operator, noise = self.operator, self.noise_std
+        assert isinstance(operator, LinearOperator)
+        residual, shift = measurement.to(value) - operator(value), 1.0
+        if isinstance(noise, Tensor):
+            operator, residual = _Whitened(operator, noise), residual / noise.to(residual)
+        else:
+            shift = noise**2
         if self._spectrum is None or self._spectrum.values.device != value.device:
             self._spectrum = operator.spectrum()
-        residual = measurement.to(value) - operator(value)
-        return operator.adjoint(self._spectrum.solve(residual, variance, self.noise_std**2)).reshape(value.shape)
+        return operator.adjoint(self._spectrum.solve(residual, variance, shift)).reshape(value.shape)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""
         clean: Tensor = self.operator(value)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         return clean + self._std(clean) * noise
+
+
+class _Whitened(LinearOperator):
+    """S^-1 A, behind which noise is white."""
+
+    def __init__(self, operator: LinearOperator, noise_std: Tensor) -> None:
+        super().__init__(operator.event_shape, operator.measurement_shape)
+        self.operator, self.noise_std = operator, noise_std
+
+    def forward(self, value: Tensor) -> Tensor:
+        """See `LinearOperator`."""
+        seen: Tensor = self.operator(value)
+        return seen / self.noise_std.to(seen)
+
+    def adjoint(self, measurement: Tensor) -> Tensor:
+        """See `LinearOperator`."""
+        return self.operator.adjoint(measurement / self.noise_std.to(measurement))
 
 
 class CorrelatedGaussianLikelihood(AutogradLikelihood):

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from envs.likelihoods.base import DifferentiableLikelihood, Likelihood, SimulableLikelihood
+from envs.likelihoods.base import (
+    DifferentiableLikelihood,
+    Likelihood,
+    SimulableLikelihood,
+    StandardisedLikelihood,
+)
 
 __all__ = ["DifferentiableJointLikelihood", "JointLikelihood", "SimulableJointLikelihood", "joint"]
 
@@ -66,9 +71,27 @@ class _SimulableDifferentiableJointLikelihood(SimulableJointLikelihood, Differen
     """Both."""
 
 
+class _StandardisedJointLikelihood(_SimulableDifferentiableJointLikelihood):
+    """Both, and residuals."""
+
+    def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
+        """See `StandardisedLikelihood`."""
+        residuals = []
+        for part, own in zip(self.parts, self.split(measurement), strict=True):
+            assert isinstance(part, StandardisedLikelihood)
+            residuals.append(part.standardised(value, own).flatten(1))
+        return torch.cat(residuals, 1)
+
+
 def joint(parts: Sequence[Likelihood]) -> JointLikelihood:
-    """The likelihood of all `parts` together, with a gradient where all have one, simulated where all can be."""
+    """The likelihood of all `parts` together, with a gradient where all have one, simulated where all can be.
+
+    It has residuals where all have a gradient, can be simulated, and have residuals.
+    """
     differentiable = all(isinstance(part, DifferentiableLikelihood) for part in parts)
+    standardised = all(isinstance(part, StandardisedLikelihood) for part in parts)
     if all(isinstance(part, SimulableLikelihood) for part in parts):
+        if differentiable and standardised:
+            return _StandardisedJointLikelihood(parts)
         return (_SimulableDifferentiableJointLikelihood if differentiable else SimulableJointLikelihood)(parts)
     return (DifferentiableJointLikelihood if differentiable else JointLikelihood)(parts)

@@ -15,6 +15,7 @@ from envs.operators.nonlinear_blur import NonlinearBlurSurrogate
 from envs.operators.nonuniform_fft import FastVisibilities, visibility_operator
 from envs.operators.pixels import Pixels, box_mask, random_mask
 from envs.operators.separable import Separable, lower_resolution
+from envs.operators.shear import Shear
 from envs.operators.space_variant import SpaceVariantBlur
 from envs.operators.sparse import SparseMatrix, radon
 from envs.operators.thin_film import ThinFilms
@@ -40,6 +41,7 @@ __all__ = [
     "Pixels",
     "Quantised",
     "Separable",
+    "Shear",
     "SpaceVariantBlur",
     "SparseMatrix",
     "Spectrum",

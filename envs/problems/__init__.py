@@ -2,6 +2,7 @@
 
 from envs.problems import (
     chaos,
+    cluster_sz_xray,
     digits_half,
     digits_phase,
     funnel,
@@ -19,6 +20,7 @@ from envs.problems import (
     lensing_source,
     lgcp,
     manywell,
+    mass_map,
     psf_deconvolution,
     radio,
     rare_event,
@@ -28,6 +30,7 @@ from envs.problems import (
 
 __all__ = [
     "chaos",
+    "cluster_sz_xray",
     "digits_half",
     "digits_phase",
     "funnel",
@@ -45,6 +48,7 @@ __all__ = [
     "lensing_source",
     "lgcp",
     "manywell",
+    "mass_map",
     "psf_deconvolution",
     "radio",
     "rare_event",

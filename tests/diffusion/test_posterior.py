@@ -400,5 +400,5 @@ def test_the_pseudoinverse_gradient_with_a_gain_of_one_is_the_shift_of_the_exact
 def test_the_pseudoinverse_gradient_needs_a_likelihood_that_has_it(line_mixture):
     prior = Prior(line_mixture, make_schedule("vp-linear", 4), (1,))
     config = PosteriorConfig(likelihood_gradient="pseudoinverse")
-    with pytest.raises(ValueError, match="pseudoinverse needs a linear operator with Gaussian noise of one size"):
+    with pytest.raises(ValueError, match="pseudoinverse needs a linear operator with Gaussian noise"):
         make_posterior(config, prior, (1,), _gradient)
