@@ -51,6 +51,7 @@ COUNTERS = {
     "replay/samples": "replay/restarts",
     "replay/restarts": None,
     "replay/lost": None,
+    "system/likelihood_calls": None,
 }
 """Numbers that never fall, but where the other one has risen: what a process had counted may go with it."""
 
