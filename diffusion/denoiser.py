@@ -230,6 +230,9 @@ class MixtureDenoiser(nn.Module):
         left = noise * precision
         denoised = mean + alpha * eigenvalues * precision * (rotated - alpha * mean)
         denoised = denoised if basis is None else denoised @ basis.T
+        # Late in a chain few components have a weight, and products with the covariance are then nearly free.
+        kept = (weights > math.exp(-NEGLIGIBLE_NATS / 2)).any(0)
+        weights, means = (weights, means) if bool(kept.all()) else (weights[:, kept], means[kept])
 
         def product(vector: Tensor) -> Tensor:
             rotated = vector.flatten(1) if basis is None else vector.flatten(1) @ basis
