@@ -66,15 +66,16 @@ class DiffusionPosteriorSampling:
         prior, gradient = problem.prior, problem.gradient
         assert gradient is not None  # a Gaussian likelihood has one
         self._prior, self._gradient, self._calls = prior, gradient, problem.calls
+        self._given = problem.guidance == "gradient"
         # grad_s log p(y | x^(s)) = -(|r| / sigma_y^2) grad_s |r|: the guidance holds the gradient of the norm.
         self._factor = scale * float(self._likelihood.noise_std) ** 2 * (prior.alpha if noised else 1.0) / prior.std
 
     def __call__(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
     ) -> Tensor:
-        """[N, *D] u; `guidance` is the gradient of log p(y | x^(s)) with respect to s, computed if not given."""
+        """[N, *D] u; `guidance` is used where it is the gradient of log p(y | x^(s)) with respect to s."""
         likelihood = self._likelihood
-        if guidance is None:
+        if guidance is None or not self._given:
             guidance = self._prior.pull_back(state, step, lambda value: self._gradient(value, measurement))[1]
         self._calls.count += len(denoised)  # of the residual, beside that of the gradient
         residual = (measurement.to(denoised) - likelihood.operator(denoised)).flatten(1).norm(dim=1)

@@ -58,11 +58,11 @@ class JointSimulation:
     ) -> Rollout:
         """See `actors.exploration.Exploration`; of `measurement_id` [B] only the number of entries counts."""
         made = rollout(problem, None, measurement_id, generator=generator)
-        samples, gradient = made.states[:, -1], problem.gradient
+        samples = made.states[:, -1]
         measurement = problem.simulate(samples, generator)
         guidance = None
-        if self._guided and posterior.uses_guidance and gradient is not None:
-            guidance = guide_path(problem.prior, gradient, made.states, measurement)
+        if self._guided and posterior.uses_guidance:
+            guidance = guide_path(problem.guide, made.states, measurement)
         log_likelihood = problem.log_likelihood_of(samples, measurement)
         return dataclasses.replace(
             made,

@@ -415,15 +415,14 @@ class PathSearch:
     def _estimates(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
         """The prior's estimates of x at s_0..s_K-1 of `states` [N, K+1, *D], and the guidance there."""
         count, steps = len(states), states.shape[1] - 1
-        gradient = self.problem.gradient
         denoised, guidance = [], []
         for row, step in stacked_transitions(count, steps, MAX_ROWS):
             state = states[row, step]
-            if self._guide is None or gradient is None:
+            if self._guide is None:
                 denoised.append(self.prior.denoised(state, step))
                 continue
             measurement = self.problem.measurements[self.measurement_id[row]].to(state)
-            estimate, pulled = self.prior.pull_back(state, step, lambda value, y=measurement: gradient(value, y))  # type: ignore[misc]
+            estimate, pulled = self.problem.guide(state, step, measurement)
             denoised.append(estimate)
             guidance.append(pulled)
         shape = (count, steps, *states.shape[2:])

@@ -122,17 +122,17 @@ def rollout(
     measurement = problem.measurements[measurement_id]
     state = prior.sample_base(count, generator) if start is None else start
     dim = state[0].numel()
-    gradient = problem.gradient if guided else None
+    guided = guided and problem.gradient is not None
     states, estimates, guidance, log_prior, log_ratios = [state], [], [], [], []
     behaviour = torch.zeros(count, dtype=torch.float64, device=state.device)
     for index in range(first, prior.num_steps):
         step = torch.full((count,), index, device=state.device)
         std = float(prior.std[index])
-        if gradient is None:
-            denoised = prior.denoised(state, step)
-        else:
-            denoised, pulled = prior.pull_back(state, step, lambda value: gradient(value, measurement))
+        if guided:
+            denoised, pulled = problem.guide(state, step, measurement)
             guidance.append(pulled)
+        else:
+            denoised = prior.denoised(state, step)
         drawn = torch.randn(state.shape, generator=generator, dtype=state.dtype, device=state.device)
         if noise is not None and renewed is not None:  # given together
             drawn = torch.where(renewed, drawn, noise[:, index - first])

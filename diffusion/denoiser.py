@@ -88,6 +88,16 @@ class GaussianDenoiser(nn.Module):
         denoised = mean + self._scaled(gain, state - expand(alpha, state) * mean)
         return denoised, self._scaled(gain, cotangent(denoised))
 
+    def covariance_given(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x^ and v -> Cov(x | s) v, see `diffusion.prior.Prior.covariance_given`; it is that of any state."""
+        mean, eigenvalues, _ = self._constants(state)
+        level, noise = expand(alpha, state), expand(sigma, state).square()
+        spread = eigenvalues * noise / (level**2 * eigenvalues + noise)
+        denoised = mean + self._scaled(self._gain(state, alpha, sigma), state - level * mean)
+        return denoised, lambda vector: self._scaled(spread, vector)
+
     def _gain(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """[N, D] slopes of x^ along the eigenvectors."""
         alpha, sigma, eigenvalues = expand(alpha, state), expand(sigma, state), self._constants(state)[1]
@@ -195,9 +205,19 @@ class MixtureDenoiser(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(x^, J^T v) for J = dx^/ds and v = `cotangent`(x^), all [N, *D]; see `diffusion.prior.Prior.pull_back`.
 
-        J = (alpha / sigma^2) Cov(x | s) (the second-order Tweedie formula), and with the share g = sigma^2 /
-        (alpha^2 C + sigma^2) of a component mean that is left in its posterior mean, in the eigenbasis
-        Cov(x | s) = C g + Cov_w(g mu_i). Two more matrix products, and no graph.
+        J = (alpha / sigma^2) Cov(x | s), the second-order Tweedie formula.
+        """
+        denoised, covariance = self.covariance_given(state, alpha, sigma)
+        slope = expand(alpha.to(state) / sigma.to(state).square(), state)
+        return denoised, slope * covariance(cotangent(denoised))
+
+    def covariance_given(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x^ and v -> Cov(x | s) v, both [N, *D]; see `diffusion.prior.Prior.covariance_given`.
+
+        With the share g = sigma^2 / (alpha^2 C + sigma^2) of a component mean that is left in its posterior mean, in
+        the eigenbasis Cov(x | s) = C g + Cov_w(g mu_i). Two matrix products, and no graph.
         """
         flat = state.flatten(1)
         alpha, sigma = alpha.to(flat)[:, None], sigma.to(flat)[:, None]
@@ -210,13 +230,18 @@ class MixtureDenoiser(nn.Module):
         left = noise * precision
         denoised = mean + alpha * eigenvalues * precision * (rotated - alpha * mean)
         denoised = denoised if basis is None else denoised @ basis.T
-        vector = cotangent(denoised.reshape(state.shape)).flatten(1)
-        vector = vector if basis is None else vector @ basis
-        weighted = weights * ((left * vector) @ means.T)  # [N, C]
-        spread = weighted @ means - mean * weighted.sum(1, keepdim=True)
-        pulled = alpha / noise * left * (eigenvalues * vector + spread)
-        pulled = pulled if basis is None else pulled @ basis.T
-        return denoised.reshape(state.shape), pulled.reshape(state.shape)
+        # Late in a chain few components have a weight, and products with the covariance are then nearly free.
+        kept = (weights > math.exp(-NEGLIGIBLE_NATS / 2)).any(0)
+        weights, means = (weights, means) if bool(kept.all()) else (weights[:, kept], means[kept])
+
+        def product(vector: Tensor) -> Tensor:
+            rotated = vector.flatten(1) if basis is None else vector.flatten(1) @ basis
+            weighted = weights * ((left * rotated) @ means.T)  # [N, C]
+            spread = weighted @ means - mean * weighted.sum(1, keepdim=True)
+            spread = left * (eigenvalues * rotated + spread)
+            return (spread if basis is None else spread @ basis.T).reshape(state.shape)
+
+        return denoised.reshape(state.shape), product
 
     def _weights(self, flat: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Responsibilities [N, C], and the states and means in the eigenbasis.

@@ -66,6 +66,15 @@ class FieldDenoiser(nn.Module):
         denoised = hartley(gain * hartley(state))
         return denoised, hartley(gain * hartley(cotangent(denoised)))
 
+    def covariance_given(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x^ and v -> Cov(x | s) v, see `diffusion.prior.Prior.covariance_given`; it is that of any state."""
+        level, noise, power = expand(alpha, state), expand(sigma, state).square(), self.power.to(state)
+        spread = power * noise / (level.square() * power + noise)
+        denoised = hartley(self._gain(state, alpha, sigma) * hartley(state))
+        return denoised, lambda vector: hartley(spread * hartley(vector))
+
     def _gain(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         alpha, sigma, power = expand(alpha, state), expand(sigma, state), self.power.to(state)
         return alpha * power / (alpha.square() * power + sigma.square())

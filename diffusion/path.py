@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion.denoiser import Density
 from diffusion.kernel import normal_log_prob
-from diffusion.posterior.base import LikelihoodGradient
+from diffusion.posterior.base import Guide
 from diffusion.prior import Prior
 
 __all__ = [
@@ -57,15 +57,12 @@ def denoise_path(prior: Prior, states: Tensor, max_rows: int = MAX_ROWS) -> Tens
 
 
 @torch.no_grad()
-def guide_path(
-    prior: Prior, gradient: LikelihoodGradient, states: Tensor, measurement: Tensor, max_rows: int = MAX_ROWS
-) -> Tensor:
-    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s along `states` [B, T+1, *D], y = `measurement`."""
+def guide_path(guide: Guide, states: Tensor, measurement: Tensor, max_rows: int = MAX_ROWS) -> Tensor:
+    """[B, T, *D] guidance along `states` [B, T+1, *D] for y = `measurement` [B, *Y]."""
     batch, steps = states.shape[0], states.shape[1] - 1
-    parts = []
-    for row, step in stacked_transitions(batch, steps, max_rows):
-        own = measurement[row]
-        parts.append(prior.pull_back(states[row, step], step, lambda value, own=own: gradient(value, own))[1])  # type: ignore[misc]
+    parts = [
+        guide(states[row, step], step, measurement[row])[1] for row, step in stacked_transitions(batch, steps, max_rows)
+    ]
     return torch.cat(parts).reshape(batch, steps, *states.shape[2:])
 
 

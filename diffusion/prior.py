@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffusion.kernel import DenoisingCoefficients, NoisingKernel, expand, normal_log_prob, normal_sample
 from diffusion.schedule import Schedule
 
-__all__ = ["Prior", "PullBack"]
+__all__ = ["KnowsCovariance", "Prior", "PullBack"]
 
 
 @runtime_checkable
@@ -27,6 +27,17 @@ class PullBack(Protocol):
         self, state: Tensor, alpha: Tensor, sigma: Tensor, cotangent: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         """See `Prior.pull_back`."""
+        ...
+
+
+@runtime_checkable
+class KnowsCovariance(Protocol):
+    """A denoiser that knows the covariance of x given its state."""
+
+    def covariance_given(
+        self, state: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """See `Prior.covariance_given`."""
         ...
 
 
@@ -116,6 +127,23 @@ class Prior(nn.Module):
             denoised = self.denoiser(leaf, alpha, sigma)
             (pulled,) = torch.autograd.grad(denoised, leaf, cotangent(denoised.detach()))
         return denoised.detach(), pulled
+
+    @torch.no_grad()
+    def covariance_given(self, state: Tensor, step: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x^ [N, *D], and the function v [N, *D] -> Cov(x | s) v.
+
+        Cov(x | s) = (sigma^2 / alpha) J^T for J = dx^/ds. Where the denoiser does not give it by itself every product
+        is a `pull_back`, and zero where alpha is.
+        """
+        alpha, sigma = self.alpha[step], self.sigma[step]
+        if isinstance(self.denoiser, KnowsCovariance):
+            return self.denoiser.covariance_given(state, alpha, sigma)
+        scale = torch.where(alpha > 0, sigma.square() / alpha.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+        def product(vector: Tensor) -> Tensor:
+            return expand(scale, state) * self.pull_back(state, step, lambda _: vector)[1]
+
+        return self.denoised(state, step), product
 
     def mean(self, state: Tensor, step: Tensor, denoised: Tensor) -> Tensor:
         """[N, *D] the mean m_k of the transition that leaves `state`, given the estimate `denoised` of x there."""

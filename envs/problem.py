@@ -7,13 +7,15 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Protocol, overload
+from typing import Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.newton import newton_shift
 from diffusion.posterior import LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
+from envs.information import information
 from envs.likelihoods import (
     DifferentiableLikelihood,
     GaussianLikelihood,
@@ -21,11 +23,12 @@ from envs.likelihoods import (
     LikelihoodError,
     RelaxedLikelihood,
     SimulableLikelihood,
+    StandardisedLikelihood,
 )
 from envs.operators import LinearOperator
 from envs.time_limit import time_limit
 
-__all__ = ["Classes", "ExactPosterior", "InverseProblem", "LikelihoodCalls"]
+__all__ = ["Classes", "ExactPosterior", "GuidanceForm", "InverseProblem", "LikelihoodCalls"]
 
 
 class ExactPosterior(Protocol):
@@ -63,6 +66,9 @@ class Classes:
     """[M, classes] exact posterior probability of each class for every measurement, unless `InverseProblem.solve` gives
     it."""
 
+
+GuidanceForm = Literal["gradient", "shift"]
+"""gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`."""
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
 
@@ -129,6 +135,8 @@ class InverseProblem:
     """[*Y] -> [H, W], or [3, H, W] in colour, picture of a measurement, NaN where nothing was seen."""
     solve: Solve | None = None
     """Exact posterior of any y [*Y] and its probability of each class, where there is a closed form."""
+    guidance: GuidanceForm = "gradient"
+    """What `guide` gives."""
     time_limit: float | None = None
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
     calls: LikelihoodCalls = field(default_factory=LikelihoodCalls)
@@ -223,6 +231,27 @@ class InverseProblem:
                 return gradient(value, measurement)
 
         return counted
+
+    def guide(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
+        """(x^, guidance), both [N, *D], at `state` [N, *D] and index `step` [N] for y = `measurement` [N, *Y].
+
+        What the guidance is says `guidance`; the likelihood must have a gradient, and for a shift `shiftable` be true.
+        """
+        gradient, likelihood = self.gradient, self.likelihood
+        assert gradient is not None
+        if self.guidance == "gradient":
+            return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
+        assert isinstance(likelihood, StandardisedLikelihood)
+        denoised, covariance = self.prior.covariance_given(state, step)
+        self.calls.count += len(state)  # of the residuals and their slopes, beside that of the gradient
+        curvature = information(likelihood, denoised, measurement)
+        return denoised, newton_shift(gradient(denoised, measurement), covariance, curvature)
+
+    @property
+    def shiftable(self) -> bool:
+        """Whether the guidance can be a shift: the likelihood has a gradient and knows its residuals."""
+        likelihood = self.likelihood
+        return isinstance(likelihood, DifferentiableLikelihood) and isinstance(likelihood, StandardisedLikelihood)
 
     @property
     def marginal_gradient(self) -> MarginalGradient | None:

@@ -22,7 +22,6 @@ costs is the prior's estimate at every new state.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import torch
@@ -136,9 +135,9 @@ def accumulate_simulated_gradient(
     for whole in even_chunks(len(row), max(max_rows, PRIOR_ROWS)):
         clean, seen, at = samples[row[whole]], measurement[row[whole]], step[whole]
         state = expand(prior.alpha[at], clean) * clean + expand(prior.sigma[at], clean) * noise[whole]
-        gradient, guidance = problem.gradient, None
-        if posterior.uses_guidance and gradient is not None:
-            denoised, guidance = prior.pull_back(state, at, partial(gradient, measurement=seen))
+        guidance = None
+        if posterior.uses_guidance:
+            denoised, guidance = problem.guide(state, at, seen)
         else:
             denoised = prior.denoised(state, at)
         towards = expand(prior.denoised_coefficient[at] / prior.std[at], clean) * (clean - denoised)

@@ -65,6 +65,8 @@ def build_problem(config: RunConfig) -> InverseProblem:
     try:
         problem = make_problem(name, config.problem.options)
         problem = dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
+        if config.posterior.form == "control" and config.posterior.likelihood_gradient == "covariance":
+            problem = dataclasses.replace(problem, guidance="shift")
         if config.measurement is not None:
             problem = problem.at(read_measurement(Path(config.measurement), problem)[None]).solved()
         return problem.to(find_device(config))
@@ -84,7 +86,12 @@ def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:
         torch.manual_seed(stream_seed(config, "posterior"))
         try:
             posterior = make_posterior(
-                config.posterior, problem.prior, shape, problem.gradient, problem.marginal_gradient
+                config.posterior,
+                problem.prior,
+                shape,
+                problem.gradient,
+                problem.marginal_gradient,
+                problem.guide if problem.shiftable else None,
             )
         except ValueError as error:
             raise ConfigError(f"posterior: {error}") from None

@@ -96,7 +96,7 @@ def test_the_readme_shows_the_problem_of_the_example():
 def test_every_problem_operator_and_likelihood_is_on_the_page_of_problems_and_its_snippet_runs():
     text = (ROOT / "docs" / "problems.md").read_text(encoding="utf-8")
     contracts = {"ForwardOperator", "LinearOperator", "Likelihood", "LikelihoodError", "AutogradLikelihood"}
-    contracts |= {"DifferentiableLikelihood", "SimulableLikelihood", "StandardisedLikelihood"}
+    contracts |= {"DifferentiableLikelihood", "ExpectedLikelihood", "SimulableLikelihood", "StandardisedLikelihood"}
     contracts |= {"RelaxedLikelihood"}
     contracts |= {"DifferentiableJointLikelihood", "SimulableJointLikelihood"}
     problems = python("-c", "import envs; print(*envs.problem_names())").split()  # other tests register some here

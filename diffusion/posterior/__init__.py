@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.posterior.base import LikelihoodGradient, MarginalGradient, Posterior, bounded, log_ratio
+from diffusion.posterior.base import Guide, LikelihoodGradient, MarginalGradient, Posterior, bounded, log_ratio
 from diffusion.posterior.control import ControlPosterior
 from diffusion.posterior.finetune import FinetunePosterior
 from diffusion.prior import Prior
@@ -16,6 +16,7 @@ from diffusion.prior import Prior
 __all__ = [
     "ControlPosterior",
     "FinetunePosterior",
+    "Guide",
     "LikelihoodGradient",
     "MarginalGradient",
     "Posterior",
@@ -44,12 +45,13 @@ class PosteriorConfig:
     elementwise: int = 0
     """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
     where the elements of x hardly depend on each other, as in many energies."""
-    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse"] = "state"
+    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse", "covariance"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
     through the denoiser: it costs the actor more and reaches what y does not see); pseudoinverse (the same, but the
-    first allows for the error of x^: for Gaussian noise behind a linear operator of which one gain cannot
-    suit all that it sees, as a blur)."""
+    first allows for the error of x^: for Gaussian noise behind a linear operator of which one gain cannot suit all that
+    it sees, as a blur); covariance (how far y moves x^, allowing for the covariance of x given the state,
+    by eight products with it: the best guide where the prior's denoiser knows its covariance, as mixtures do)."""
 
 
 def make_posterior(
@@ -58,10 +60,12 @@ def make_posterior(
     measurement_shape: tuple[int, ...],
     gradient: LikelihoodGradient | None,
     marginal_gradient: MarginalGradient | None = None,
+    shift: Guide | None = None,
 ) -> Posterior:
     """The posterior of `config` on `prior`; `gradient` is None for a likelihood that cannot be differentiated.
 
-    `marginal_gradient` is what `likelihood_gradient` pseudoinverse takes, None where the likelihood has none.
+    `marginal_gradient` is what `likelihood_gradient` pseudoinverse takes, and `shift` (the guide of a problem whose
+    guidance is that) what covariance does; None where the likelihood has none.
     """
     if config.form == "control":
         inverts = config.likelihood_gradient == "pseudoinverse"
@@ -69,6 +73,12 @@ def make_posterior(
             raise ValueError(
                 "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise, and this "
                 "likelihood is another; use state"
+            )
+        matches = config.likelihood_gradient == "covariance"
+        if matches and shift is None:
+            raise ValueError(
+                "likelihood_gradient covariance needs a likelihood with a gradient and residuals in standard "
+                "deviations of its noise (`standardised`), and this one lacks them; use state"
             )
         return ControlPosterior(
             prior,
@@ -80,6 +90,7 @@ def make_posterior(
             config.elementwise,
             guided=config.likelihood_gradient in ("state", "pseudoinverse"),
             marginal_gradient=marginal_gradient if inverts else None,
+            shift=shift if matches else None,
         )
     if config.form == "finetune":
         return FinetunePosterior(prior, measurement_shape)

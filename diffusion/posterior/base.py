@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion.kernel import expand
 from diffusion.prior import Prior
 
-__all__ = ["LikelihoodGradient", "MarginalGradient", "Posterior", "bounded", "log_ratio"]
+__all__ = ["Guide", "LikelihoodGradient", "MarginalGradient", "Posterior", "bounded", "log_ratio"]
 
 
 class LikelihoodGradient(Protocol):
@@ -33,6 +33,14 @@ class MarginalGradient(Protocol):
 
     def __call__(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
         """[N, *D] gradient with respect to m of log p(y | m) at m = `value`, x being N(m, `variance` [N] I)."""
+        ...
+
+
+class Guide(Protocol):
+    """What y says about a state, at the cost of a pass through the denoiser or of some: see `InverseProblem.guide`."""
+
+    def __call__(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
+        """(x^, guidance), both [N, *D], at `state` [N, *D] and index `step` [N], y = `measurement` [N, *Y]."""
         ...
 
 
@@ -84,7 +92,7 @@ class Posterior(nn.Module, ABC):
 
     @property
     def uses_guidance(self) -> bool:
-        """Whether `control` uses the gradient of log p(y | x^(s)) with respect to s; it computes it if not given."""
+        """Whether `control` uses the guidance of the problem; it computes it if not given."""
         return False
 
     @property

@@ -16,6 +16,13 @@ x^_k: for y = A x + noise
 
 Given x ~ N(x^_k, e_k^2 I) the gain c_k = 1 is then right; of the other g_k no gain is, where A is a blur.
 
+With `shift` there is one feature in the place of both gradients, the shift of x^ by y that allows for the covariance of
+x given s (`diffusion.newton`),
+
+    g_k = S (I + H S)^-1 grad_x log p(y | x) / e_k at x = x^_k,    S = Cov(x | s_k),
+
+of which c_k = 1 is right where S and H say all there is to say: a Gaussian prior, or a late step of any.
+
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
 difference where x has many elements that hardly depend on each other.
@@ -34,7 +41,7 @@ from torch import Tensor, nn
 
 from diffusion.kernel import expand
 from diffusion.network import MLP, Elementwise, UNet
-from diffusion.posterior.base import LikelihoodGradient, MarginalGradient, Posterior, bounded
+from diffusion.posterior.base import Guide, LikelihoodGradient, MarginalGradient, Posterior, bounded
 from diffusion.prior import Prior
 
 __all__ = ["ControlPosterior"]
@@ -59,17 +66,21 @@ class ControlPosterior(Posterior):
         *,
         guided: bool = True,
         marginal_gradient: MarginalGradient | None = None,
+        shift: Guide | None = None,
     ) -> None:
         """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count, `elementwise` h's width.
 
         With a U-Net, whose own layers are as local, or with `elementwise` 0 there is no h.
-        `gradient` None leaves g_k and f_k out; `guided` False leaves f_k out. A U-Net sees y through them only.
+        `gradient` None leaves g_k and f_k out; `guided` False leaves f_k out; `shift` takes the place of both. A U-Net
+        sees y through them only.
         """
         super().__init__(prior)
-        self._gradient = gradient
+        self._gradient = gradient if shift is None else None
         self._marginal_gradient = marginal_gradient
-        self._guided = guided and gradient is not None
-        shape, features = prior.event_shape, 2 + (gradient is not None) + self._guided
+        self._shift = shift
+        self._guided = guided and self._gradient is not None
+        uses = (self._gradient is not None, self._guided, shift is not None)
+        shape, features = prior.event_shape, 2 + sum(uses)
         dim = torch.Size(shape).numel()
         self.network: MLP | UNet
         if network == "mlp":
@@ -101,17 +112,17 @@ class ControlPosterior(Posterior):
     @property
     def uses_guidance(self) -> bool:
         """See `Posterior.uses_guidance`."""
-        return self._guided
+        return self._guided or self._shift is not None
 
     @property
     def differentiable(self) -> bool:
         """See `Posterior.differentiable`; a likelihood gives its gradient without that gradient's own derivative."""
-        return self._gradient is None
+        return self._gradient is None and self._shift is None
 
     @property
     def sees_measurement(self) -> bool:
         """See `Posterior.sees_measurement`."""
-        return isinstance(self.network, MLP) or self._gradient is not None
+        return isinstance(self.network, MLP) or not self.differentiable
 
     def control(
         self, state: Tensor, step: Tensor, denoised: Tensor, measurement: Tensor, guidance: Tensor | None = None
@@ -136,6 +147,11 @@ class ControlPosterior(Posterior):
             pulled = bounded(expand(prior.std[step], state) * pulled, MAX_FEATURE)
             inputs.append(pulled / scale.clamp_min(MIN_SCALE))
             outside = expand(self.gain[1, step], state) * pulled
+        if self._shift is not None:
+            moved = self._shift(state, step, measurement)[1] if guidance is None else guidance
+            moved = bounded(moved / expand(prior.uncertainty[step], state), MAX_FEATURE)
+            inputs.append(moved)
+            shift = expand(self.gain[0, step], state) * moved
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
         with self.autocast(state.device):
             if isinstance(self.network, MLP):

@@ -4,6 +4,7 @@ from envs.likelihoods.background import MeasuredBackgroundLikelihood
 from envs.likelihoods.base import (
     AutogradLikelihood,
     DifferentiableLikelihood,
+    ExpectedLikelihood,
     Likelihood,
     LikelihoodError,
     RelaxedLikelihood,
@@ -29,6 +30,7 @@ __all__ = [
     "DifferentiableJointLikelihood",
     "DifferentiableLikelihood",
     "EventLikelihood",
+    "ExpectedLikelihood",
     "GaussianLikelihood",
     "JointLikelihood",
     "Likelihood",

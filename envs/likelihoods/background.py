@@ -55,6 +55,11 @@ class MeasuredBackgroundLikelihood(AutogradLikelihood):
         self.register_buffer("background", background)
         self.register_buffer("log_background", log_negative_binomial(background, self.ratio))
 
+    def expected(self, value: Tensor) -> Tensor:
+        """See `ExpectedLikelihood`."""
+        source: Tensor = self.operator(value)
+        return source + self.ratio * (self.background + 0.5).to(value)
+
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`: with the mean and the variance over both, y and b."""
         extra = self.ratio * (self.background + 0.5).to(value)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 __all__ = [
     "AutogradLikelihood",
     "DifferentiableLikelihood",
+    "ExpectedLikelihood",
     "Likelihood",
     "LikelihoodError",
     "RelaxedLikelihood",
@@ -48,6 +49,15 @@ class StandardisedLikelihood(Protocol):
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, *Y] (y - E[y | x]) / std(y | x); of correlated noise, whitened."""
+        ...
+
+
+@runtime_checkable
+class ExpectedLikelihood(Protocol):
+    """A likelihood whose noise varies with x, and that knows E[y | x]."""
+
+    def expected(self, value: Tensor) -> Tensor:
+        """[N, *Y] E[y | x] for x = `value` [N, *D]."""
         ...
 
 

@@ -55,6 +55,10 @@ class PoissonLikelihood(AutogradLikelihood):
         """[N, *Y] lambda."""
         return self.operator(value) * self.exposure.to(value) + self.background.to(value)
 
+    def expected(self, value: Tensor) -> Tensor:
+        """See `ExpectedLikelihood`."""
+        return self.mean(value)
+
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`: Pearson's residuals."""
         mean = self.mean(value)
@@ -90,6 +94,10 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
             if not (given > 0 and math.isfinite(given)):
                 raise ValueError(f"{name} must be positive and finite, got {given}")
         self.read_std, self.gain = float(read_std), float(gain)
+
+    def expected(self, value: Tensor) -> Tensor:
+        """See `ExpectedLikelihood`."""
+        return self.gain * self.mean(value).clamp_min(0)
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`."""

@@ -117,6 +117,9 @@ def test_dps_is_the_finite_difference_of_the_residual_norm_at_the_denoised_estim
     assert float(control.norm(dim=1).min()) > 1e-3
     guidance = problem.prior.pull_back(state, step, lambda value: problem.gradient(value, measurement))[1]
     assert guide(state, step, denoised, measurement, guidance).numpy() == pytest.approx(control.numpy(), rel=1e-12)
+    shifted = dataclasses.replace(problem, guidance="shift")  # which is not what dps follows
+    guide = DiffusionPosteriorSampling(shifted, zeta, noised=noised)
+    assert guide(state, step, denoised, measurement, 2 * guidance).numpy() == pytest.approx(control.numpy(), rel=1e-12)
 
 
 def test_on_a_schedule_that_keeps_the_signal_the_noised_residual_is_the_residual():

@@ -67,7 +67,10 @@ def test_the_guidance_of_paths_is_that_of_a_loop_at_each_path_s_own_measurement(
     def gradient(value, target):
         return target - value
 
-    guidance = guide_path(network_prior, gradient, states, target, max_rows)
+    def guide(state, step, target):
+        return network_prior.pull_back(state, step, lambda value: gradient(value, target))
+
+    guidance = guide_path(guide, states, target, max_rows)
     assert guidance.shape == denoised.shape and not guidance.requires_grad
     for step in range(6):
         index, leaf = torch.full((5,), step), states[:, step].clone().requires_grad_(True)

@@ -1,0 +1,44 @@
+r"""The Fisher information of a likelihood: how sharply y tells x, as products with vectors.
+
+    H = G^T G,    G = dz/dx at y = E[y | x],    z = (y - E[y | x]) / std(y | x),
+
+where E[y | x] and the noise are those at x. For Gaussian noise behind a linear A it is A^T R^-1 A, for Poisson counts
+of mean lambda(x) the sum over y of grad lambda grad lambda^T / lambda.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from envs.likelihoods import ExpectedLikelihood, GaussianLikelihood, StandardisedLikelihood
+from envs.operators import LinearOperator
+
+__all__ = ["information"]
+
+
+def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: Tensor) -> Callable[[Tensor], Tensor]:
+    """The product v [N, *D] -> H v at x = `value` [N, *D]; by autograd, but for Gaussian noise behind a linear A.
+
+    `measurement` y [N, *Y] takes the place of E[y | x] where G does not depend on it: in noise that x has no part in.
+    """
+    if isinstance(likelihood, GaussianLikelihood) and isinstance(likelihood.operator, LinearOperator):
+        operator, noise = likelihood.operator, likelihood.noise_std
+        weight = noise.to(value) ** -2 if isinstance(noise, Tensor) else noise**-2
+        return lambda vector: operator.adjoint(weight * operator(vector)).reshape(vector.shape)
+    with torch.no_grad():
+        seen = likelihood.expected(value) if isinstance(likelihood, ExpectedLikelihood) else measurement
+    with torch.enable_grad():
+        leaf = value.detach().requires_grad_(True)
+        residual = likelihood.standardised(leaf, seen)
+        weights = torch.zeros_like(residual, requires_grad=True)
+        (pulled,) = torch.autograd.grad(residual, leaf, weights, create_graph=True)  # G^T w, of slope G in w
+
+    def product(vector: Tensor) -> Tensor:
+        (pushed,) = torch.autograd.grad(pulled, weights, vector.to(pulled), retain_graph=True)
+        (back,) = torch.autograd.grad(residual, leaf, pushed, retain_graph=True)
+        return back
+
+    return product

@@ -1,0 +1,47 @@
+from itertools import pairwise
+
+import pytest
+import torch
+
+from diffusion.newton import newton_shift
+
+
+def _symmetric(generator, rank):
+    """[5, 4, 4] float64, of each row its own, positive but for what `rank` leaves out."""
+    root = torch.randn(5, 4, rank, generator=generator, dtype=torch.float64)
+    return root @ root.mT
+
+
+def _product(matrix):
+    return lambda vector: (matrix @ vector[..., None])[..., 0]
+
+
+@pytest.mark.parametrize("rank", [2, 4])
+def test_the_shift_solves_the_equation_of_newton_s_step(generator, rank):
+    """Also where x is certain, or y tells nothing, along some directions."""
+    covariance, information = _symmetric(generator, rank), _symmetric(generator, rank)
+    gradient = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    identity = torch.eye(4, dtype=torch.float64)
+    expected = covariance @ torch.linalg.solve(identity + information @ covariance, gradient[..., None])
+    shift = newton_shift(gradient, _product(covariance), _product(information), 20)
+    assert shift.numpy() == pytest.approx(expected[..., 0].numpy(), rel=1e-8, abs=1e-9)
+
+
+def test_every_iteration_goes_uphill(generator):
+    """Of g.d - d^T (S^-1 + H) d / 2, which the shift maximises; the last step is as far as it goes."""
+    covariance, information = _symmetric(generator, 4), _symmetric(generator, 4)
+    gradient = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    precision = torch.linalg.inv(covariance) + information
+    heights = []
+    for count in range(1, 5):
+        shift = newton_shift(gradient, _product(covariance), _product(information), count)
+        heights.append((gradient * shift).sum(1) - 0.5 * torch.einsum("ni,nij,nj->n", shift, precision, shift))
+    best = 0.5 * torch.einsum("ni,nij,nj->n", gradient, torch.linalg.inv(precision), gradient)
+    assert float(heights[0].min()) > 0
+    assert all(bool((later >= earlier - 1e-12).all()) for earlier, later in pairwise(heights))
+    assert heights[-1].numpy() == pytest.approx(best.numpy(), rel=1e-8)
+
+
+def test_where_nothing_pulls_nothing_moves():
+    shift = newton_shift(torch.zeros(2, 3), lambda vector: vector, lambda vector: 2 * vector)
+    assert not shift.any()

@@ -1,0 +1,134 @@
+"""Products with the Fisher information, against dense matrices and closed forms."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from diffusion.denoiser import GaussianDenoiser
+from diffusion.posterior import PosteriorConfig, make_posterior
+from diffusion.prior import Prior
+from diffusion.schedule import make_schedule
+from envs import make_problem
+from envs.information import information
+from envs.likelihoods import (
+    ClosureLikelihood,
+    CorrelatedGaussianLikelihood,
+    GaussianLikelihood,
+    MeasuredBackgroundLikelihood,
+    PoissonGaussianLikelihood,
+    PoissonLikelihood,
+)
+from envs.operators import Lognormal, Matrix
+from envs.problem import InverseProblem
+
+MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
+VALUE = torch.tensor([[0.3, 0.5, 0.2], [1.1, 0.4, 0.9]], dtype=torch.float64)
+
+
+def _dense(likelihood, value, measurement):
+    """[N, D, D] of the products with unit vectors."""
+    product = information(likelihood, value, measurement)
+    unit = torch.eye(value[0].numel(), dtype=torch.float64)
+    return torch.stack([product(row.expand_as(value)) for row in unit], -1)
+
+
+def _counts(weight):
+    """A^T diag(weight [N, Y]) A."""
+    return MATRIX.T @ (weight[..., None] * MATRIX)
+
+
+def test_the_information_of_gaussian_noise_is_that_of_the_matrix():
+    seen = torch.zeros(2, 2)
+    for noise in (0.3, torch.tensor([0.3, 2.0], dtype=torch.float64)):
+        expected = _counts((torch.as_tensor(noise, dtype=torch.float64) ** -2).expand(2, 2))
+        found = _dense(GaussianLikelihood(Matrix(MATRIX), noise), VALUE, seen)
+        assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-6)
+
+
+def test_the_information_of_counts_does_not_depend_on_what_was_counted():
+    """grad lambda grad lambda^T / variance, also where the counts are far from what x would give."""
+    seen = torch.tensor([[0.0, 40.0], [7.0, 0.0]])
+    mean = 5 * (VALUE @ MATRIX.T) + 2
+    poisson = PoissonLikelihood(Matrix(MATRIX), 5.0, 2.0)
+    assert _dense(poisson, VALUE, seen).numpy() == pytest.approx(_counts(25 / mean).numpy(), rel=1e-6)
+    read = PoissonGaussianLikelihood(Matrix(MATRIX), 3.0, 2.0, 5.0, 2.0)
+    expected = _counts(100 / (4 * mean + 9))
+    assert _dense(read, VALUE, seen).numpy() == pytest.approx(expected.numpy(), rel=1e-6)
+
+
+def test_the_information_over_a_measured_background_has_the_noise_of_both():
+    beside, ratio = torch.tensor([3.0, 0.0, 7.0]), 0.4
+    likelihood = MeasuredBackgroundLikelihood(Lognormal((3,), 1.0), beside, ratio)
+    source = (VALUE - 0.5).exp()
+    expected = torch.diag_embed(source**2 / (source + ratio * (beside + 0.5) * (1 + ratio)))
+    found = _dense(likelihood, VALUE, torch.tensor([[9.0, 0.0, 1.0], [0.0, 3.0, 50.0]]))
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["radio-closure", "image-phase-retrieval"])
+def test_the_information_of_a_curved_operator_is_that_of_its_jacobian(name, generator):
+    problem = make_problem(name, {"num_steps": 2})
+    likelihood, seen = problem.likelihood, problem.measurements[:1].double()
+    assert isinstance(likelihood, ClosureLikelihood | GaussianLikelihood | CorrelatedGaussianLikelihood)
+    value = problem.prior.sample(1, generator).double()
+    slope = torch.autograd.functional.jacobian(lambda at: likelihood.standardised(at, seen).flatten(), value)
+    slope = slope.reshape(len(slope), -1)
+    vector = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    found = information(likelihood, value, seen)(vector)
+    expected = slope.T @ (slope @ vector.flatten())
+    assert found.flatten().numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-6 * float(expected.abs().max()))
+
+
+def _problem(denoiser, event_shape, likelihood, seen):
+    levels = make_schedule("vp-cosine-zero-snr", 6)
+    prior = Prior(denoiser, levels, event_shape, denoiser.denoising_variance)
+    return InverseProblem(name="test", prior=prior, likelihood=likelihood, measurements=seen, guidance="shift")
+
+
+def test_the_guide_of_a_gaussian_prior_is_the_shift_of_the_exact_posterior(generator):
+    """E[x | s, y] - E[x | s] of a correlated Gaussian, pure noise as a state included."""
+    root = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    covariance = root @ root.T + 0.1 * torch.eye(3)
+    noise = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(MATRIX), noise)
+    seen = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    problem = _problem(GaussianDenoiser(torch.ones(3), covariance), (3,), likelihood, seen[:1].float())
+    state, step = torch.randn(6, 3, generator=generator, dtype=torch.float64), torch.arange(6)
+    denoised, shift = problem.guide(state, step, seen)
+    assert denoised.numpy() == pytest.approx(problem.prior.denoised(state, step).numpy())
+    for row in range(6):
+        ratio = (problem.prior.alpha[row] / problem.prior.sigma[row]) ** 2
+        left = torch.linalg.inv(torch.linalg.inv(covariance) + ratio * torch.eye(3, dtype=torch.float64))
+        across = MATRIX @ left @ MATRIX.T + torch.diag(noise**2)
+        expected = left @ MATRIX.T @ torch.linalg.solve(across, seen[row] - MATRIX @ denoised[row])
+        assert shift[row].numpy() == pytest.approx(expected.numpy(), rel=1e-8, abs=1e-10)
+
+
+def test_a_posterior_with_a_gain_of_one_follows_the_shift(generator):
+    """u = b_k (E[x | s, y] - x^) / std_k, within its bounds: the best control that transitions of the prior allow."""
+    likelihood = GaussianLikelihood(Matrix(0.1 * MATRIX), 0.5)
+    seen = 0.1 * torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    problem = _problem(GaussianDenoiser(torch.zeros(3), 0.5), (3,), likelihood, seen[:1].float())
+    config = PosteriorConfig(hidden=8, likelihood_gradient="covariance")
+    posterior = make_posterior(config, problem.prior, (2,), problem.gradient, None, problem.guide).double()
+    assert posterior.uses_guidance and posterior.sees_measurement and not posterior.differentiable
+    prior, step = problem.prior, torch.arange(6)
+    state = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    denoised, shift = problem.guide(state, step, seen)
+    assert not posterior.control(state, step, denoised, seen).any()
+    posterior.gain.data[0] = 1.0
+    expected = (prior.denoised_coefficient / prior.std)[:, None] * shift
+    for carried in (None, shift):
+        control = posterior.control(state, step, denoised, seen, carried).detach()
+        assert control.numpy() == pytest.approx(expected.numpy(), rel=2e-3, abs=1e-6)  # the bounds, to second order
+    assert float(expected.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("guidance", ["gradient", "shift"])
+def test_only_a_likelihood_with_residuals_has_a_shift(line_mixture, guidance):
+    problem = dataclasses.replace(make_problem("gmm-25"), guidance=guidance)
+    assert problem.gradient is not None and not problem.shiftable
+    config = PosteriorConfig(likelihood_gradient="covariance")
+    with pytest.raises(ValueError, match="likelihood_gradient covariance needs a likelihood with a gradient and"):
+        make_posterior(config, problem.prior, (1,), problem.gradient)
