@@ -56,7 +56,7 @@ CASES = {
     "gmm-25-to-9": Case(config="gmm_25_to_9"),
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
     "lensing-euclid": Case(config="lensing", options={"prior": "galaxies"}),
-    "lensing-joint": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
+    "lensing-joint": Case(config="lensing_joint", options={"prior": "galaxies"}, from_prior=True),
     "lensing-source": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
