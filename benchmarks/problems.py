@@ -58,7 +58,7 @@ CASES = {
     "gmm-linear": Case(config="gmm_linear", from_prior=True),
     "inverse-design": Case(config="inverse_design"),
     "lensing-euclid": Case(config="lensing", options={"prior": "galaxies"}),
-    "lensing-joint": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
+    "lensing-joint": Case(config="lensing_joint", options={"prior": "galaxies"}, from_prior=True),
     "lensing-source": Case(config="lensing", options={"prior": "galaxies"}, from_prior=True),
     "lgcp": Case(config="lgcp"),
     "manywell": Case(config="manywell"),
