@@ -27,7 +27,7 @@ class JointLikelihood(nn.Module):
         self.parts = tuple(parts)
         self._modules_of_parts = nn.ModuleList([part for part in parts if isinstance(part, nn.Module)])
         self._sizes = [torch.Size(part.measurement_shape).numel() for part in parts]
-        self.measurement_shape = (sum(self._sizes),)
+        self.measurement_shape: tuple[int, ...] = (sum(self._sizes),)
 
     def split(self, measurement: Tensor) -> list[Tensor]:
         """Y [N, Y] as the measurements [N, *Y_i] of the parts."""

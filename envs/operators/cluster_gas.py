@@ -75,7 +75,7 @@ class Compton(nn.Module):
         """`paths` [Y, S] through the shells, Mpc."""
         super().__init__()
         self.profiles = profiles
-        self.measurement_shape = (len(paths),)
+        self.measurement_shape: tuple[int, ...] = (len(paths),)
         self.register_buffer("matrix", paths * (MPC * THOMSON / ELECTRON / UNIT))
 
     def forward(self, value: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class XrayPhotons(nn.Module):
         """`paths` [Y, S] in Mpc, `solid_angle` of a pixel in sr, `band` the observed energies, keV."""
         super().__init__()
         self.profiles = profiles
-        self.measurement_shape = (len(paths),)
+        self.measurement_shape: tuple[int, ...] = (len(paths),)
         self.register_buffer("matrix", paths * (MPC * solid_angle / (4 * math.pi * (1 + redshift) ** 3)))
         table = band_emissivity(np.geomspace(COLDEST, HOTTEST, TABLE), band * (1 + redshift))
         self.register_buffer("emissivity", torch.from_numpy(np.log(table)))

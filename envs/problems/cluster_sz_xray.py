@@ -39,7 +39,7 @@ from envs.data.cluster_profiles import (
 )
 from envs.data.sky_images import read_noise_map, read_sky_image
 from envs.exact.weighted import WeightedPosterior, weighted_posterior
-from envs.likelihoods import GaussianLikelihood, PoissonLikelihood, joint
+from envs.likelihoods import GaussianLikelihood, PoissonLikelihood, SimulableJointLikelihood, joint
 from envs.operators.abel import projected_map
 from envs.operators.cluster_gas import UNIT, Compton, Profiles, XrayPhotons
 from envs.problem import InverseProblem
@@ -164,6 +164,7 @@ def cluster_sz_xray(
     emitted = XrayPhotons(profiles, photons.paths(profiles.edges, distance), pixel, redshift, np.array(band))
     gaussian = GaussianLikelihood(compton, sky.of(noise) / UNIT)
     likelihood = joint([gaussian, PoissonLikelihood(emitted, photons.of(exposed), photons.of(beside))])
+    assert isinstance(likelihood, SimulableJointLikelihood)
     generator = torch.Generator().manual_seed(seed)
     known: Tensor | None = None
     if sky.values is not None and photons.values is not None:
