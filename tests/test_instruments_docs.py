@@ -64,6 +64,7 @@ def test_a_mass_of_ones_own_is_found_where_it_is(tmp_path, monkeypatch, capsys):
     assert peak == pytest.approx(0.2, abs=0.05)  # the prior, of standard deviation 0.017, draws it to zero
 
 
+@pytest.mark.slow
 def test_the_dark_matter_of_a_cluster_of_ones_own_is_weighed(tmp_path, monkeypatch, capsys):
     """Maps of the reference cluster, made here by summing over thin shells."""
     edges = np.linspace(0, 4, 4_001)
