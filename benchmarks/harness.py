@@ -92,6 +92,8 @@ class Finished:
     """Processor time of the whole run, all processes of the local runner; nan where not measured."""
     diverged: bool
     """See `system.judge.has_diverged`; a run that the guard ended is one."""
+    memory: float = math.nan
+    """Largest resident memory of the process while it made the run, bytes; nan where not measured."""
 
     def last(self, key: str) -> float:
         """The newest value of a training metric, nan if it was never logged."""
@@ -191,6 +193,7 @@ def elbo_gap(run: Finished) -> float:
 def _train(run: Planned, directory: Path) -> dict[str, Any]:
     """Makes the run; what `_finished` reads."""
     shutil.rmtree(directory, ignore_errors=True)
+    reset_peak_bytes()
     before, metrics, ended = time.process_time(), {}, ""
     try:
         made = train(load_config(run.config, list(run.overrides)), directory, quiet=True)
@@ -202,7 +205,8 @@ def _train(run: Planned, directory: Path) -> dict[str, Any]:
     history = read_metrics(RunDirectory.open(directory).metrics) if directory.exists() else {}
     training = {key: float(values[-1]) for key, (_, _, values) in history.items() if not key.startswith("eval/")}
     cpu_seconds = time.process_time() - before
-    return {"cpu_seconds": cpu_seconds, "ended": ended, "metrics": metrics, "training": training}
+    result = {"cpu_seconds": cpu_seconds, "ended": ended, "metrics": metrics, "training": training}
+    return result | {"memory": float(peak_bytes())}
 
 
 def _finished(name: str, result: Mapping[str, Any]) -> Finished:
@@ -212,7 +216,19 @@ def _finished(name: str, result: Mapping[str, Any]) -> Finished:
         training=result["training"],
         cpu_seconds=float(result["cpu_seconds"]),
         diverged=bool(result["ended"]) or has_diverged(result["metrics"]),
+        memory=float(result.get("memory", math.nan)),
     )
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far, or since `reset_peak_bytes`; of Linux."""
+    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had before this one began
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+
+
+def reset_peak_bytes() -> None:
+    """Forgets the peak up to now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def median(runs: Sequence[Finished], value: Callable[[Finished], float]) -> float:

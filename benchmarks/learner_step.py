@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from actors import Actor, ActorConfig
-from benchmarks.harness import write_figures
+from benchmarks.harness import peak_bytes, write_figures
 from diffusion.denoiser import NetworkDenoiser
 from diffusion.kernel import normal_log_prob
 from diffusion.network import MLP, UNet
@@ -166,20 +166,14 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
     return step
 
 
-def peak_bytes(name: str, variant: str) -> int:
+def memory_of(name: str, variant: str) -> int:
     """Memory that steps take beyond what the process had before them; in a process of its own."""
     torch.set_num_threads(1)
     step = stepper(CASES[name], variant)
-    before = _peak()
+    before = peak_bytes()
     for _ in range(2):
         step()
-    return _peak() - before
-
-
-def _peak() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    status = Path("/proc/self/status").read_text()  # getrusage would count what the parent had before this one began
-    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    return peak_bytes() - before
 
 
 def gradient_error(case: Case) -> float:
@@ -217,7 +211,7 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     memory: dict[str, int] = {}
     for variant in variants:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            memory[variant] = pool.submit(peak_bytes, name, variant).result()
+            memory[variant] = pool.submit(memory_of, name, variant).result()
     parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case).prior).parameters())
     print(f"\n| {name}, {parameters:,} parameters, B = {case.batch}, T = {case.steps} | ms | speed-up | MiB |")
     print("|---|---:|---:|---:|")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,12 +79,12 @@ CASES = {
 }
 
 
-def planned(benchmark: Benchmark) -> list[Planned]:
-    """One run of every problem."""
+def planned(benchmark: Benchmark, names: Sequence[str] = tuple(CASES)) -> list[Planned]:
+    """One run of every problem of `names`."""
     seconds = SHORT_SECONDS if benchmark.short else SECONDS
     trees = {
-        name: shortened(CONFIGS / f"{case.config}.yaml", {"name": name, **case.options}, seconds)
-        for name, case in CASES.items()
+        name: shortened(CONFIGS / f"{CASES[name].config}.yaml", {"name": name, **CASES[name].options}, seconds)
+        for name in names
     }
     return seed_by_seed(benchmark, trees, dict.fromkeys(trees, (0,)))
 
@@ -138,10 +138,9 @@ def _made(name: str) -> InverseProblem:
     return make_problem(name, CASES[name].options)
 
 
-def main() -> None:
-    """Runs the benchmark."""
-    benchmark = parse("problems", __doc__ or "")
-    runs = run_all(benchmark, planned(benchmark))
+def report(benchmark: Benchmark, names: Sequence[str], subject: str) -> None:
+    """Trains the problems `names`, and prints and writes the table and the figures, called by their `subject`."""
+    runs = run_all(benchmark, planned(benchmark, names))
     before = {run.name: elbo_of_prior(_made(name_of(run))) for run in runs}
     fine = [is_fine(run, before[run.name]) for run in runs]
     squares = [square for square in map(chi_square, runs) if not math.isnan(square)]
@@ -157,15 +156,22 @@ def main() -> None:
         "exact chi2": lambda run: run.metrics["eval/exact_reduced_chi2"],
         "fine": lambda run: float(is_fine(run, before[run.name])),
         "CPU s": lambda run: run.cpu_seconds,
+        "wall s": lambda run: run.last("system/seconds"),
+        "MiB": lambda run: run.memory / 2**20,
     }
     figures = {
-        "problems_ok": float(sum(fine)),
-        "problems_total": float(len(problem_names())),
+        f"{subject}_ok": float(sum(fine)),
+        f"{subject}_total": float(len(names)),
         "chi2_median": statistics.median(squares),
         "chi2_min": min(squares),
         "chi2_max": max(squares),
     }
-    finish(benchmark, "problems, all runs", columns, runs, figures)
+    finish(benchmark, f"{subject}, all runs", columns, runs, figures)
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    report(parse("problems", __doc__ or ""), problem_names(), "problems")
 
 
 if __name__ == "__main__":

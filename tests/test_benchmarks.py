@@ -13,6 +13,7 @@ from benchmarks import (
     exact_evidence,
     exploration,
     harness,
+    instruments,
     objectives,
     operators,
     problems,
@@ -23,7 +24,7 @@ from benchmarks import (
 from benchmarks.cox import cox_log_evidence
 from benchmarks.digits_half import wait
 from benchmarks.gaussian_linear import moments
-from benchmarks.harness import Benchmark, Finished
+from benchmarks.harness import Benchmark, Finished, peak_bytes, reset_peak_bytes
 from benchmarks.path_search import mode_ratio, moment_ratios
 from diffusion.denoiser import GaussianDenoiser
 from diffusion.field_denoiser import hartley
@@ -129,6 +130,24 @@ def test_every_run_of_the_objectives_benchmark_has_an_objective_that_its_problem
         problem = problems.setdefault(config.problem.name, build_problem(config))
         assert build_learner(config, problem).config.objective == config.learner.objective
         assert run.name.removesuffix("-seed0").endswith(config.learner.objective)
+
+
+def test_every_instrument_is_a_case_of_the_problems(tmp_path):
+    plan = problems.planned(_benchmark(tmp_path), instruments.INSTRUMENTS)
+    assert [run.name for run in plan] == [f"{name}-seed0" for name in instruments.INSTRUMENTS]
+    assert [load_config(run.config).problem.name for run in plan] == list(instruments.INSTRUMENTS)
+    documented = Path("docs/instruments.md").read_text()
+    assert all(f"`{name}`" in documented for name in instruments.INSTRUMENTS)
+
+
+def test_the_peak_of_the_memory_can_be_forgotten():
+    before = peak_bytes()
+    held = np.ones(40_000_000)  # 320 MB
+    high = peak_bytes()
+    assert high > before
+    del held
+    reset_peak_bytes()
+    assert peak_bytes() < high - 200_000_000
 
 
 def test_every_run_of_the_stability_benchmark_is_planned_and_loads(tmp_path):
