@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from envs.likelihoods import ExpectedLikelihood, GaussianLikelihood, StandardisedLikelihood
+from envs.likelihoods import ExpectedLikelihood, GaussianLikelihood, JointLikelihood, StandardisedLikelihood
 from envs.operators import LinearOperator
 
 __all__ = ["information"]
@@ -23,7 +23,14 @@ def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: 
     """The product v [N, *D] -> H v at x = `value` [N, *D]; by autograd, but for Gaussian noise behind a linear A.
 
     `measurement` y [N, *Y] takes the place of E[y | x] where G does not depend on it: in noise that x has no part in.
+    That of several instruments is the sum of theirs.
     """
+    if isinstance(likelihood, JointLikelihood):
+        products = []
+        for part, own in zip(likelihood.parts, likelihood.split(measurement), strict=True):
+            assert isinstance(part, StandardisedLikelihood)
+            products.append(information(part, value, own))
+        return lambda vector: torch.stack([product(vector) for product in products]).sum(0)
     if isinstance(likelihood, GaussianLikelihood) and isinstance(likelihood.operator, LinearOperator):
         operator, noise = likelihood.operator, likelihood.noise_std
         weight = noise.to(value) ** -2 if isinstance(noise, Tensor) else noise**-2

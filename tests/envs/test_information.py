@@ -18,6 +18,7 @@ from envs.likelihoods import (
     MeasuredBackgroundLikelihood,
     PoissonGaussianLikelihood,
     PoissonLikelihood,
+    joint,
 )
 from envs.operators import Lognormal, Matrix
 from envs.problem import InverseProblem
@@ -63,6 +64,16 @@ def test_the_information_over_a_measured_background_has_the_noise_of_both():
     source = (VALUE - 0.5).exp()
     expected = torch.diag_embed(source**2 / (source + ratio * (beside + 0.5) * (1 + ratio)))
     found = _dense(likelihood, VALUE, torch.tensor([[9.0, 0.0, 1.0], [0.0, 3.0, 50.0]]))
+    assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-12)
+
+
+def test_the_information_of_several_instruments_is_the_sum_of_theirs_whatever_was_counted():
+    operator = Lognormal((3,), 1.0)
+    gaussian, counts = GaussianLikelihood(operator, 0.3), PoissonLikelihood(operator, 2.0)
+    likelihood = joint([gaussian, counts])
+    mean = (VALUE - 0.5).exp()
+    expected = torch.diag_embed(mean**2 / 0.3**2 + 2.0 * mean)
+    found = _dense(likelihood, VALUE, torch.full((len(VALUE), 6), 40.0))  # far from what is expected
     assert found.numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-12)
 
 
