@@ -27,7 +27,7 @@ __all__ = ["ClosurePosterior", "Components", "closure_reference"]
 
 BETAS = (*(10.0 ** (power / 3) for power in range(-12, 0)), *(1.0,) * 20)
 KEPT = {1e-2: 200, 1e-1: 80, 1.0: 24}
-"""How many components are left once beta is that, the likeliest by Laplace's approximation."""
+"""How many components are left from that beta on, the likeliest by Laplace's approximation."""
 NEGLIGIBLE = 12.0  # nats below the likeliest component, at the end
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
 ROWS = 50  # components at a time
@@ -157,7 +157,7 @@ def _modes(parts: Components, log_weights: Tensor) -> tuple[Tensor, Tensor]:
         last = index + 1 == len(BETAS) or BETAS[index + 1] != beta
         if last:
             laplace = log_weights[row] - parts.misfit(row, z, beta) - 0.5 * log_determinant
-            most = next((count for limit, count in KEPT.items() if abs(beta / limit - 1) < 1e-6), len(row))
+            most = min((count for limit, count in KEPT.items() if beta > 0.99 * limit), default=len(row))
             order = laplace.argsort(descending=True)[:most]
             if beta == 1:
                 order = order[laplace[order] > laplace.max() - NEGLIGIBLE]
