@@ -31,10 +31,11 @@ class Row:
     """Format specification."""
 
 
+CALLS = "system/likelihood_calls"
 ROWS = (
     Row(label="updates", key="learner/updates", form=",.0f"),
     Row(label="trajectories", key="actor/trajectories", form=",.0f"),
-    Row(label="likelihood calls", key="system/likelihood_calls", form=",.0f"),
+    Row(label="likelihood calls", key=CALLS, form=",.0f"),
     Row(label="loss", key="learner/loss", form=".4g"),
     Row(label="validation loss", key="eval/validation_loss", form=".4g"),
     Row(label="ELBO", key="eval/elbo", form=".3f"),
@@ -79,7 +80,7 @@ class Progress:
         """
         self._title = title
         self._budget_seconds = budget_seconds
-        self._budgets = {"learner/updates": budget_updates, "system/likelihood_calls": budget_calls}
+        self._budgets = {"learner/updates": budget_updates, CALLS: budget_calls}
         self._quiet = quiet
         self._stream = stream if stream is not None else sys.stdout
         self.console = Console(file=self._stream, quiet=quiet)
@@ -168,6 +169,8 @@ class Progress:
             if row.key in self._metrics:
                 text = format(self._metrics[row.key], row.form)
                 budget = self._budgets.get(row.key)
+                if row.key == CALLS and budget is None:  # millions, which nobody has asked about
+                    continue
                 if budget is not None:
                     text = f"{text} / {budget:,}"
                 numbers.append((row.label, text))

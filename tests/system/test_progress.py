@@ -72,6 +72,12 @@ def test_likelihood_calls_are_shown_with_their_budget(clock):
     assert shown.line() == "elapsed=0:00:00 likelihood_calls=12,288/20,000"
 
 
+def test_likelihood_calls_without_a_budget_are_not_in_the_way(clock):
+    shown = Progress("digits", stream=io.StringIO())
+    shown.update({"system/likelihood_calls": 12_288.0, "learner/updates": 3.0})
+    assert shown.line() == "elapsed=0:00:00 updates=3"
+
+
 def test_the_seconds_of_a_resumed_run_replace_the_clock(clock):
     shown = Progress("digits", stream=io.StringIO())
     shown.update({"system/seconds": 3600.0})
