@@ -21,7 +21,7 @@ from torch import Tensor
 
 from diffusion.kernel import expand
 
-__all__ = ["ITERATIONS", "newton_shift"]
+__all__ = ["ITERATIONS", "Product", "newton_shift"]
 
 ITERATIONS = 8
 TINY = 1e-30  # where nothing is left of the residual a step divides zero by zero

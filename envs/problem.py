@@ -12,7 +12,8 @@ from typing import Literal, Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from diffusion.newton import newton_shift
+from diffusion.kernel import expand
+from diffusion.newton import Product, newton_shift
 from diffusion.posterior import LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
 from envs.information import information
@@ -67,8 +68,11 @@ class Classes:
     it."""
 
 
-GuidanceForm = Literal["gradient", "shift"]
-"""gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`."""
+GuidanceForm = Literal["gradient", "shift", "repeated"]
+"""gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`.
+repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, `REPEATS` times."""
+
+REPEATS = 3
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
 
@@ -235,21 +239,32 @@ class InverseProblem:
     def guide(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
         """(x^, guidance), both [N, *D], at `state` [N, *D] and index `step` [N] for y = `measurement` [N, *Y].
 
-        What the guidance is says `guidance`; the likelihood must have a gradient, and for a shift `shiftable` be true.
+        What it is says `guidance`; the likelihood must have a gradient, and for any other guidance be `shiftable`.
         """
-        gradient, likelihood = self.gradient, self.likelihood
+        gradient = self.gradient
         assert gradient is not None
         if self.guidance == "gradient":
             return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
-        assert isinstance(likelihood, StandardisedLikelihood)
-        denoised, covariance = self.prior.covariance_given(state, step)
-        self.calls.count += len(state)  # of the residuals and their slopes, beside that of the gradient
-        curvature = information(likelihood, denoised, measurement)
-        return denoised, newton_shift(gradient(denoised, measurement), covariance, curvature)
+        if self.guidance == "shift":
+            denoised, covariance = self.prior.covariance_given(state, step)
+            return denoised, self._shift(denoised, measurement, covariance)
+        variance = expand(self.prior.uncertainty[step].square(), state).to(state)
+        first = moved = self.prior.denoised(state, step)
+        for _ in range(REPEATS):
+            shift = self._shift(moved, measurement, lambda vector: variance * vector)
+            state = state + expand(self.prior.alpha[step], state) * shift
+            moved = self.prior.denoised(state, step)
+        return first, moved - first
+
+    def _shift(self, value: Tensor, measurement: Tensor, covariance: Product) -> Tensor:
+        gradient, likelihood = self.gradient, self.likelihood
+        assert gradient is not None and isinstance(likelihood, StandardisedLikelihood)
+        self.calls.count += len(value)  # of the residuals and their slopes, beside that of the gradient
+        return newton_shift(gradient(value, measurement), covariance, information(likelihood, value, measurement))
 
     @property
     def shiftable(self) -> bool:
-        """Whether the guidance can be a shift: the likelihood has a gradient and knows its residuals."""
+        """Whether the guidance can be a shift, repeated or not: the likelihood has a gradient and residuals."""
         likelihood = self.likelihood
         return isinstance(likelihood, DifferentiableLikelihood) and isinstance(likelihood, StandardisedLikelihood)
 

@@ -45,13 +45,15 @@ class PosteriorConfig:
     elementwise: int = 0
     """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
     where the elements of x hardly depend on each other, as in many energies."""
-    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse", "covariance"] = "state"
+    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse", "covariance", "repeated"] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
     through the denoiser: it costs the actor more and reaches what y does not see); pseudoinverse (the same, but the
     first allows for the error of x^: for Gaussian noise behind a linear operator of which one gain cannot suit all that
     it sees, as a blur); covariance (how far y moves x^, allowing for the covariance of x given the state,
-    by eight products with it: the best guide where the prior's denoiser knows its covariance, as mixtures do)."""
+    by eight products with it: the best guide where the prior's denoiser knows its covariance and one mode is left, as
+    mixtures do); repeated (the gradient with respect to x^, and how far x^ moves when the state is moved towards y and
+    estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser)."""
 
 
 def make_posterior(
@@ -75,22 +77,23 @@ def make_posterior(
                 "likelihood is another; use state"
             )
         matches = config.likelihood_gradient == "covariance"
-        if matches and shift is None:
+        moves = matches or config.likelihood_gradient == "repeated"
+        if moves and shift is None:
             raise ValueError(
-                "likelihood_gradient covariance needs a likelihood with a gradient and residuals in standard "
-                "deviations of its noise (`standardised`), and this one lacks them; use state"
+                f"likelihood_gradient {config.likelihood_gradient} needs a likelihood with a gradient and residuals in "
+                "standard deviations of its noise (`standardised`), and this one lacks them; use state"
             )
         return ControlPosterior(
             prior,
             measurement_shape,
-            None if config.likelihood_gradient == "none" else gradient,
+            None if matches or config.likelihood_gradient == "none" else gradient,
             config.network,
             config.hidden,
             config.depth,
             config.elementwise,
             guided=config.likelihood_gradient in ("state", "pseudoinverse"),
             marginal_gradient=marginal_gradient if inverts else None,
-            shift=shift if matches else None,
+            shift=shift if moves else None,
         )
     if config.form == "finetune":
         return FinetunePosterior(prior, measurement_shape)

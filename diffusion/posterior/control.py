@@ -16,12 +16,22 @@ x^_k: for y = A x + noise
 
 Given x ~ N(x^_k, e_k^2 I) the gain c_k = 1 is then right; of the other g_k no gain is, where A is a blur.
 
-With `shift` there is one feature in the place of both gradients, the shift of x^ by y that allows for the covariance of
-x given s (`diffusion.newton`),
+With `shift` a feature m_k, by how much y moves x^ in units of e_k, takes the place of f_k:
 
-    g_k = S (I + H S)^-1 grad_x log p(y | x) / e_k at x = x^_k,    S = Cov(x | s_k),
+    u_k = w_k (r_k F(s_k, x^_k, g_k, m_k, y; k) + h(s_k, x^_k, g_k, m_k; k) + c_k g_k + c'_k m_k).
 
-of which c_k = 1 is right where S and H say all there is to say: a Gaussian prior, or a late step of any.
+It can be the shift that allows for the covariance of x given s (`diffusion.newton`), and then has no g_k beside it,
+
+    m_k = S (I + H S)^-1 grad_x log p(y | x) / e_k at x = x^_k,    S = Cov(x | s_k),
+
+of which c'_k = 1 is right where S and H say all there is to say: a Gaussian prior, or a late step of any. Or it is a
+repeated one. With S = e_k^2 I, the state is moved by alpha_k times that shift of its x^, and the prior asked again what
+x is; after J such steps from s to s^J
+
+    m_k = (x^(s^J) - x^(s)) / e_k.
+
+It is an estimate that the prior and y agree on, and sees past the mode that s alone is nearest to: as the alternation
+of denoising and data consistency in plug-and-play methods (Zhu et al. 2023, arXiv 2305.08995).
 
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
@@ -71,14 +81,14 @@ class ControlPosterior(Posterior):
         """Makes the network; `hidden` is the MLP's width or the U-Net's first channel count, `elementwise` h's width.
 
         With a U-Net, whose own layers are as local, or with `elementwise` 0 there is no h.
-        `gradient` None leaves g_k and f_k out; `guided` False leaves f_k out; `shift` takes the place of both. A U-Net
-        sees y through them only.
+        `gradient` None leaves g_k and f_k out; `guided` False, or a `shift`, leaves f_k out. A U-Net sees y through
+        gradients and the shift only.
         """
         super().__init__(prior)
-        self._gradient = gradient if shift is None else None
+        self._gradient = gradient
         self._marginal_gradient = marginal_gradient
         self._shift = shift
-        self._guided = guided and self._gradient is not None
+        self._guided = guided and shift is None and gradient is not None
         uses = (self._gradient is not None, self._guided, shift is not None)
         shape, features = prior.event_shape, 2 + sum(uses)
         dim = torch.Size(shape).numel()
@@ -151,7 +161,7 @@ class ControlPosterior(Posterior):
             moved = self._shift(state, step, measurement)[1] if guidance is None else guidance
             moved = bounded(moved / expand(prior.uncertainty[step], state), MAX_FEATURE)
             inputs.append(moved)
-            shift = expand(self.gain[0, step], state) * moved
+            shift = shift + expand(self.gain[1, step], state) * moved
         level = step.to(state) * (20.0 / prior.num_steps) - 10.0  # the range of a log-SNR
         with self.autocast(state.device):
             if isinstance(self.network, MLP):

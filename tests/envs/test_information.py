@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from diffusion.denoiser import GaussianDenoiser
+from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from diffusion.posterior import PosteriorConfig, make_posterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
@@ -21,7 +21,7 @@ from envs.likelihoods import (
     joint,
 )
 from envs.operators import Lognormal, Matrix
-from envs.problem import InverseProblem
+from envs.problem import REPEATS, InverseProblem
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
 VALUE = torch.tensor([[0.3, 0.5, 0.2], [1.1, 0.4, 0.9]], dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_a_posterior_with_a_gain_of_one_follows_the_shift(generator):
     state = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     denoised, shift = problem.guide(state, step, seen)
     assert not posterior.control(state, step, denoised, seen).any()
-    posterior.gain.data[0] = 1.0
+    posterior.gain.data[1] = 1.0
     expected = (prior.denoised_coefficient / prior.std)[:, None] * shift
     for carried in (None, shift):
         control = posterior.control(state, step, denoised, seen, carried).detach()
@@ -136,10 +136,63 @@ def test_a_posterior_with_a_gain_of_one_follows_the_shift(generator):
     assert float(expected.abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("guidance", ["gradient", "shift"])
-def test_only_a_likelihood_with_residuals_has_a_shift(line_mixture, guidance):
-    problem = dataclasses.replace(make_problem("gmm-25"), guidance=guidance)
+def test_a_repeated_shift_moves_the_state_by_that_of_an_isotropic_error_and_asks_the_prior_again(generator):
+    """Written out with dense matrices: x^ + e^2 A^T (e^2 A A^T + R)^-1 (y - A x^), J times."""
+    noise = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(MATRIX), noise)
+    seen = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    means = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    shifting = _problem(MixtureDenoiser(means, 0.1), (3,), likelihood, seen[:1].float())
+    problem = dataclasses.replace(shifting, guidance="repeated")
+    state, step = torch.randn(6, 3, generator=generator, dtype=torch.float64), torch.arange(6)
+    denoised, moved = problem.guide(state, step, seen)
+    prior = problem.prior
+    first = last = prior.denoised(state, step)
+    for _ in range(REPEATS):
+        variance = prior.uncertainty.square()[:, None, None]
+        across = torch.linalg.inv(variance * (MATRIX @ MATRIX.T) + torch.diag(noise**2))
+        residual = seen - last @ MATRIX.T
+        shift = variance[:, 0] * torch.einsum("nij,nj->ni", MATRIX.T @ across, residual)
+        state = state + prior.alpha[:, None] * shift
+        last = prior.denoised(state, step)
+    assert denoised.numpy() == pytest.approx(first.numpy())
+    assert moved.numpy() == pytest.approx((last - first).numpy(), rel=1e-6, abs=1e-9)
+    config = PosteriorConfig(hidden=8, likelihood_gradient="repeated")
+    posterior = make_posterior(config, prior, (2,), problem.gradient, None, problem.guide).double()
+    assert posterior.uses_guidance and not posterior.control(state, step, denoised, seen).any()
+    posterior.gain.data[:] = torch.tensor([[0.2], [0.7]])
+    carried = problem.guide(state, step, seen)[1]
+    with torch.no_grad():
+        asked = posterior.control(state, step, first, seen)
+        assert asked.any() and torch.equal(asked, posterior.control(state, step, first, seen, carried))
+
+
+def test_a_repeated_shift_finds_the_mode_that_y_tells_where_a_single_one_does_not():
+    """Two modes far apart and a state nearer to one; y, of the first element, says the other; so must the second."""
+    means = torch.tensor([[2.0, 2.0], [-2.0, -2.0]], dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(torch.tensor([[1.0, 0.0]], dtype=torch.float64)), 0.5)
+    seen = torch.full((1, 1), -2.0, dtype=torch.float64)
+    once = _problem(MixtureDenoiser(means, 0.05), (2,), likelihood, seen.float())
+    step = torch.tensor([4])
+    alpha, sigma = float(once.prior.alpha[4]), float(once.prior.sigma[4])
+    state = torch.full((1, 2), 0.3 * alpha, dtype=torch.float64)
+    denoised, shift = once.guide(state, step, seen)
+    moved = dataclasses.replace(once, guidance="repeated").guide(state, step, seen)[1]
+    spread, gain = alpha**2 * 0.05 + sigma**2, alpha * 0.05 / (alpha**2 * 0.05 + sigma**2)
+    given = means + gain * (state - alpha * means)  # E[x | s] of each component, with a variance of
+    left = 0.05 - gain * alpha * 0.05
+    log_weight = -0.5 * (state - alpha * means).square().sum(1) / spread
+    weight = (log_weight - 0.5 * (seen[0] - given[:, 0]).square() / (left + 0.25)).softmax(0)
+    exact = float((weight * given[:, 1]).sum())
+    assert float(denoised[0, 1]) > 1.5 and exact < -1.5
+    assert abs(float((denoised + moved)[0, 1]) - exact) < 0.2
+    assert float((denoised + shift)[0, 1]) > 1.0
+
+
+@pytest.mark.parametrize("features", ["covariance", "repeated"])
+def test_only_a_likelihood_with_residuals_has_a_shift(features):
+    problem = dataclasses.replace(make_problem("gmm-25"), guidance="shift")
     assert problem.gradient is not None and not problem.shiftable
-    config = PosteriorConfig(likelihood_gradient="covariance")
-    with pytest.raises(ValueError, match="likelihood_gradient covariance needs a likelihood with a gradient and"):
+    config = PosteriorConfig(likelihood_gradient=features)
+    with pytest.raises(ValueError, match=f"likelihood_gradient {features} needs a likelihood with a gradient and"):
         make_posterior(config, problem.prior, (1,), problem.gradient)

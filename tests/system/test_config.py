@@ -105,7 +105,8 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         ("learner: {batch_size: null}", "learner.batch_size must be int, got None"),
         (
             "posterior: {likelihood_gradient: 1}",
-            "posterior.likelihood_gradient must be one of none, estimate, state, pseudoinverse, covariance, got 1",
+            "posterior.likelihood_gradient must be one of none, estimate, state, pseudoinverse, covariance, repeated, "
+            "got 1",
         ),
         ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
         ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, rank"),
