@@ -10,13 +10,15 @@ noise of covariance R it is exact, S A^T (A S A^T + R)^-1 (y - A x^), and the gu
 al. 2023 (arXiv 2310.06721); with S = v I it is pseudoinverse guidance (Song et al. 2023, ICLR).
 
 The equation is solved by conjugate gradients in the inner product a^T S b, in which I + H S is symmetric and positive.
-They need products with S and H alone, and end early without harm: every iterate is a step in an uphill direction.
+They need products with S and H alone, and end early without harm: every iterate is a step in an uphill direction. They
+end where nothing is left to solve: after two for a mask and S = v I, as there are as many as different eigenvalues.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from diffusion.kernel import expand
@@ -35,6 +37,7 @@ def newton_shift(gradient: Tensor, covariance: Product, information: Product, it
     residual = direction = gradient
     turned = covariance(residual)  # S times the direction
     square = _dot(residual, turned)
+    enough = torch.finfo(square.dtype).eps ** 1.5 * square
     shift = gradient.new_zeros(gradient.shape)
     for left in reversed(range(iterations)):
         curved = information(turned)
@@ -45,6 +48,8 @@ def newton_shift(gradient: Tensor, covariance: Product, information: Product, it
         residual = residual - expand(length, shift) * (direction + curved)
         spread = covariance(residual)
         last, square = square, _dot(residual, spread).clamp_min(0)
+        if bool((square <= enough).all()):
+            break
         share = expand(square / last.clamp_min(TINY), shift)
         direction, turned = residual + share * direction, spread + share * turned
     return shift
