@@ -84,6 +84,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
     [
         ("updats: 3", "unknown key 'updats'; did you mean 'updates'?"),
         ("learner: {learning_rat: 3}", "unknown key 'learner.learning_rat'; did you mean 'learning_rate'?"),
+        ("data: {name: digits}", "describes the training of a prior, which `rtb prior train` reads"),
         ("problem: {name: gaussian-linear, dimm: 3}", "unknown key 'problem.dimm'; did you mean 'dim'?"),
         (
             "checkpoint: {zzz: 3}",

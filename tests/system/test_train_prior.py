@@ -152,6 +152,7 @@ def test_what_cannot_be_trained_is_said_in_one_line_and_leaves_nothing(config, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("problem: {name: gmm-25}\n", "describes a run with a problem, which `rtb train` reads"),
         ("dat: {name: digits}\n", "unknown key 'dat'; did you mean 'data'?"),
         ("data: {name: npz, pth: x}\n", "unknown key 'data.pth'; did you mean 'path'?"),
         ("network: {kind: mlp, hidden: many}\n", "network.hidden must be int, got 'many'"),
