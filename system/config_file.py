@@ -132,9 +132,9 @@ def config_from_tree(
     """The configuration, of `kind`, in a parsed YAML tree; `source` names it in errors."""
     tree = dict(tree)
     if kind is RunConfig and "data" in tree:
-        raise ConfigError(f"{source} describes the training of a prior, which `rtb prior train` reads")
+        raise ConfigError(f"{source}: describes the training of a prior, which `rtb prior train` reads")
     if kind is PriorConfig and "problem" in tree:
-        raise ConfigError(f"{source} describes a run with a problem, which `rtb train` reads")
+        raise ConfigError(f"{source}: describes a run with a problem, which `rtb train` reads")
     import_plugins(_plugins(tree, source, overrides))
     for place, choice in CHOICES[kind].items():
         section = tree.get(place, {})
