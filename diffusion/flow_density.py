@@ -18,12 +18,13 @@ Hermite's cubic), spaced evenly in the third root of t. Per direction in which x
 steps: below 2e-4 nats for v from 0.001 to 3, 6e-3 at v = 30; at 32 steps a twentieth of that. The trace is a sum over
 all D unit vectors; with `spacing` n it is that over n x n combs of pixels n apart, with fixed random signs (probing:
 Tang and Saad 2012, Numer. Linear Algebra Appl. 19, 485): exact where no pixel's estimate depends on another n or
-more away, and otherwise off by a sum of such J_ij of random signs. The integral of exp(log p) over x differs from one
-by no more than these errors: it is not a bound, and needs no denoiser that is right.
+more away, and otherwise off by a sum of such J_ij of random signs. That sum at one draw of x, for which the exact trace
+is worked out once, is taken off: what is left is how much it varies with x, which is nothing if x is Gaussian. The
+integral of exp(log p) over x differs from one by these errors alone; the denoiser need not be right.
 
 **Cost** of N densities: 5 `num_steps` + 1 calls of the denoiser on N states, and 2 `num_steps` + 1 times D (or n^2, for
-each channel) products with J, which for a network cost about one call each. A draw, or a `latent`, costs 4 `num_steps`
-calls.
+each channel) products with J, which for a network cost about one call each; once, for combs, those of one exact density.
+A draw, or a `latent`, costs 4 `num_steps` calls.
 """
 
 from __future__ import annotations
@@ -43,11 +44,13 @@ __all__ = ["FlowDensity", "flow_density"]
 FINEST = 0.01  # t_0
 NOISE = math.pi / 2
 ROOT = 3.0  # of t, in which steps are even: directions of small variance turn at small t
-ROWS = 256  # states at a time, as the products keep a graph
+ROWS = 256  # states at a time, copies for probes among them, as the products keep a graph
 
 
 class FlowDensity(nn.Module):
     """The density of x of shape `event_shape` under a denoiser, by its probability flow."""
+
+    probes: Tensor
 
     def __init__(
         self,
@@ -73,9 +76,8 @@ class FlowDensity(nn.Module):
         self.data_std = float(data_std)
         places = torch.linspace(FINEST ** (1 / ROOT), NOISE ** (1 / ROOT), num_steps + 1, dtype=torch.float64)
         self.times: list[float] = (places**ROOT).tolist()
-        self.register_buffer("combs", combs(self.event_shape, spacing), persistent=False)
-
-    combs: Tensor
+        self.register_buffer("probes", trace_probes(self.event_shape, spacing), persistent=False)
+        self._offset = 0.0 if len(self.probes) == math.prod(self.event_shape) else None  # of combs, when it is needed
 
     def latent(self, value: Tensor) -> Tensor:
         """[N, *D] where the flow carries x = `value` [N, *D], over d: for x of this density, N(0, I).
@@ -90,8 +92,11 @@ class FlowDensity(nn.Module):
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """[count, *D] draws of x: the flow of noise the other way."""
-        shape, device = (count, *self.event_shape), self.combs.device
-        white = torch.randn(shape, generator=generator, dtype=self._dtype, device=device)
+        shape, device = (count, *self.event_shape), self.probes.device
+        return self._carried(torch.randn(shape, generator=generator, dtype=self._dtype, device=device))
+
+    def _carried(self, white: Tensor) -> Tensor:
+        """The x of latents [N, *D]."""
         state = self.data_std * white
         for start, end in zip(self.times[:0:-1], self.times[-2::-1], strict=True):
             state = self._step(state, start, end, self._slope(state, start))
@@ -102,19 +107,23 @@ class FlowDensity(nn.Module):
         """[N] float64 log p(x) in nats for x = `value` [N, *D], without a gradient; see `score`."""
         if tuple(value.shape[1:]) != self.event_shape:
             raise ValueError(f"x must be [N, {', '.join(map(str, self.event_shape))}], got {list(value.shape)}")
-        return torch.cat([self._log_prob(rows) for rows in self._typed(value).split(ROWS)])
+        if self._offset is None:
+            white = torch.randn(1, *self.event_shape, generator=torch.Generator().manual_seed(0), dtype=self._dtype)
+            draw, unit = self._carried(white.to(self.probes.device)), trace_probes(self.event_shape, None)
+            self._offset = float(self._log_prob(draw, unit.to(self.probes)) - self._log_prob(draw, self.probes))
+        return self._offset + torch.cat([self._log_prob(rows, self.probes) for rows in self._typed(value).split(ROWS)])
 
-    def _log_prob(self, value: Tensor) -> Tensor:
+    def _log_prob(self, value: Tensor, probes: Tensor) -> Tensor:
         state = math.cos(FINEST) * value
-        slope, divergence = self._slope_and_divergence(state, FINEST)
+        slope, divergence = self._slope_and_divergence(state, FINEST, probes)
         dim = value[0].numel()
         total = torch.full_like(divergence, dim * math.log(math.cos(FINEST)))
         for start, end in zip(self.times[:-1], self.times[1:], strict=True):
             width = end - start
             ahead = self._step(state, start, end, slope)
-            slope_ahead, divergence_ahead = self._slope_and_divergence(ahead, end)
+            slope_ahead, divergence_ahead = self._slope_and_divergence(ahead, end, probes)
             middle = (state + ahead) / 2 + width / 8 * (slope - slope_ahead)
-            _, divergence_middle = self._slope_and_divergence(middle, (start + end) / 2)
+            _, divergence_middle = self._slope_and_divergence(middle, (start + end) / 2, probes)
             total = total + width / 6 * (divergence + 4 * divergence_middle + divergence_ahead)
             state, slope, divergence = ahead, slope_ahead, divergence_ahead
         white = (state.double() / self.data_std).flatten(1)
@@ -160,15 +169,18 @@ class FlowDensity(nn.Module):
         fourth = self._slope(state + width * third, end)
         return state + width / 6 * (slope + 2 * second + 2 * third + fourth)
 
-    def _slope_and_divergence(self, state: Tensor, time: float) -> tuple[Tensor, Tensor]:
+    def _slope_and_divergence(self, state: Tensor, time: float, probes: Tensor) -> tuple[Tensor, Tensor]:
         """Ds/dt [N, *D], and its divergence [N] float64."""
-        denoised, product = self._jacobian(state, time)
-        trace = torch.zeros(len(state), dtype=torch.float64, device=state.device)
-        for comb in self.combs:
-            comb = comb.to(state).expand_as(state)
-            trace += (comb * product(comb)).flatten(1).sum(1).double()
+        count = len(state)
+        copies = min(max(ROWS // count, 1), len(probes))  # of few states, several probes are asked for at a time
+        denoised, product = self._jacobian(state.repeat(copies, *[1] * (state.ndim - 1)), time)
+        trace = torch.zeros(count, dtype=torch.float64, device=state.device)
+        for part in probes.to(state).split(copies):
+            vector = torch.zeros_like(denoised)
+            vector[: len(part) * count] = part.repeat_interleave(count, 0)
+            trace += (vector * product(vector)).reshape(copies, count, -1).double().sum((0, 2))
         cosine, sine = math.cos(time), math.sin(time)
-        return (cosine * state - denoised) / sine, (state[0].numel() * cosine - trace) / sine
+        return (cosine * state - denoised[:count]) / sine, (state[0].numel() * cosine - trace) / sine
 
     def _jacobian(self, state: Tensor, time: float) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """x^ [N, *D], and v -> J^T v."""
@@ -188,7 +200,7 @@ class FlowDensity(nn.Module):
         return estimate.detach(), product
 
 
-def combs(event_shape: tuple[int, ...], spacing: int | None) -> Tensor:
+def trace_probes(event_shape: tuple[int, ...], spacing: int | None) -> Tensor:
     """[P, *D] float32 the probes v of a trace, sum of v^T J v: unit vectors, or combs of fixed random signs."""
     dim = math.prod(event_shape)
     if spacing is None:
@@ -205,9 +217,7 @@ def combs(event_shape: tuple[int, ...], spacing: int | None) -> Tensor:
     return torch.stack([signs * (number == comb) for comb in range(int(number.max()) + 1)])
 
 
-def flow_density(
-    name_or_folder: str | Path, *, num_steps: int = 16, spacing: int | None = None
-) -> FlowDensity:
+def flow_density(name_or_folder: str | Path, *, num_steps: int = 16, spacing: int | None = None) -> FlowDensity:
     """The density of a stored prior, by name or folder.
 
     Raises:

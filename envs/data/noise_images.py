@@ -22,10 +22,8 @@ __all__ = ["hst_noise", "noise"]
 
 HELD_OUT_SHARE = 5  # one in so many rows
 STEPS = 4  # cut-outs to train on, in the space of one and each way
-COSMOS = (
-    "GalSim's SHERA example (GalSim-developers/GalSim, tests/SBProfile_comparison_images or examples/data): "
-    "147246.0_150.416558_1.998697_masknoise.fits"
-)
+COSMOS_IMAGE = "147246.0_150.416558_1.998697_masknoise.fits"
+COSMOS = f"the examples of GalSim (GalSim-developers/GalSim, examples/data/{COSMOS_IMAGE})"
 GALAXY = 110  # pixels around the middle of that image, where its galaxy is
 
 
@@ -59,7 +57,7 @@ def hst_noise(*, size: int = 16) -> Dataset:
     196) by the Advanced Camera for Surveys, eight exposures drizzled with a Gaussian kernel, so that pixels are
     correlated. Within 110 pixels of its middle is a galaxy; other objects were masked by noise before it was published.
     """
-    path = data_file("cosmos_galsim", "147246.0_150.416558_1.998697_masknoise.fits", source=COSMOS)
+    path = data_file("cosmos_galsim", COSMOS_IMAGE, source=COSMOS)
     image = torch.from_numpy(read_fits(path).copy())[:, None]
     rows, columns = image.shape[-2:]
     away = np.hypot(*np.ogrid[-(rows // 2) : rows - rows // 2, -(columns // 2) : columns - columns // 2]) > GALAXY
@@ -72,7 +70,7 @@ def hst_noise(*, size: int = 16) -> Dataset:
         train=train,
         held_out=held_out,
         split=split,
-        source="blank sky around a galaxy of COSMOS, HST ACS F814W, drizzled to 0.03 arcsec (GalSim's test data)",
+        source="blank sky around a galaxy of COSMOS, HST ACS F814W, drizzled to 0.03 arcsec (an example of GalSim)",
         licence="that of GalSim (BSD style); the observations are public",
     )
 
