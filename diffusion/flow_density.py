@@ -23,8 +23,8 @@ is worked out once, is taken off: what is left is how much it varies with x, whi
 integral of exp(log p) over x differs from one by these errors alone; the denoiser need not be right.
 
 **Cost** of N densities: 5 `num_steps` + 1 calls of the denoiser on N states, and 2 `num_steps` + 1 times D (or n^2, for
-each channel) products with J, which for a network cost about one call each; once, for combs, those of one exact density.
-A draw, or a `latent`, costs 4 `num_steps` calls.
+each channel) products with J, which for a network cost about one call each; with combs those of one exact density too,
+once. A draw, or a `latent`, costs 4 `num_steps` calls.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 r"""Noise of which there is no formula, but images: its density is that of a diffusion model that was trained on them.
 
-    y = A(x) + s n,    log p(y | x) = log p_n((y - A(x)) / s) - m log s,
+    y = A(x) + c n,    log p(y | x) = log p_n((y - A(x)) / c) - m log c,
 
 for y of m numbers, p_n being the density of the noise by the probability flow of its denoiser, in nats and with its
-constant (`diffusion.flow_density`, which states its cost and its errors: with an exact trace some 1e-3 nats for 256
-pixels of correlated Gaussian noise, with combs some 0.01 to 0.1, the same whatever x is). Score-based likelihood
+constant (`diffusion.flow_density`, which states its cost and its errors: 1e-3 nats for 256 pixels of correlated
+Gaussian noise, and 2e-3 for mixtures). Score-based likelihood
 characterisation (SLIC: Legin, Adam, Hezaveh and Perreault-Levasseur 2023, ApJL 949 L41, arXiv 2302.03046) takes from
 that model the score alone; with the density evidences can be compared, and weights are exact.
 
 The gradient is that score, by one call of the denoiser, pulled back through A:
 
-    grad_x log p(y | x) = -(dA/dx)^T (n^ - n) / (s tau^2),    tau = `score_level` d,
+    grad_x log p(y | x) = -(dA/dx)^T (n^ - n) / (c tau^2),    tau = `score_level` d,
 
 n^ being the denoiser's estimate from n with noise of tau. It is the gradient for noise that has tau more of it: smaller
 than that of `log_prob` where the noise has less power than tau^2, by a share tau^2 / (power + tau^2) if it is Gaussian.
@@ -35,12 +35,12 @@ SCORE_LEVEL = 0.1
 
 
 class LearnedNoiseLikelihood(nn.Module):
-    """y = A(x) + s n, n of a learned density."""
+    """y = A(x) + c n, n of a learned density."""
 
     def __init__(
         self, operator: ForwardOperator, noise: FlowDensity, scale: float = 1.0, score_level: float = SCORE_LEVEL
     ) -> None:
-        """`noise` is the density of n, of the measurement's shape, and `scale` the s of y in its units.
+        """`noise` is the density of n, of the measurement's shape, and `scale` the c of y in its units.
 
         `score_level` is the noise, in standard deviations of n, that the gradient allows for.
 
@@ -61,7 +61,7 @@ class LearnedNoiseLikelihood(nn.Module):
         self.scale, self.score_level = float(scale), float(score_level)
 
     def _residual(self, value: Tensor, measurement: Tensor) -> Tensor:
-        """[N, *Y] n = (y - A(x)) / s."""
+        """[N, *Y] n = (y - A(x)) / c."""
         return (measurement.to(value) - self.operator(value)) / self.scale
 
     @torch.no_grad()
