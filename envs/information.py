@@ -43,8 +43,10 @@ def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: 
         weight = noise.to(value) ** -2 if isinstance(noise, Tensor) else noise**-2
         return lambda vector: operator.adjoint(weight * operator(vector)).reshape(vector.shape)
     if isinstance(likelihood, LearnedNoiseLikelihood):
-        curvature = likelihood.curvature(value, measurement)
-        push, pull = _linearised(likelihood.operator, value)
+        forward, curvature = likelihood.operator, likelihood.curvature(value, measurement)
+        if isinstance(forward, LinearOperator):
+            return lambda vector: forward.adjoint(curvature(forward(vector))).reshape(vector.shape)
+        push, pull = _linearised(forward, value)
         return lambda vector: pull(curvature(push(vector)))
     with torch.no_grad():
         seen = likelihood.expected(value) if isinstance(likelihood, ExpectedLikelihood) else measurement
