@@ -1,5 +1,5 @@
 """Networks for denoisers and controls: an MLP for vectors, convolutions for the sites of a ring, diffusers' U-Net for
-images, and one for single elements.
+images, convolutions for images that look alike everywhere, and one for single elements.
 
 They map (input [N, C, *D] or [N, D], level [N]) to an output of the event shape, the level being a log-SNR or a step
 index scaled to a similar range. The MLP and the U-Net can be given eyes for y later on: `SeesMeasurement`.
@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP", "CheckpointsActivations", "Elementwise", "LevelEmbedding", "Ring", "SeesMeasurement", "UNet"]
+__all__ = ["MLP", "CheckpointsActivations", "Elementwise", "LevelEmbedding", "Plane", "Ring", "SeesMeasurement", "UNet"]
 
 
 @runtime_checkable
@@ -136,6 +136,37 @@ class Ring(nn.Module):
 
 def _circular(inputs: int, outputs: int, kernel: int) -> nn.Conv1d:
     return nn.Conv1d(inputs, outputs, kernel, padding=kernel // 2, padding_mode="circular")
+
+
+class Plane(nn.Module):
+    """Residual convolutions on images [N, C, H, W] whose pixels are all alike, as those of noise are.
+
+    A pixel of the output sees 3 + 2 `depth` pixels to each side, zeros beyond the edges. The level scales the features
+    of the last layer, none of whose inputs need be bent: filters that depend on it, of which a few are a Wiener filter.
+    """
+
+    def __init__(self, channels: int, width: int = 16, depth: int = 2, embedding: int = 64) -> None:
+        super().__init__()
+        if width < 1 or depth < 0:
+            raise ValueError(f"a plane network needs width of at least 1 and depth of at least 0, got {width}, {depth}")
+        self.embedding = LevelEmbedding(embedding)
+        self.first = nn.Conv2d(channels, width, 5, padding=2)
+        self.inner = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.outer = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.levels = nn.ModuleList(nn.Linear(embedding, 2 * width) for _ in range(depth + 1))
+        self.head = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, value: Tensor, level: Tensor) -> Tensor:
+        """[N, C, H, W], [N] -> [N, C, H, W]."""
+        embedded = self.embedding(level).to(value)
+        parts = [layer(embedded)[:, :, None, None].chunk(2, dim=1) for layer in self.levels]
+        hidden = self.first(value)
+        for inner, outer, (scale, shift) in zip(self.inner, self.outer, parts[:-1], strict=True):
+            branch = inner(nn.functional.silu(hidden)) * (1 + scale) + shift
+            hidden = hidden + outer(nn.functional.silu(branch))
+        scale, shift = parts[-1]
+        output: Tensor = self.head(hidden * (1 + scale) + shift)
+        return output
 
 
 class UNet(nn.Module):

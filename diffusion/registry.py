@@ -24,7 +24,7 @@ from diffusion.imported.diffusers_unet import diffusers_unet
 from diffusion.imported.edm import edm_denoiser
 from diffusion.imported.flow import flow_denoiser
 from diffusion.imported.score_model import score_model_denoiser
-from diffusion.network import MLP, Ring, UNet
+from diffusion.network import MLP, Plane, Ring, UNet
 
 __all__ = ["DENOISERS", "NETWORKS", "EventMLP", "make_denoiser", "make_network", "nearest", "network_factory"]
 
@@ -70,6 +70,12 @@ def _ring(event_shape: tuple[int, ...], *, width: int = 48, depth: int = 4, kern
     return Ring(width, depth, kernel)
 
 
+def _plane(event_shape: tuple[int, ...], *, width: int = 16, depth: int = 2) -> nn.Module:
+    if len(event_shape) != 3:
+        raise ValueError(f"a plane network needs x of shape [C, H, W], got {tuple(event_shape)}")
+    return Plane(event_shape[0], width, depth)
+
+
 def _network(
     event_shape: tuple[int, ...], data_std: float, *, network: Mapping[str, Any], centred: bool = False
 ) -> nn.Module:
@@ -86,6 +92,7 @@ def _mixture(event_shape: tuple[int, ...], data_std: float, *, components: int, 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": _mlp,
     "ring": _ring,
+    "plane": _plane,
     "unet": _unet,
     "diffusers-unet": diffusers_unet,
 }

@@ -3,7 +3,8 @@ r"""The Fisher information of a likelihood: how sharply y tells x, as products w
     H = G^T G,    G = dz/dx at y = E[y | x],    z = (y - E[y | x]) / std(y | x),
 
 where E[y | x] and the noise are those at x. For Gaussian noise behind a linear A it is A^T R^-1 A, for Poisson counts
-of mean lambda(x) the sum over y of grad lambda grad lambda^T / lambda.
+of mean lambda(x) the sum over y of grad lambda grad lambda^T / lambda. Of noise that is learned H is what Tweedie's
+formula says at y, J^T (-Hessian of log p_n) J for J = dA/dx, smoothed as its gradient is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from envs.likelihoods import ExpectedLikelihood, GaussianLikelihood, JointLikelihood, StandardisedLikelihood
+from envs.likelihoods import (
+    ExpectedLikelihood,
+    GaussianLikelihood,
+    JointLikelihood,
+    LearnedNoiseLikelihood,
+    StandardisedLikelihood,
+)
 from envs.operators import LinearOperator
 
 __all__ = ["information"]
@@ -35,17 +42,34 @@ def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: 
         operator, noise = likelihood.operator, likelihood.noise_std
         weight = noise.to(value) ** -2 if isinstance(noise, Tensor) else noise**-2
         return lambda vector: operator.adjoint(weight * operator(vector)).reshape(vector.shape)
+    if isinstance(likelihood, LearnedNoiseLikelihood):
+        forward, curvature = likelihood.operator, likelihood.curvature(value, measurement)
+        if isinstance(forward, LinearOperator):
+            return lambda vector: forward.adjoint(curvature(forward(vector))).reshape(vector.shape)
+        push, pull = _linearised(forward, value)
+        return lambda vector: pull(curvature(push(vector)))
     with torch.no_grad():
         seen = likelihood.expected(value) if isinstance(likelihood, ExpectedLikelihood) else measurement
+    push, pull = _linearised(lambda x: likelihood.standardised(x, seen), value)
+    return lambda vector: pull(push(vector))
+
+
+def _linearised(
+    function: Callable[[Tensor], Tensor], value: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """(v -> G v, w -> G^T w) for the slopes G of `function` at x = `value`, by autograd."""
     with torch.enable_grad():
         leaf = value.detach().requires_grad_(True)
-        residual = likelihood.standardised(leaf, seen)
-        weights = torch.zeros_like(residual, requires_grad=True)
-        (pulled,) = torch.autograd.grad(residual, leaf, weights, create_graph=True)  # G^T w, of slope G in w
+        image = function(leaf)
+        weights = torch.zeros_like(image, requires_grad=True)
+        (pulled,) = torch.autograd.grad(image, leaf, weights, create_graph=True)  # G^T w, of slope G in w
 
-    def product(vector: Tensor) -> Tensor:
+    def push(vector: Tensor) -> Tensor:
         (pushed,) = torch.autograd.grad(pulled, weights, vector.to(pulled), retain_graph=True)
-        (back,) = torch.autograd.grad(residual, leaf, pushed, retain_graph=True)
+        return pushed
+
+    def pull(vector: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(image, leaf, vector, retain_graph=True)
         return back
 
-    return product
+    return push, pull

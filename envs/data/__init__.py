@@ -15,6 +15,7 @@ from envs.data.files import fits, idx, images, npz
 from envs.data.image_sets import cifar10, digits, galaxies, mnist
 from envs.data.location import MissingDataError, data_file
 from envs.data.lorenz import lorenz63, lorenz96
+from envs.data.noise_images import hst_noise, noise
 from envs.data.readers import read_fits, read_idx, read_images, read_npz
 from envs.data.visibilities import VisibilityTable
 from envs.data.visibility_files import read_visibilities
@@ -44,12 +45,14 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "lorenz96": lorenz96,
     "xray-spectra": xray_spectra,
     "cluster-profiles": cluster_profiles,
+    "hst-noise": hst_noise,
+    "noise": noise,
     "images": images,
     "npz": npz,
     "idx": idx,
     "fits": fits,
 }
-"""Data sets by name; the last four are your own, of a format."""
+"""Data sets by name; the last five are your own, of noise or of a format."""
 
 
 def dataset_factory(name: str) -> Callable[..., Dataset]:

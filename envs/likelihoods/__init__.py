@@ -18,6 +18,7 @@ from envs.likelihoods.counts import BernoulliLikelihood, PoissonGaussianLikeliho
 from envs.likelihoods.event import EventLikelihood
 from envs.likelihoods.gaussian import CorrelatedGaussianLikelihood, GaussianLikelihood
 from envs.likelihoods.joint import DifferentiableJointLikelihood, JointLikelihood, SimulableJointLikelihood, joint
+from envs.likelihoods.learned_noise import LearnedNoiseLikelihood
 from envs.likelihoods.student_t import StudentTLikelihood
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ExpectedLikelihood",
     "GaussianLikelihood",
     "JointLikelihood",
+    "LearnedNoiseLikelihood",
     "Likelihood",
     "LikelihoodError",
     "MeasuredBackgroundLikelihood",

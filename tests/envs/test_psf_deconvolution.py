@@ -113,7 +113,7 @@ def stats_mad(values):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"noise": "shot"}, "noise must be poisson-gaussian or gaussian, got 'shot'"),
+        ({"noise": "shot"}, "noise must be poisson-gaussian, gaussian or learned, got 'shot'"),
         ({"unit": 0.0}, "unit must be positive, binning at least 1 and noise_std not negative, got 0.0, 1, 0.0"),
         ({"binning": 2}, "counts are not averaged: noise poisson-gaussian needs binning 1"),
         ({"read_std": -1.0}, "read_std must be positive and finite, got -1.0"),

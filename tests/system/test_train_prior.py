@@ -192,7 +192,7 @@ def test_images_of_the_wrong_size_or_range_are_refused_by_name(config, tmp_path,
 
 
 def test_the_configurations_that_ship_are_of_these_priors():
-    named = {"digits", "mnist", "galaxies", "cifar10", "lorenz63", "lorenz96", "latents"}
+    named = {"digits", "mnist", "galaxies", "cifar10", "lorenz63", "lorenz96", "latents", "hst-noise"}
     assert {path.stem for path in CONFIGS} == named
 
 
@@ -208,6 +208,8 @@ def test_a_configuration_that_ships_trains_one_step(path, tmp_path):
         if not os.environ.get("RTB_DATA"):
             pytest.skip("RTB_DATA is not set")
         options = ["--network.channels", "8", "8", "--network.groups", "4", "--network.layers-per-block", "1"]
+    elif path.stem == "hst-noise" and not os.environ.get("RTB_DATA"):
+        pytest.skip("RTB_DATA is not set")
     arguments = [*options, *TINY[4:], "--updates", "1", "--training.batch-size", "2", "--validation.rows", "2"]
     assert main(["prior", "train", str(path), "--out", str(tmp_path / "run"), *arguments]) == 0
     loss = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["learner/loss"]
