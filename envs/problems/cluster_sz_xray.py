@@ -144,8 +144,8 @@ def cluster_sz_xray(
     images `sz` (Compton's y) and `counts`, square and with a pixel scale; maps of their noise (`sz_noise`), exposure
     (cm^2 s, 0 where nothing was seen) and background (counts) go before the numbers `noise_std`, `exposure` and
     `background`. `beam` is the full width at half maximum of the SZ map in arcmin, `band` that of the counts in keV.
-    The prior is that of `clusters` simulated ones, or a trained one, `prior` by name or folder, of these `radii` at this
-    `redshift`; the held-out clusters are those of its data.
+    The prior is that of `clusters` simulated ones, or a trained one, `prior` by name or folder, of these `radii` at
+    this `redshift`; the held-out clusters are those of its data.
     """
     for name, number in (("noise_std", noise_std), ("exposure", exposure), ("background", background), ("beam", beam)):
         if not (number >= 0 and math.isfinite(number)) or (number == 0 and name in ("noise_std", "exposure")):
