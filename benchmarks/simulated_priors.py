@@ -1,0 +1,161 @@
+r"""The priors `spectra`, `clusters` and `fields` against fresh draws of the models that they were trained on.
+
+Draws of each, with 50 steps, as many fresh ones of the physical model (another seed than that of the training), and as
+many of the prior that the problem makes by itself: a kernel density of the same model, or for fields nothing, as there
+it is the model. Compared are the means and standard deviations of the elements of x, the sliced 2-Wasserstein distance,
+and the distributions of what one looks for in such x, by Kolmogorov and Smirnov's distance. What fresh draws score
+against others, the floor, stands beside: of N = 2,000 each the latter exceeds 0.043 one time in twenty.
+
+For fields the best denoiser is known: how much the network adds to its error, at five levels of noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import ks_2samp
+from torch import Tensor
+
+from benchmarks.harness import parse, write_figures
+from diffusion.denoiser import MixtureDenoiser
+from diffusion.denoising_error import levels_at
+from diffusion.field_denoiser import FieldDenoiser, hartley, power_law
+from diffusion.stored_prior import load_prior, read_prior
+from envs import make_problem
+from envs.data import load_dataset
+from envs.data.xray_spectra import energy_edges
+from envs.problems.cluster_sz_xray import cluster_masses
+from evaluation.distance import sliced_wasserstein2
+
+Features = dict[str, NDArray[np.float64]]
+
+DRAWS, SHORT_DRAWS = 2_000, 200
+STEPS = 50
+IRON = (4.9, 6.8)  # keV, where a line of iron is seen at redshifts of 0 to 0.3
+RINGS = ((0.5, 1.5), (1.5, 3.5), (3.5, 8.5))  # cycles per box
+LEVELS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+def of_spectra(value: Tensor) -> Features:
+    """Level, slope, absorption, and how far the line of iron stands out and where, of x = `value` [N, 24]."""
+    x = value.double().numpy()
+    middle = np.sqrt(
+        np.multiply(*(energy_edges(0.5, 7.0, x.shape[1])[cut] for cut in (slice(None, -1), slice(1, None))))
+    )
+    rows = [row for row in range(1, x.shape[1] - 1) if IRON[0] < middle[row] < IRON[1]]
+    above = np.stack([x[:, row] - 0.5 * (x[:, row - 1] + x[:, row + 1]) for row in rows], 1)
+    place = middle[rows][above.argmax(1)]
+    return {
+        "level": x.mean(1),
+        "slope": x[:, 16] - x[:, 10],
+        "absorption": x[:, 0] - x[:, 6],
+        "iron": above.max(1),
+        "iron_energy": np.where(above.max(1) > 0.15, place, 0.0),
+    }
+
+
+def of_clusters(value: Tensor) -> Features:
+    """Pressure, temperature, slope and dark matter of x = `value` [N, 2, 8], and whether the mass rises outwards."""
+    x, masses = value.double().numpy(), cluster_masses(value)
+    return {
+        "pressure": x[:, 1, 4],
+        "temperature": x[:, 1, 4] - x[:, 0, 4],
+        "density_slope": x[:, 0, -1] - x[:, 0, 0],
+        "dark": masses.dark[:, 5],
+        "rises": (np.diff(masses.total) > 0).all(1).astype(float),
+    }
+
+
+def of_fields(value: Tensor) -> Features:
+    """Power in three rings of frequency, and density of the densest cell, of x = `value` [N, 1, 16, 16]."""
+    power = hartley(value.double()).square()[:, 0]
+    frequency = torch.fft.fftfreq(power.shape[-1], 1 / power.shape[-1])
+    radius = (frequency[:, None].square() + frequency.square()).sqrt()
+    rings = {f"power_{low:g}": power[:, (radius > low) & (radius <= high)].mean(1).log().numpy() for low, high in RINGS}
+    return rings | {
+        "densest": value.double().flatten(1).amax(1).numpy(),
+        "mean": value.double().mean((1, 2, 3)).numpy(),
+    }
+
+
+PRIORS: dict[str, Callable[[Tensor], Features]] = {
+    "spectra": of_spectra,
+    "clusters": of_clusters,
+    "fields": of_fields,
+}
+OWN = {"spectra": "xray-spectrum", "clusters": "cluster-sz-xray"}
+"""Problems whose own prior is a kernel density."""
+
+
+def fresh(name: str, count: int, seed: int) -> Tensor:
+    """[count, *D] draws of the model that the prior called `name` was trained on."""
+    options = dict(read_prior(name).data or {})
+    data = load_dataset(**options | {"count": count, "seed": options["seed"] + seed})
+    return torch.cat([data.train, data.held_out])
+
+
+def compared(draws: Tensor, model: Tensor, features: Callable[[Tensor], Features]) -> dict[str, float]:
+    """Distances between two samples of one size."""
+    first, second = draws.double().flatten(1), model.double().flatten(1)
+    spread = second.std(0)
+    figures = {
+        "mean": float(((first.mean(0) - second.mean(0)) / spread).abs().max()),
+        "std": float((first.std(0) / spread - 1).abs().max()),
+        "sliced_w2": sliced_wasserstein2(draws, model, generator=torch.Generator().manual_seed(0)),
+    }
+    theirs = features(model)
+    return figures | {
+        f"ks_{key}": float(ks_2samp(each, theirs[key]).statistic) for key, each in features(draws).items()
+    }
+
+
+@torch.no_grad()
+def excess(count: int) -> dict[str, float]:
+    """Mean squared error of the denoiser of `fields` over that of the best one, less one, at each of `LEVELS`."""
+    stored, denoiser = read_prior("fields"), load_prior("fields", 2).denoiser
+    options = stored.data or {}
+    best = FieldDenoiser(options["std"] ** 2 * power_law(options["size"], options["slope"], options["knee"]))
+    clean = fresh("fields", count, 1)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(2))
+    figures = {}
+    for level, alpha, sigma in zip(LEVELS, *levels_at(LEVELS, stored.data_std), strict=True):
+        state = float(alpha) * clean + float(sigma) * noise
+        errors = [
+            float((each(state, alpha.expand(count), sigma.expand(count)) - clean).square().mean())
+            for each in (denoiser, best)
+        ]
+        figures[f"fields_excess_{level:g}"] = errors[0] / errors[1] - 1
+    return figures
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    benchmark = parse("simulated_priors", __doc__ or "")
+    count = SHORT_DRAWS if benchmark.short else DRAWS
+    figures: dict[str, float] = {}
+    for name, features in PRIORS.items():
+        model = fresh(name, count, 1)
+        sets = {"trained": load_prior(name, STEPS).sample(count, torch.Generator().manual_seed(0))}
+        if name in OWN:
+            density = make_problem(OWN[name], {"num_steps": 2}).prior.denoiser
+            assert isinstance(density, MixtureDenoiser)
+            sets["kernel density"] = density.sample(count, torch.Generator().manual_seed(0)).float()
+        rows = {kind: compared(draws, model, features) for kind, draws in sets.items()}
+        rows["floor"] = compared(fresh(name, count, 2), model, features)
+        print(f"\n{name}: {count:,} draws each\n\n| | {' | '.join(rows)} |\n|---|{'---:|' * len(rows)}")
+        for key in rows["floor"]:
+            print(f"| {key} | {' | '.join(f'{row[key]:.3f}' for row in rows.values())} |")
+        for kind, row in rows.items():
+            figures |= {f"{name}_{kind.replace(' ', '_')}_{key}": value for key, value in row.items()}
+    added = excess(count)
+    print("\n| lambda | error that the network of fields adds |\n|---:|---:|")
+    for level, value in zip(LEVELS, added.values(), strict=True):
+        print(f"| {level:g} | {value:.1%} |")
+    write_figures(benchmark.json, figures | added)
+
+
+if __name__ == "__main__":
+    main()
