@@ -14,6 +14,7 @@ from envs.data.dataset import Dataset
 from envs.data.files import fits, idx, images, npz
 from envs.data.image_sets import cifar10, digits, galaxies, mnist
 from envs.data.location import MissingDataError, data_file
+from envs.data.lognormal_fields import lognormal_fields
 from envs.data.lorenz import lorenz63, lorenz96
 from envs.data.noise_images import hst_noise, noise
 from envs.data.readers import read_fits, read_idx, read_images, read_npz
@@ -47,6 +48,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "cluster-profiles": cluster_profiles,
     "hst-noise": hst_noise,
     "noise": noise,
+    "lognormal-fields": lognormal_fields,
     "images": images,
     "npz": npz,
     "idx": idx,

@@ -59,7 +59,7 @@ def mnist() -> Dataset:
         held_out=held_out,
         train_labels=train_labels,
         held_out_labels=held_out_labels,
-        split="the published training and test sets",
+        split="as published: 60,000 train, 10,000 are held out",
         source=MNIST,
         licence="none stated by its authors",
         value_range=RANGE,

@@ -5,8 +5,9 @@ r"""`cluster-sz-xray`: the gas of a round cluster of galaxies, from a Sunyaev-Ze
 
 Both likelihoods are summed; what they see, and units, are in `envs.operators.cluster_gas`. x [2, K] is log density and
 log pressure at K radii, each less that of a reference cluster. The prior is a kernel density of simulated profiles
-(`envs.data.cluster_profiles`) whose kernels have their covariance, so that its score is exact. What holds the gas
-follows from x, if it is at rest: `cluster_masses`. The reference posterior is by importance sampling.
+(`envs.data.cluster_profiles`) whose kernels have their covariance, so that its score is exact, and the reference
+posterior is by importance sampling. Or it is a trained one, `clusters` or your own, of which the density is not known:
+then there is no reference. What holds the gas follows from x, if it is at rest: `cluster_masses`.
 
 The measurement is the SZ map, in units of 1e-5, row by row, and then the counts; pixels that were not seen have no
 place in it. The cluster is in the middle of both maps. It is a model: round, without clumps, lines or absorption.
@@ -26,6 +27,7 @@ from torch import Tensor
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
+from diffusion.stored_prior import read_prior
 from envs.data import load_dataset
 from envs.data.cluster_profiles import (
     MASS_PER_ELECTRON,
@@ -43,6 +45,7 @@ from envs.likelihoods import GaussianLikelihood, PoissonLikelihood, SimulableJoi
 from envs.operators.abel import projected_map
 from envs.operators.cluster_gas import UNIT, Compton, Profiles, XrayPhotons
 from envs.problem import InverseProblem
+from envs.problems.trained_prior import trained_prior
 from envs.registry import register
 
 __all__ = ["ClusterMasses", "cluster_masses", "cluster_sz_xray"]
@@ -51,6 +54,7 @@ Array = NDArray[np.float64]
 
 ARCMINUTE = math.pi / 180 / 60
 FWHM = 2 * math.sqrt(2 * math.log(2))  # standard deviations
+DATA = "cluster-profiles"
 MOCK_SZ, MOCK_COUNTS = (12, 1.0), (24, 0.5)  # pixels on a side of simulated maps, and arcmin
 WIDTH, FLOOR = 0.5, 0.02  # of the kernels: held-out profiles are about as likely from 0.4 to 0.8
 DRAWS = 128  # that give the error of the prior's estimate to a few percent
@@ -126,6 +130,7 @@ def cluster_sz_xray(
     background: float = 0.5,
     band: tuple[float, float] = (0.5, 2.0),
     radii: int = 8,
+    prior: str | None = None,
     clusters: int = 1_000,
     truth: str = "prior",
     image: int = 0,
@@ -139,6 +144,8 @@ def cluster_sz_xray(
     images `sz` (Compton's y) and `counts`, square and with a pixel scale; maps of their noise (`sz_noise`), exposure
     (cm^2 s, 0 where nothing was seen) and background (counts) go before the numbers `noise_std`, `exposure` and
     `background`. `beam` is the full width at half maximum of the SZ map in arcmin, `band` that of the counts in keV.
+    The prior is that of `clusters` simulated ones, or a trained one, `prior` by name or folder, of these `radii` at
+    this `redshift`; the held-out clusters are those of its data.
     """
     for name, number in (("noise_std", noise_std), ("exposure", exposure), ("background", background), ("beam", beam)):
         if not (number >= 0 and math.isfinite(number)) or (number == 0 and name in ("noise_std", "exposure")):
@@ -157,7 +164,7 @@ def cluster_sz_xray(
     else:
         sky, noise = _sz_map(Path(sz), sz_noise, noise_std)
         photons, exposed, beside = _count_map(Path(counts), exposure_map, exposure, background_map, background)
-    density, held_out = _density(radii, clusters, redshift)
+    made, density, held_out = _prior(prior, radii, clusters, redshift, num_steps, schedule)
     profiles, distance = Profiles(radii, redshift), angular_distance(redshift)
     pixel = (photons.width * ARCMINUTE) ** 2
     compton = Compton(profiles, sky.paths(profiles.edges, distance, beam))
@@ -170,38 +177,54 @@ def cluster_sz_xray(
     if sky.values is not None and photons.values is not None:
         measurements = torch.cat([sky.of(sky.values) / UNIT, photons.of(photons.values)])[None]
     else:
-        known = density.sample(1, generator) if truth == "prior" else _held_out(truth, image, held_out)
+        if truth == "prior":
+            known = made.sample(1, generator).double() if density is None else density.sample(1, generator)
+        else:
+            known = _held_out(truth, image, prior, held_out)
         measurements = likelihood.sample(known, generator)
 
     def log_likelihood(value: Tensor, measurement: Tensor) -> Tensor:
         return torch.cat([likelihood.log_prob(x, measurement.expand(len(x), -1)) for x in value.float().split(1_000)])
 
     def solve(measurement: Tensor) -> tuple[WeightedPosterior, None]:
+        assert density is not None
         return weighted_posterior(density, lambda value: log_likelihood(value, measurement)), None
 
-    data_std = float((density.means.var(0, correction=0).mean() + density.covariance.diagonal().mean()).sqrt())
-    levels = make_schedule(schedule, num_steps, scale=data_std)
-    variance = density.denoising_variance(levels.alpha[:-1], levels.sigma[:-1], DRAWS)
     return InverseProblem(
         name="cluster-sz-xray",
-        prior=Prior(density, levels, density.event_shape, variance, data_std),
+        prior=made,
         likelihood=likelihood,
         measurements=measurements.float(),
         truth=None if known is None else known.float(),
-        solve=solve,
+        solve=None if density is None else solve,
     ).solved()
 
 
-def _density(radii: int, clusters: int, redshift: float) -> tuple[MixtureDenoiser, Tensor]:
-    data = load_dataset("cluster-profiles", count=clusters, radii=radii, redshift=redshift)
+def _prior(
+    trained: str | None, radii: int, clusters: int, redshift: float, num_steps: int, schedule: str
+) -> tuple[Prior, MixtureDenoiser | None, Tensor | None]:
+    """The prior; its density where that is known, and clusters that it has not seen."""
+    if trained is not None:
+        return trained_prior(trained, (2, radii), num_steps, schedule, DATA, redshift=redshift), None, None
+    data = load_dataset(DATA, count=clusters, radii=radii, redshift=redshift)
     flat = data.train.flatten(1).double()
     kernel = WIDTH**2 * torch.cov(flat.T, correction=0) + FLOOR**2 * torch.eye(2 * radii, dtype=torch.float64)
-    return MixtureDenoiser(flat, kernel, event_shape=(2, radii)), data.held_out
+    density = MixtureDenoiser(flat, kernel, event_shape=(2, radii))
+    data_std = float((density.means.var(0, correction=0).mean() + density.covariance.diagonal().mean()).sqrt())
+    levels = make_schedule(schedule, num_steps, scale=data_std)
+    variance = density.denoising_variance(levels.alpha[:-1], levels.sigma[:-1], DRAWS)
+    return Prior(density, levels, density.event_shape, variance, data_std), density, data.held_out
 
 
-def _held_out(truth: str, image: int, held_out: Tensor) -> Tensor:
+def _held_out(truth: str, image: int, trained: str | None, held_out: Tensor | None) -> Tensor:
     if truth != "held-out":
         raise ValueError(f"truth must be prior or held-out, got {truth!r}")
+    if trained is not None:  # its own data: another set of clusters could hold some that it was trained on
+        options = dict(read_prior(trained).data or {})
+        if options.pop("name", None) != DATA:
+            raise ValueError(f"truth held-out needs a prior of {DATA}, which {trained!r} is not")
+        held_out = load_dataset(DATA, **options).held_out
+    assert held_out is not None
     if not 0 <= image < len(held_out):
         raise ValueError(f"image must be one of the held-out clusters, 0..{len(held_out) - 1}, got {image}")
     return held_out[image : image + 1].double()

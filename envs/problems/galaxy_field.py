@@ -28,6 +28,7 @@ from envs.data import read_npz
 from envs.likelihoods import PoissonLikelihood
 from envs.operators import Lognormal, Pixels, compose
 from envs.problem import InverseProblem
+from envs.problems.trained_prior import trained_prior
 from envs.registry import register
 
 __all__ = ["GalaxyLikelihood", "galaxy_field", "survey"]
@@ -105,6 +106,7 @@ def galaxy_field(
     std: float = 1.0,
     slope: float = 1.5,
     knee: float = 2.0,
+    prior: str | None = None,
     data: str | None = None,
     num_steps: int = 50,
     schedule: str = "vp-cosine-zero-snr",
@@ -113,19 +115,23 @@ def galaxy_field(
     """A field of `size` x `size` cells with nbar = `galaxies`, simulated with `seed`, or that of the file `data`.
 
     `data` is an npz file with the counts [n, n] and, unless all cells were seen alike, their selection; see `_read`.
+    The prior is exact, or a trained one, `prior` by name or folder, of this `size`, `std`, `slope` and `knee`.
     """
     if not (galaxies > 0 and math.isfinite(galaxies)):
         raise ValueError(f"galaxies must be positive and finite, the number in a cell of mean density, got {galaxies}")
     counts, selection = (None, survey(size)) if data is None else _read(Path(data))
     size = len(selection)
     shape, mask = (1, size, size), selection[None] > 0
-    denoiser = FieldDenoiser(std**2 * power_law(size, slope, knee))
-    levels = make_schedule(schedule, num_steps, scale=std)
-    prior = Prior(denoiser, levels, shape, denoiser.denoising_variance, std)
+    exact = FieldDenoiser(std**2 * power_law(size, slope, knee))
+    if prior is None:
+        levels = make_schedule(schedule, num_steps, scale=std)
+        made = Prior(exact, levels, shape, exact.denoising_variance, std)
+    else:
+        made = trained_prior(prior, shape, num_steps, schedule, "lognormal-fields", std=std, slope=slope, knee=knee)
     likelihood = GalaxyLikelihood(selection, galaxies, std, bias)
     if counts is None:
         generator = torch.Generator().manual_seed(seed)
-        truth = denoiser.sample(1, generator)
+        truth = exact.sample(1, generator) if prior is None else made.sample(1, generator).double()
         measurements = likelihood.sample(truth, generator)
     else:
         truth, measurements = None, counts[None][mask][None]
@@ -137,7 +143,7 @@ def galaxy_field(
 
     return InverseProblem(
         name="galaxy-field",
-        prior=prior,
+        prior=made,
         likelihood=likelihood,
         measurements=measurements.float(),
         truth=None if truth is None else truth.float(),

@@ -11,7 +11,8 @@ to the ends of the response, from where photons may be detected in the channels 
 a region beside the source, and integrated out (`envs.likelihoods.background`).
 
 The prior is a kernel density of simulated spectra (`envs.data.xray_spectra`), a Gaussian mixture whose score is exact:
-a Gaussian of standard deviation `bandwidth` about each. Or it is a stored one, trained on such spectra.
+a Gaussian of standard deviation `bandwidth` about each. Or it is a trained one, `spectra` or your own, of which the
+density is not known.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from torch import Tensor, nn
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from diffusion.stored_prior import load_prior
 from envs.data import load_dataset
 from envs.data.ogip import EffectiveArea, Redistribution, check_same_energies, read_arf, read_pha, read_rmf
 from envs.data.xray_spectra import REFERENCE_INDEX, energy_edges
 from envs.likelihoods import MeasuredBackgroundLikelihood, PoissonLikelihood
 from envs.problem import InverseProblem
+from envs.problems.trained_prior import trained_prior
 from envs.registry import register
 
 __all__ = ["Folded", "Observation", "folding_matrix", "mock_observation", "read_observation", "xray_spectrum"]
@@ -226,8 +227,8 @@ def xray_spectrum(
 
     `arf`, `rmf` and `background` are files that the header of `spectrum` does not name. `simulated` takes all but the
     counts from the files, and draws these. x has `bins` bins within `low` to `high` keV; `flux` is what you expect of
-    the source at 1 keV, within a factor of ten. The prior is that of `spectra` simulated ones, or the stored one
-    called `prior`.
+    the source at 1 keV, within a factor of ten. The prior is that of `spectra` simulated ones, or a trained one,
+    `prior` by name or folder, whose bins must be these.
     """
     if spectrum is None and (arf or rmf or background):
         raise ValueError("arf, rmf and background are those of a spectrum, and there is none")
@@ -273,10 +274,7 @@ def _prior(
 ) -> tuple[Prior, MixtureDenoiser | None]:
     """The prior, and its density where that is known."""
     if stored is not None:
-        loaded = load_prior(stored, num_steps, schedule)
-        if loaded.event_shape != (bins,):
-            raise ValueError(f"prior {stored!r} is of x of shape {loaded.event_shape}, but there are {bins} bins")
-        return loaded, None
+        return trained_prior(stored, (bins,), num_steps, schedule, "xray-spectra", low=low, high=high), None
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     data = load_dataset("xray-spectra", count=spectra, bins=bins, low=low, high=high)

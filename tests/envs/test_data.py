@@ -244,3 +244,22 @@ def test_states_of_lorenz_1996_conserve_energy_on_average():
     assert float(each.std()) / 500**0.5 < 0.05  # of 18.7: the check has power
     other = data.held_out.double()
     assert float((other.square() - 8 * other).mean()) == pytest.approx(0, abs=4 * float(each.std()) / 50**0.5)
+
+
+def test_fields_have_the_power_and_the_density_that_they_are_drawn_for():
+    """E |x_f|^2 = P(f) at each of 64 frequencies, E (1 + delta) = 1 and Var delta = exp(s^2) - 1, of 9,000 fields."""
+    data = load_dataset("lognormal-fields", count=10_000, size=8, std=0.6, slope=1.2, knee=1.5)
+    assert data.train.shape == (9_000, 1, 8, 8) and len(data.held_out) == 1_000
+    x = data.train[:, 0].double()
+    f = torch.fft.fftfreq(8, 1 / 8, dtype=torch.float64)
+    shape = (1.5**2 + f[:, None] ** 2 + f**2) ** -1.2
+    expected = 0.36 * shape / shape.mean()
+    found = torch.fft.fft2(x, norm="ortho").abs().square().mean(0)
+    assert (found / expected).numpy() == pytest.approx(np.ones((8, 8)), abs=5 * (2 / 9_000) ** 0.5)
+    density = (x - 0.18).exp()
+    each = density.mean((1, 2))
+    assert float(each.mean()) == pytest.approx(1, abs=4 * float(each.std()) / 9_000**0.5)
+    assert float(density.var()) == pytest.approx(np.exp(0.36) - 1, rel=0.04)
+    assert not torch.equal(data.train, load_dataset("lognormal-fields", count=10_000, size=8, seed=1).train)
+    with pytest.raises(ValueError, match="std must be positive, that of the logarithm of the density in a cell, got 0"):
+        load_dataset("lognormal-fields", std=0.0)

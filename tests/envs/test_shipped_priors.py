@@ -1,12 +1,17 @@
 """The priors that ship: each is small, has a card, draws numbers, and errs as much as its table says."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from diffusion.denoising_error import levels_at
 from diffusion.stored_prior import load_prior, prior_folder, prior_names, read_prior
 from envs.data import MissingDataError, load_dataset
+from system.config_file import load_config
+from system.prior_config import PriorConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "priors"
 ROWS = 48
 LEVELS = (-4.0, -1.0, 0.0, 1.0, 3.0, 5.0)
 DENSITIES = [name for name in prior_names() if read_prior(name).denoiser["kind"] == "mixture"]
@@ -26,7 +31,8 @@ def test_a_prior_that_ships_has_a_card_weighs_little_and_draws_numbers(name):
     for part in ("Licence of the data: ", "Validation loss: ", "held out", "How good it is"):
         assert part in card, part
     assert (folder / "weights.safetensors").stat().st_size <= 5_000_000
-    assert stored.data is not None and stored.data["name"] == name
+    config = load_config(CONFIGS / f"{name}.yaml", (), PriorConfig)
+    assert stored.data is not None and stored.data["name"] == config.data.name
     draws = load_prior(name, 10).sample(4, torch.Generator().manual_seed(0))
     assert draws.shape == (4, *stored.event_shape) and bool(torch.isfinite(draws).all())
 

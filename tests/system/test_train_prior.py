@@ -192,7 +192,19 @@ def test_images_of_the_wrong_size_or_range_are_refused_by_name(config, tmp_path,
 
 
 def test_the_configurations_that_ship_are_of_these_priors():
-    named = {"digits", "mnist", "galaxies", "cifar10", "lorenz63", "lorenz96", "latents", "hst-noise"}
+    named = {
+        "digits",
+        "mnist",
+        "galaxies",
+        "cifar10",
+        "lorenz63",
+        "lorenz96",
+        "latents",
+        "hst-noise",
+        "spectra",
+        "clusters",
+        "fields",
+    }
     assert {path.stem for path in CONFIGS} == named
 
 
