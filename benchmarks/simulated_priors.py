@@ -1,14 +1,12 @@
-r"""The priors `spectra` and `clusters` against fresh draws of the models that they were trained on.
+"""The priors `spectra` and `clusters` against fresh draws of the models that they were trained on.
 
-Draws of each by chains of 50 and 200 steps, of the exact prior of the same model that the problem makes by itself (a
-kernel density, or for fields the model) by its chain of 50, and fresh ones of the model, from another seed than the
+Draws of each by chains of 50 and 200 steps, of the exact prior of the same model that the problem makes by itself, a
+kernel density, by its chain of 50, and fresh ones of the model, from another seed than the
 training's. Compared are the means and standard deviations of the elements of x, the sliced 2-Wasserstein distance, and
 the distributions of what one looks for in such x, by the distance of Kolmogorov and Smirnov. What fresh draws score
 against others, the floor, stands beside: that distance of 1,000 and 1,000 exceeds 0.061 one time in twenty. What the
 exact prior shares with the trained one is of the chain: its transitions have one standard deviation for all directions,
 and with few steps draws are too narrow where x varies most.
-
-For fields the best denoiser is known: how much the network adds to its error, at five levels of noise.
 """
 
 from __future__ import annotations
