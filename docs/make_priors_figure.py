@@ -56,13 +56,17 @@ def lines(axes: Axes, name: str, samples: np.ndarray) -> None:
     if name == "spectra":
         edges = energy_edges(0.5, 7.0, samples.shape[1])
         place, unit, value = np.sqrt(edges[1:] * edges[:-1]), "energy, keV", "log flux, of a power law's"
+        ticks = [0.5, 1.0, 2.0, 5.0]
     else:
         place, unit, value = knots(samples.shape[2]), "radius, Mpc", "log pressure and density"
+        ticks = [0.05, 0.1, 0.3, 1.0, 2.0]
     for row, sample in enumerate(samples):
         parts = [sample] if sample.ndim == 1 else [sample[1], sample[0]]
         for part, style in zip(parts, ("-", "--"), strict=False):
             axes.plot(place, part, linestyle=style, **(OTHERS if row else FIRST))
     axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     axes.set_xlabel(unit)
     axes.set_ylabel(value)
     axes.set_title(name)
