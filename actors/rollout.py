@@ -41,7 +41,7 @@ class Rollout:
     denoised: Tensor
     """[B, T, *D] the prior's estimates of x."""
     guidance: Tensor | None = None
-    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where it was asked for."""
+    """[B, T, *D] the guidance of the problem (`InverseProblem.guide`), where it was asked for."""
     log_prior: Tensor
     """[B, T] log p of every transition, nats."""
     log_ratio: Tensor

@@ -12,6 +12,9 @@ al. 2023 (arXiv 2310.06721); with S = v I it is pseudoinverse guidance (Song et 
 The equation is solved by conjugate gradients in the inner product a^T S b, in which I + H S is symmetric and positive.
 They need products with S and H alone, and end early without harm: every iterate is a step in an uphill direction. They
 end where nothing is left to solve: after two for a mask and S = v I, as there are as many as different eigenvalues.
+
+The slope of a network's x^ need not be a covariance, nor has noise that was learned a curvature of one sign. Along a
+direction d with d^T S (I + H S) d < d^T S d / 2 the expansion has no maximum to go to: a row that meets one stays there.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from diffusion.kernel import expand
 __all__ = ["ITERATIONS", "Product", "newton_shift"]
 
 ITERATIONS = 8
-TINY = 1e-30  # where nothing is left of the residual a step divides zero by zero
+LEAST_CURVATURE = 0.5  # of a direction, over that of the prior alone, of which it is at least 1 if H is not negative
 
 Product = Callable[[Tensor], Tensor]
 """A symmetric matrix of each row times [N, *D]."""
@@ -38,22 +41,28 @@ def newton_shift(gradient: Tensor, covariance: Product, information: Product, it
     turned = covariance(residual)  # S times the direction
     square = _dot(residual, turned)
     enough = torch.finfo(square.dtype).eps ** 1.5 * square
-    shift = gradient.new_zeros(gradient.shape)
+    shift, going = gradient.new_zeros(gradient.shape), torch.ones_like(square, dtype=torch.bool)
     for left in reversed(range(iterations)):
         curved = information(turned)
-        length = square / (_dot(direction, turned) + _dot(turned, curved)).clamp_min(TINY)
+        spread = _dot(direction, turned)
+        curvature = spread + _dot(turned, curved)
+        going = going & (square > enough.clamp_min(0)) & (spread > 0) & (curvature > LEAST_CURVATURE * spread)
+        length = _ratio(square, curvature, going)
         shift = shift + expand(length, shift) * turned
-        if not left:
+        if not left or not bool(going.any()):
             break
         residual = residual - expand(length, shift) * (direction + curved)
-        spread = covariance(residual)
-        last, square = square, _dot(residual, spread).clamp_min(0)
-        if bool((square <= enough).all()):
-            break
-        share = expand(square / last.clamp_min(TINY), shift)
-        direction, turned = residual + share * direction, spread + share * turned
+        turned_residual = covariance(residual)
+        last, square = square, _dot(residual, turned_residual)
+        share = expand(_ratio(square, last, going), shift)
+        direction, turned = residual + share * direction, turned_residual + share * turned
     return shift
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).flatten(1).sum(1)
+
+
+def _ratio(above: Tensor, below: Tensor, where: Tensor) -> Tensor:
+    """[N] quotient, zero but `where` it is true."""
+    return torch.where(where, above / torch.where(where, below, 1.0), 0.0)

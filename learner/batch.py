@@ -29,7 +29,7 @@ class PathBatch:
     exact: Tensor
     """[B] bool, whether the path is an exact draw of the posterior at its measurement, by joint simulation."""
     guidance: Tensor | None = None
-    """[B, T, *D] gradient of log p(y | x^(s)) with respect to s, where the posterior's form uses it."""
+    """[B, T, *D] the guidance of the problem (`InverseProblem.guide`), where the posterior's form uses it."""
 
     def __len__(self) -> int:
         return len(self.states)

@@ -23,7 +23,7 @@ class TrustPCL(Balance):
     """delta in units of reward."""
 
     def __init__(self, shape: Loss, value: LogPartition) -> None:
-        """`value` is V(y) / beta, which at beta = 1 is log Z(y)."""
+        """`value` is V(y), log Z(y) / beta, which at beta = 1 is log Z(y)."""
         super().__init__(shape)
         self.value = value
 

@@ -45,3 +45,28 @@ def test_every_iteration_goes_uphill(generator):
 def test_where_nothing_pulls_nothing_moves():
     shift = newton_shift(torch.zeros(2, 3), lambda vector: vector, lambda vector: 2 * vector)
     assert not shift.any()
+
+
+def test_a_row_that_is_finished_leaves_the_others_to_go_on(generator):
+    """Of five rows the first has a gradient that one step serves, the second none."""
+    covariance, information = _symmetric(generator, 4), _symmetric(generator, 4)
+    covariance[0], information[0] = torch.eye(4), 2 * torch.eye(4)
+    gradient = torch.randn(5, 4, generator=generator, dtype=torch.float64)
+    gradient[1] = 0
+    identity = torch.eye(4, dtype=torch.float64)
+    expected = covariance @ torch.linalg.solve(identity + information @ covariance, gradient[..., None])
+    shift = newton_shift(gradient, _product(covariance), _product(information), 20)
+    assert shift.numpy() == pytest.approx(expected[..., 0].numpy(), rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("covariance", "information"),
+    [((1.0, 1.0), (-2.0, -2.0)), ((1.0, 1.0), (-100.0, 1.0)), ((-1.0, 0.1), (0.0, 0.0)), ((1.0, 1.0), (-1.0, -1.0))],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_expansion_has_no_maximum_the_shift_stays_finite_and_small(covariance, information, dtype):
+    """A covariance by a network, or the curvature of noise that was learned, may be negative along a direction."""
+    first, second = torch.tensor(covariance, dtype=dtype), torch.tensor(information, dtype=dtype)
+    gradient = torch.tensor([[1.0, 1.0], [0.3, -0.7], [1.0, 1e-9], [0.0, 0.0]], dtype=dtype)
+    shift = newton_shift(gradient, lambda vector: first * vector, lambda vector: second * vector)
+    assert bool(torch.isfinite(shift).all()) and float(shift.abs().max()) < 10
