@@ -14,7 +14,7 @@ They need products with S and H alone, and end early without harm: every iterate
 end where nothing is left to solve: after two for a mask and S = v I, as there are as many as different eigenvalues.
 
 The slope of a network's x^ need not be a covariance, nor has noise that was learned a curvature of one sign. Along a
-direction d with d^T S (I + H S) d < d^T S d / 2 the expansion has no maximum to go to: a row that meets one stays there.
+direction d with d^T S (I + H S) d < d^T S d / 2 the expansion has no maximum, and a row that meets one stays there.
 """
 
 from __future__ import annotations
