@@ -138,7 +138,8 @@ def final_report(
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, evaluation, history, measurement_id)]
-    diverged = has_diverged(metrics)
+    # Without an update q is what it began with, and its ELBO beside the prior's is sampling noise.
+    diverged = bool(_newest(history, "learner/updates")) and has_diverged(metrics)
     if diverged:
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
@@ -189,11 +190,15 @@ def _calls_spent(config: RunConfig, problem: InverseProblem, history: History) -
     ]
 
 
+def _newest(history: History, key: str) -> float:
+    return float(history[key][2][-1]) if key in history and len(history[key][2]) else 0.0
+
+
 def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:
     """Sentences about what should keep the reader from taking the numbers at face value."""
 
     def newest(key: str) -> float:
-        return float(history[key][2][-1]) if key in history and len(history[key][2]) else 0.0
+        return _newest(history, key)
 
     notes, ess = [], evaluation.effective_sample_size
     if len(problem.measurements) > 1:
@@ -202,7 +207,7 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
             "`rtb evaluate RUN --measurement N` judges another"
         )
     if not newest("learner/updates"):
-        notes.append("the run ended before its first update: what is shown is the prior")
+        notes.append("the run ended before its first update: what is shown is the prior, or the run that `init` names")
     nothing = only_impossible({key: newest(key) for key in history})
     if nothing is not None:
         notes.append(nothing)
