@@ -53,7 +53,8 @@ class PosteriorConfig:
     it sees, as a blur); covariance (how far y moves x^, allowing for the covariance of x given the state,
     by eight products with it: the best guide where the prior's denoiser knows its covariance and one mode is left, as
     mixtures do); repeated (the gradient with respect to x^, and how far x^ moves when the state is moved towards y and
-    estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last two need a likelihood with residuals."""
+    estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last
+    two need a likelihood with residuals."""
 
 
 def make_posterior(
