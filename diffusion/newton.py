@@ -46,7 +46,7 @@ def newton_shift(gradient: Tensor, covariance: Product, information: Product, it
         curved = information(turned)
         spread = _dot(direction, turned)
         curvature = spread + _dot(turned, curved)
-        going = going & (square > enough.clamp_min(0)) & (spread > 0) & (curvature > LEAST_CURVATURE * spread)
+        going = going & (square > enough) & (spread > 0) & (curvature > LEAST_CURVATURE * spread)
         length = _ratio(square, curvature, going)
         shift = shift + expand(length, shift) * turned
         if not left or not bool(going.any()):

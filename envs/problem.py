@@ -7,14 +7,14 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, Protocol, overload
+from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.kernel import expand
 from diffusion.newton import Product, newton_shift
-from diffusion.posterior import LikelihoodGradient, MarginalGradient
+from diffusion.posterior import GuidanceForm, LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
 from envs.information import information
 from envs.likelihoods import (
@@ -29,7 +29,7 @@ from envs.likelihoods import (
 from envs.operators import LinearOperator
 from envs.time_limit import time_limit
 
-__all__ = ["Classes", "ExactPosterior", "GuidanceForm", "InverseProblem", "LikelihoodCalls"]
+__all__ = ["Classes", "ExactPosterior", "InverseProblem", "LikelihoodCalls"]
 
 
 class ExactPosterior(Protocol):
@@ -68,11 +68,7 @@ class Classes:
     it."""
 
 
-GuidanceForm = Literal["gradient", "shift", "repeated"]
-"""gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`.
-repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, `REPEATS` times."""
-
-REPEATS = 3
+REPEATS = 3  # of a repeated guidance
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
 

@@ -11,7 +11,6 @@ import torch
 from actors import Actor
 from diffusion.posterior import Posterior, make_posterior
 from envs import InverseProblem, make_problem
-from envs.problem import GuidanceForm
 from learner import Learner
 from learner.ranks import ONE_RANK, Ranks
 from system.config import RunConfig
@@ -32,9 +31,6 @@ __all__ = [
     "noising_generator",
     "stream_seed",
 ]
-
-GUIDANCE: dict[str, GuidanceForm] = {"covariance": "shift", "repeated": "repeated"}
-"""What the guide of a problem gives by `posterior.likelihood_gradient`; any other, the gradient."""
 
 
 def stream_seed(config: RunConfig | PriorConfig, role: str, index: int = 0) -> int:
@@ -68,9 +64,8 @@ def build_problem(config: RunConfig) -> InverseProblem:
     name = config.problem.name
     try:
         problem = make_problem(name, config.problem.options)
-        problem = dataclasses.replace(problem, time_limit=config.actor.likelihood_timeout_seconds)
-        if config.posterior.form == "control" and config.posterior.likelihood_gradient in GUIDANCE:
-            problem = dataclasses.replace(problem, guidance=GUIDANCE[config.posterior.likelihood_gradient])
+        limit = config.actor.likelihood_timeout_seconds
+        problem = dataclasses.replace(problem, time_limit=limit, guidance=config.posterior.guidance)
         if config.measurement is not None:
             problem = problem.at(read_measurement(Path(config.measurement), problem)[None]).solved()
         return problem.to(find_device(config))

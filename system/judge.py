@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -196,10 +197,7 @@ def _newest(history: History, key: str) -> float:
 
 def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:
     """Sentences about what should keep the reader from taking the numbers at face value."""
-
-    def newest(key: str) -> float:
-        return _newest(history, key)
-
+    newest = functools.partial(_newest, history)
     notes, ess = [], evaluation.effective_sample_size
     if len(problem.measurements) > 1:
         notes.append(

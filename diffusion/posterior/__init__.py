@@ -8,7 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from diffusion.posterior.base import Guide, LikelihoodGradient, MarginalGradient, Posterior, bounded, log_ratio
+from diffusion.posterior.base import (
+    GuidanceForm,
+    Guide,
+    LikelihoodGradient,
+    MarginalGradient,
+    Posterior,
+    bounded,
+    log_ratio,
+)
 from diffusion.posterior.control import ControlPosterior
 from diffusion.posterior.finetune import FinetunePosterior
 from diffusion.prior import Prior
@@ -16,6 +24,7 @@ from diffusion.prior import Prior
 __all__ = [
     "ControlPosterior",
     "FinetunePosterior",
+    "GuidanceForm",
     "Guide",
     "LikelihoodGradient",
     "MarginalGradient",
@@ -56,6 +65,12 @@ class PosteriorConfig:
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last
     two need a likelihood with residuals."""
 
+    @property
+    def guidance(self) -> GuidanceForm:
+        """What the problem's `guide` has to give to a posterior of this form."""
+        moves: dict[str, GuidanceForm] = {"covariance": "shift", "repeated": "repeated"}
+        return moves.get(self.likelihood_gradient, "gradient") if self.form == "control" else "gradient"
+
 
 def make_posterior(
     config: PosteriorConfig,
@@ -77,8 +92,7 @@ def make_posterior(
                 "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise, and this "
                 "likelihood is another; use state"
             )
-        matches = config.likelihood_gradient == "covariance"
-        moves = matches or config.likelihood_gradient == "repeated"
+        moves = config.guidance != "gradient"
         if moves and shift is None:
             raise ValueError(
                 f"likelihood_gradient {config.likelihood_gradient} needs a likelihood with a gradient and residuals in "
@@ -87,7 +101,7 @@ def make_posterior(
         return ControlPosterior(
             prior,
             measurement_shape,
-            None if matches or config.likelihood_gradient == "none" else gradient,
+            None if config.likelihood_gradient in ("none", "covariance") else gradient,
             config.network,
             config.hidden,
             config.depth,

@@ -9,7 +9,7 @@ which does not subtract two large numbers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from diffusion.kernel import expand
 from diffusion.prior import Prior
 
-__all__ = ["Guide", "LikelihoodGradient", "MarginalGradient", "Posterior", "bounded", "log_ratio"]
+__all__ = ["GuidanceForm", "Guide", "LikelihoodGradient", "MarginalGradient", "Posterior", "bounded", "log_ratio"]
 
 
 class LikelihoodGradient(Protocol):
@@ -34,6 +34,11 @@ class MarginalGradient(Protocol):
     def __call__(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
         """[N, *D] gradient with respect to m of log p(y | m) at m = `value`, x being N(m, `variance` [N] I)."""
         ...
+
+
+GuidanceForm = Literal["gradient", "shift", "repeated"]
+"""gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`.
+repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, some times over."""
 
 
 class Guide(Protocol):
