@@ -51,6 +51,12 @@ def _sparse():
     return SparseMatrix((3, 4, 4), (4, 5), rows, columns, torch.randn(60, generator=generator))
 
 
+def _nearly_full():
+    rows, columns = torch.arange(20).repeat_interleave(48), torch.arange(48).repeat(20)
+    some = torch.rand(960, generator=torch.Generator().manual_seed(8)) < 0.5
+    return SparseMatrix((3, 4, 4), (4, 5), rows[some], columns[some], _any(960, 1)[some, 0])
+
+
 def _frequencies(count):
     drawn = torch.rand(2, count, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     return (drawn - 0.5) / 1e-6
@@ -66,6 +72,7 @@ LINEAR = {
     "bicubic": lower_resolution(GREY, 4, "bicubic"),
     "separable": Separable(GREY, _any(5, 8), _any(3, 8)),
     "sparse": _sparse(),
+    "nearly full": _nearly_full(),
     "radon": radon(GREY, 5, pixel_size=0.3),
     "frequencies": MaskedFourier(GREY, random_lines(8, 8, 2.0)),
     "frequencies of coils": MaskedFourier((2, 8, 8), random_lines(8, 8, 2.0, seed=1), _coils(3)),
