@@ -1,10 +1,11 @@
 """Posterior forms: networks that turn the prior's chain into q(s_k+1 | s_k, y). All equal the prior at initialisation.
 
-A form is one file and one branch of `make_posterior`.
+(One with an `initial_gain` equals its guide.) A form is one file and one branch of `make_posterior`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,9 @@ class PosteriorConfig:
     mixtures do); repeated (the gradient with respect to x^, and how far x^ moves when the state is moved towards y and
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last
     two need a likelihood with residuals."""
+    initial_gain: float = 0.0
+    """control with likelihood_gradient covariance or repeated: the gain on how far x^ moves that training starts from. 0
+    is the prior, 1 what the guide says: better where there is time for few updates."""
 
     @property
     def guidance(self) -> GuidanceForm:
@@ -85,6 +89,12 @@ def make_posterior(
     `marginal_gradient` is what `likelihood_gradient` pseudoinverse takes, and `shift` (the guide of a problem whose
     guidance is that) what covariance does; None where the likelihood has none.
     """
+    moves = config.guidance != "gradient"
+    if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
+        raise ValueError(
+            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance or "
+            f"repeated, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
+        )
     if config.form == "control":
         inverts = config.likelihood_gradient == "pseudoinverse"
         if inverts and marginal_gradient is None:
@@ -92,7 +102,6 @@ def make_posterior(
                 "likelihood_gradient pseudoinverse needs a linear operator with Gaussian noise, and this "
                 "likelihood is another; use state"
             )
-        moves = config.guidance != "gradient"
         if moves and shift is None:
             raise ValueError(
                 f"likelihood_gradient {config.likelihood_gradient} needs a likelihood with a gradient and residuals in "
@@ -109,6 +118,7 @@ def make_posterior(
             guided=config.likelihood_gradient in ("state", "pseudoinverse"),
             marginal_gradient=marginal_gradient if inverts else None,
             shift=shift if moves else None,
+            initial_gain=config.initial_gain,
         )
     if config.form == "finetune":
         return FinetunePosterior(prior, measurement_shape)

@@ -128,7 +128,8 @@ def test_a_posterior_with_a_gain_of_one_follows_the_shift(generator):
     state = torch.randn(6, 3, generator=generator, dtype=torch.float64)
     denoised, shift = problem.guide(state, step, seen)
     assert not posterior.control(state, step, denoised, seen).any()
-    posterior.gain.data[1] = 1.0
+    started = dataclasses.replace(config, initial_gain=1.0)
+    posterior = make_posterior(started, prior, (2,), problem.gradient, None, problem.guide).double()
     expected = (prior.denoised_coefficient / prior.std)[:, None] * shift
     for carried in (None, shift):
         control = posterior.control(state, step, denoised, seen, carried).detach()
@@ -196,3 +197,18 @@ def test_only_a_likelihood_with_residuals_has_a_shift(features):
     config = PosteriorConfig(likelihood_gradient=features)
     with pytest.raises(ValueError, match=f"likelihood_gradient {features} needs a likelihood with a gradient and"):
         make_posterior(config, problem.prior, (1,), problem.gradient)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial_gain": 1.0},
+        {"initial_gain": 1.0, "likelihood_gradient": "none"},
+        {"initial_gain": 1.0, "likelihood_gradient": "covariance", "form": "finetune"},
+        {"initial_gain": float("nan"), "likelihood_gradient": "covariance"},
+    ],
+)
+def test_only_a_shift_has_an_initial_gain(options):
+    problem = dataclasses.replace(make_problem("gaussian-linear"), guidance="shift")
+    with pytest.raises(ValueError, match=r"posterior.initial_gain must be finite, and zero but for .*, got (1.0|nan)"):
+        make_posterior(PosteriorConfig(**options), problem.prior, (8,), problem.gradient, None, problem.guide)
