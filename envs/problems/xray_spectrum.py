@@ -174,11 +174,11 @@ def read_observation(
         raise ValueError(f"{spectrum} has no good channel within {low:g} to {high:g} keV")
     member = (label[:, None] == groups).astype(np.float64)  # [C, G]
     _log.info(
-        "%s: %d of %d channels, with %d of %d counts, are left out: %d beyond %g to %g keV, %d by their QUALITY, others "
-        "with their group",
-        spectrum, (label < 0).sum(), len(label), source.counts[label < 0].sum(), source.counts.sum(),
-        (~within).sum(), low, high, (within & ~used).sum(),
-    )  # fmt: skip
+        "%s: %d of %d channels, with %d of %d counts, are left out: %d beyond %g to %g keV, %d by their QUALITY, the "
+        "others with their group",
+        *(spectrum, (label < 0).sum(), len(label), source.counts[label < 0].sum(), source.counts.sum()),
+        *((~within).sum(), low, high, (within & ~used).sum()),
+    )
     response = source.exposure * area[:, None] * (matrix @ member)
     counts = source.counts @ member
     empty = ~(response > 0).any(0)
