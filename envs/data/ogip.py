@@ -228,14 +228,17 @@ def _table(
         raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
     if not path.is_file():
         raise MissingDataError(f"there is no file {path}")
+    header: Any = None
+    table: Any = None
     try:
         with fits.open(path, memmap=False) as file:
             names = [unit.name for unit in file]
             found = next((name for name in (extension, other) if name in names), None)
-            header, table = (None, None) if found is None else (file[found].header, file[found].data)
+            if found is not None:
+                header, table = file[found].header, file[found].data
     except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
         raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
-    if found is None or header is None:
+    if found is None:
         raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
     if getattr(table, "names", None) is None:
         raise ValueError(f"{path}: {extension} must be a table, got {'no data' if table is None else 'an image'}")

@@ -161,6 +161,19 @@ def test_files_that_cannot_be_are_refused_by_name(write, changes, options, messa
         make_problem("lensing-euclid", SMALL | write(**changes) | options)
 
 
+def test_a_point_spread_or_a_noise_map_of_other_pixels_is_refused_by_its_unit(write):
+    files = SMALL | write()
+    for unit, message in (
+        ("VIS_PSF", r"lens.fits\[VIS_PSF\]: a pixel scale of 0.1 arcsec is asked for, the header has 0.05"),
+        ("VIS_RMS", r"lens.fits\[VIS_RMS\]: pixels must be those of .*\[VIS_BGSUB\], of 0.1 arcsec, got 0.05"),
+    ):
+        for axis in (1, 2):
+            fits.setval(files["path"], f"CDELT{axis}", value=0.05 / 3600, extname=unit)
+        with pytest.raises(ValueError, match=message):
+            make_problem("lensing-euclid", files)
+        write()
+
+
 def test_a_fit_is_read_as_it_was_written_and_nothing_else(tmp_path):
     TRUE.write(tmp_path / "fit.json")
     assert read_lens_fit(tmp_path / "fit.json") == TRUE and len(TRUE.light) == len(WIDTHS)
