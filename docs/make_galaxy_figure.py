@@ -48,7 +48,7 @@ def main() -> None:
         "truth, g": (truth, "RdBu_r", -most, most),
         "posterior mean": (mean, "RdBu_r", -most, most),
         "a sample": (drawn[-1], "RdBu_r", -most, most),
-        "standard deviation": (spread, "viridis", 0.0, float(spread.max())),
+        "std. deviation": (spread, "viridis", 0.0, float(spread.max())),
     }
     figure = Figure(figsize=(9.0, 2.3))
     for axes, (title, (image, colours, low, high)) in zip(figure.subplots(1, 5).flat, shown.items(), strict=True):
