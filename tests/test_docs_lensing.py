@@ -59,6 +59,12 @@ def test_the_source_of_a_lens_of_ones_own_is_as_bright_as_it_is(lens):
     assert brightest == pytest.approx(expected, rel=0.2) and evidence > 0
 
 
+def test_source_and_lens_of_a_lens_of_ones_own_are_unknown_together(lens):
+    """16 x 16 pixels of the source and seven numbers of the lens."""
+    output = python("-c", snippet('"lensing-joint"'), cwd=lens)
+    assert output.strip().splitlines()[-1] == "263 unknown numbers, 576 pixels"
+
+
 @pytest.mark.slow
 def test_the_fit_of_a_lens_of_ones_own(lens):
     radius, square = numbers(python("-c", snippet("fit_lens(band.camera"), cwd=lens))

@@ -1,5 +1,6 @@
 """The examples of the page of instruments start from a user's files, and run."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -18,11 +19,11 @@ from tests import ogip_files
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def _example(heading):
-    """The Python block under a heading of the page."""
+def _example(heading, number=0):
+    """The Python block of this number under a heading of the page."""
     text = (ROOT / "docs" / "instruments.md").read_text(encoding="utf-8")
     section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-    return section.split("```python\n")[1].split("```")[0]
+    return section.split("```python\n")[1 + number].split("```")[0]
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,33 @@ def test_the_example_of_an_instrument_reads_a_users_files(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     exec(_example(heading), {})
     assert capsys.readouterr().out.strip() == output
+
+
+def test_closures_of_ones_own_visibilities_know_nothing_of_the_gains(tmp_path, monkeypatch, capsys):
+    """Five stations with gains of their own see a point in the middle three times: 6 phases and 5 amplitudes each."""
+    random = np.random.default_rng(0)
+    place = random.uniform(-2.5e9, 2.5e9, (5, 2))
+    rows = ["#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)"]
+    for hour in range(3):
+        gain = random.lognormal(0, 0.3, 5) * np.exp(2j * np.pi * random.uniform(size=5))
+        for one, other in itertools.combinations(range(5), 2):
+            u, v = np.array([0.9, 0.8]) ** hour * (place[one] - place[other])
+            seen = 0.6 * gain[one] * gain[other].conj()
+            rows.append(f"{hour},S{one},S{other},{u},{v},{abs(seen)},{np.angle(seen, deg=True)},{0.05 * abs(seen)}")
+    (tmp_path / "visibilities.csv").write_text("\n".join(rows) + "\n")
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(_example("Radio interferometry", 1), made)
+    assert capsys.readouterr().out.strip() == "18 closure phases, 15 log closure amplitudes"
+    problem = made["problem"]
+    point, beside = torch.zeros(2, 1, 1, 16, 16, dtype=torch.float64)
+    point[..., 8, 8] = 1
+    beside[..., 8, 8], beside[..., 3, 4] = 1, 0.7  # another source, which has other closures
+
+    def square(value):
+        return float(problem.likelihood.standardised(value, problem.measurements).square().mean())
+
+    assert square(point) < 1e-6 and square(beside) > 1
 
 
 def _write(path, values, arcmin):

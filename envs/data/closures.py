@@ -56,7 +56,11 @@ def closure_set(table: VisibilityTable, systematic: float = 0.0) -> ClosureSet:
         raise ValueError(f"{table.name}: closures need the time and the two stations of each visibility")
     amplitude = np.abs(table.value)
     if not (amplitude > 0).all():
-        raise ValueError(f"{table.name}: {(amplitude == 0).sum()} visibilities are zero and have no phase")
+        row = int((amplitude == 0).argmax())
+        raise ValueError(
+            f"{table.name}: {(amplitude == 0).sum()} visibilities are zero and have no phase, the first of baseline "
+            f"{'-'.join(table.stations[row])} at {table.time[row]:.4f} h"
+        )
     relative = (table.std / amplitude) ** 2 + systematic**2
     count = len(table)
     triangles: list[Row] = []

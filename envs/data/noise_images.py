@@ -6,6 +6,7 @@ the rows (at least one cut-out high), side by side; above, there is one every qu
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from envs.data.location import MissingDataError, data_file
 from envs.data.readers import FITS, read_fits, read_npz
 
 __all__ = ["hst_noise", "noise"]
+
+_log = logging.getLogger(__name__)
 
 HELD_OUT_SHARE = 5  # one in so many rows
 STEPS = 4  # cut-outs to train on, in the space of one and each way
@@ -40,6 +43,7 @@ def noise(*, path: str = "", size: int = 0, key: str | None = None) -> Dataset:
         raise MissingDataError(f"no data at {path}")
     is_fits = place.is_dir() or place.name.lower().endswith(FITS)
     images = stacked(read_fits(place) if is_fits else read_npz(place, key), place)
+    _check(images, place, bool(size))
     if size:
         train, held_out, split = cut_outs(images, size)
     else:
@@ -87,10 +91,21 @@ def stacked(values: NDArray[Any], place: Path) -> Tensor:
     return torch.from_numpy(values.astype(np.float32))
 
 
+def _check(images: Tensor, place: Path, masked: bool) -> None:
+    """Refuses numbers that are not finite, but for NaN where `masked`."""
+    bad = images.isinf() if masked else ~images.isfinite()
+    if bool(bad.any()):
+        number, channel, row, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"{place}: images of noise must be finite, got {float(images[number, channel, row, column])} at "
+            f"[{row}, {column}] of number {number}; of what is masked by NaN cut-outs (`size`) are left out"
+        )
+
+
 def cut_outs(images: Tensor, size: int) -> tuple[Tensor, Tensor, str]:
     """(to train on, held out, how they were told apart): [N, C, size, size] each, of `images` [K, C, H, W].
 
-    Cut-outs with NaN are left out, if others are left.
+    Cut-outs with NaN are left out.
     """
     rows, columns = images.shape[-2:]
     lowest = max(rows // HELD_OUT_SHARE // size, 1) * size
@@ -99,15 +114,21 @@ def cut_outs(images: Tensor, size: int) -> tuple[Tensor, Tensor, str]:
             f"cut-outs of {size} x {size} pixels, some of them held out, need images of at least {2 * size} x {size}, "
             f"got {rows} x {columns}"
         )
-    parts = []
+    parts, left_out = [], 0
     for part, step in ((images[..., : rows - lowest, :], max(size // STEPS, 1)), (images[..., -lowest:, :], size)):
         tiles = part.unfold(2, size, step).unfold(3, size, step).permute(0, 2, 3, 1, 4, 5)
         tiles = tiles.reshape(-1, images.shape[1], size, size)
         whole = ~tiles.flatten(1).isnan().any(1)
-        parts.append(tiles[whole] if bool(whole.any()) else tiles)
+        if not bool(whole.any()):
+            raise ValueError(f"every cut-out of {size} x {size} pixels has a pixel that is masked by NaN")
+        left_out += int((~whole).sum())
+        parts.append(tiles[whole])
     train, held_out = parts
     split = (
         f"{len(held_out):,} cut-outs of the lowest {lowest} of {rows} rows are held out; the {len(train):,} above "
         f"overlap, as one begins every {max(size // STEPS, 1)} pixels"
     )
+    if left_out:
+        split += f"; {left_out:,} with a pixel that is masked are left out"
+        _log.info("%d cut-outs with a pixel that is masked by NaN are left out", left_out)
     return train, held_out, split

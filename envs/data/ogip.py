@@ -7,12 +7,14 @@ r"""X-ray spectra and responses of a telescope in the OGIP formats: PHA (or PI),
 
 A row of R may sum to less than one where the detector's efficiency is part of it. Files are told apart by their
 extensions and HDUCLAS keywords; whatever cannot be right is refused with the file and the row, counted from 1 as in
-the FITS table.
+the FITS table. Units are those of the columns' TUNIT: energies of keV and areas of cm^2 where it says anything.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,13 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+KEV, CM2, COUNT = ("keV", ("kev",)), ("cm^2", ("cm2",)), ("counts", ("count", "counts", "ct", "cts"))
+UNITS = {"ENERG_LO": KEV, "ENERG_HI": KEV, "E_MIN": KEV, "E_MAX": KEV, "SPECRESP": CM2, "COUNTS": COUNT}
+"""Unit of a column, and what TUNIT may say, in small letters and without signs of powers."""
+MOST = 1.1  # that a row of probabilities may sum to, with the roundings of real files
 SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -108,18 +116,24 @@ def read_pha(path: Path) -> CountSpectrum:
         raise ValueError(f"{path}: BACKSCAL and AREASCAL must be keywords, one for all channels, got a column")
     if str(header.get("HDUCLAS2", "")).strip() == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
-    scale = float(header.get("BACKSCAL", 1.0)) * float(header.get("AREASCAL", 1.0))
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"{path}: BACKSCAL times AREASCAL must be above 0, got {scale}")
+    parts = [header.get(key, 1.0) for key in ("BACKSCAL", "AREASCAL")]
+    if not all(isinstance(part, int | float) and part > 0 and math.isfinite(part) for part in parts):
+        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be numbers above 0, got {parts[0]} and {parts[1]}")
     quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
     grouping = _numbers(path, table, "GROUPING") if "GROUPING" in names else np.zeros(len(counts))
+    orphan = (grouping == -1) & (np.arange(len(grouping)) == 0)
+    _refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
+    _refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
+    error = _numbers(path, table, "SYS_ERR") if "SYS_ERR" in names else np.zeros(1)
+    if error.any():
+        _log.warning("%s: SYS_ERR of up to %g is left out: counts are taken for Poisson", path, error.max())
     return CountSpectrum(
         path=path,
         channel=channel,
         counts=counts,
         exposure=float(exposure),
-        scale=scale,
+        scale=float(parts[0]) * float(parts[1]),
         good=quality == 0,
         group=np.maximum(np.cumsum(grouping != -1) - 1, 0),
         named={
@@ -155,8 +169,11 @@ def read_rmf(path: Path) -> Redistribution:
     bounds, _ = _table(path, "EBOUNDS", "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
     # Rows of EBOUNDS are in the order of the channels; their CHANNEL column is wrong in some files of the archives.
     edges = np.stack([_numbers(path, bounds, name) for name in ("E_MIN", "E_MAX")], 1)
+    wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
+    _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
     first = int(header.get(f"TLMIN{table.names.index('F_CHAN') + 1}", 1))
     groups = _numbers(path, table, "N_GRP").astype(np.int64)
+    _refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
     matrix = np.zeros((len(table), len(edges)))
     for row in range(len(table)):
         starts, lengths, values = (np.ravel(table[name][row]) for name in ("F_CHAN", "N_CHAN", "MATRIX"))
@@ -174,13 +191,17 @@ def read_rmf(path: Path) -> Redistribution:
             taken += length
     wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
     _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
+    includes_area = str(header.get("HDUCLAS3", "")).strip() == "FULL"
+    total = matrix.sum(1)
+    expected = "a row of MATRIX is of probabilities and sums to 1 or less, or HDUCLAS3 is FULL and the area is in it"
+    _refuse(path, expected, total, (total > MOST) & (not includes_area))
     return Redistribution(
         path=path,
         energy=_energies(path, table),
         matrix=matrix,
         first_channel=first,
         channel_energy=edges,
-        includes_area=str(header.get("HDUCLAS3", "")).strip() == "FULL",
+        includes_area=includes_area,
     )
 
 
@@ -207,15 +228,20 @@ def _table(
         raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
     if not path.is_file():
         raise MissingDataError(f"there is no file {path}")
+    header: Any = None
+    table: Any = None
     try:
         with fits.open(path, memmap=False) as file:
             names = [unit.name for unit in file]
             found = next((name for name in (extension, other) if name in names), None)
-            if found is None:
-                raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
-            header, table = file[found].header, file[found].data
-    except OSError as error:
-        raise ValueError(f"cannot read {path} as FITS: {error}") from None
+            if found is not None:
+                header, table = file[found].header, file[found].data
+    except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
+        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
+    if found is None:
+        raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
+    if getattr(table, "names", None) is None:
+        raise ValueError(f"{path}: {extension} must be a table, got {'no data' if table is None else 'an image'}")
     got = str(header.get(keyword, expected)).strip()
     if got not in (expected, ""):
         raise ValueError(f"{path}: {keyword} of {extension} must be {expected}, got {got}")
@@ -227,6 +253,10 @@ def _table(
         )
     if not len(table):
         raise ValueError(f"{path}: {extension} has no rows")
+    for name in columns:
+        unit = str(table.columns[name].unit or "").strip()
+        if unit and name in UNITS and re.sub(r"[\s*^]", "", unit.lower()) not in UNITS[name][1]:
+            raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
     return table, header
 
 

@@ -9,9 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.data.sky_images import read_sky_image
+from envs.data.sky_images import read_sky_image, read_sky_stack
 
-__all__ = ["PointSpread", "checked_point_spread", "gaussian_point_spread", "read_point_spread"]
+__all__ = [
+    "PointSpread",
+    "checked_point_spread",
+    "gaussian_point_spread",
+    "read_point_spread",
+    "read_point_spreads",
+]
 
 NEGATIVE = 1e-3  # of the peak: what a model of a point spread may fall below zero by
 NORMALISED = 0.1  # by how much the sum may differ from one: a stamp does not hold all of the wings
@@ -101,6 +107,15 @@ def read_point_spread(path: Path, pixel_scale: float | None = None, hdu: str | i
     """
     image = read_sky_image(path, hdu, pixel_scale)
     return checked_point_spread(torch.from_numpy(image.values), image.pixel_scale, image.place)
+
+
+def read_point_spreads(path: Path, pixel_scale: float | None = None) -> list[PointSpread]:
+    """The point spreads of a stack [N, h, w] in the first unit of the FITS file `path`, or its only one [h, w].
+
+    Each is checked as by `read_point_spread`, and called by its number, from 0.
+    """
+    stack = read_sky_stack(path, 0, pixel_scale)
+    return [checked_point_spread(torch.from_numpy(each.values), each.pixel_scale, each.place) for each in stack]
 
 
 def checked_point_spread(kernel: Tensor, pixel_scale: float, place: str) -> PointSpread:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
 
-__all__ = ["read_fits", "read_idx", "read_images", "read_npz"]
+__all__ = ["npz_names", "read_fits", "read_idx", "read_images", "read_npz"]
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GREY = ("1", "L", "LA")  # Pillow's modes; 16 bits of grey stay as they are
@@ -55,19 +55,39 @@ def read_npz(path: Path, key: str | None = None) -> NDArray[Any]:
     Raises:
         ValueError: it is no such file, or has no such array.
     """
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded as file:
-            if key is None and len(file.files) == 1:
-                key = file.files[0]
-            if key not in file.files:
-                asked = "several arrays" if key is None else f"no array {key!r}"
-                raise ValueError(f"{path} has {asked}; choose one of {', '.join(file.files)}")
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        return loaded
+    with loaded as file:
+        if key is None and len(file.files) == 1:
+            key = file.files[0]
+        if key not in file.files:
+            asked = "several arrays" if key is None else f"no array {key!r}"
+            raise ValueError(f"{path} has {asked}; choose one of {', '.join(file.files)}")
+        try:
             return file[key]
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"cannot read {path} as npz: {error}") from None
+        except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+            raise ValueError(f"cannot read the array {key} of {path}: {error}") from None
+
+
+def npz_names(path: Path) -> list[str]:
+    """Names of the arrays in an npz file.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    loaded = _load(path)
+    if isinstance(loaded, np.ndarray):
+        raise ValueError(f"{path} must be an npz of arrays with names, got an npy of one without")
+    with loaded as file:
+        return list(file.files)
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401 - an array or a file of several
+    try:
+        return np.load(path, allow_pickle=False)
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:  # numpy takes text for a pickle
+        raise ValueError(f"cannot read {path} as npz or npy, is it one? {error}") from None
 
 
 def read_images(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None, tuple[str, ...]]:
@@ -120,11 +140,14 @@ def read_fits(path: Path) -> NDArray[np.float32]:
     paths = sorted(p for p in path.iterdir() if p.name.lower().endswith(FITS)) if path.is_dir() else [path]
     stacks: list[NDArray[np.float32]] = []
     for each in paths:
-        with fits.open(each) as file:
-            found = [unit.data for unit in file if unit.is_image and unit.data is not None]
-            if not found or found[0].ndim not in (2, 3):
-                raise ValueError(f"{each} must hold an image or a stack of them, got {file.info(output=False)}")
-            stack = found[0].astype(np.float32).reshape(-1, *found[0].shape[-2:])
+        try:
+            with fits.open(each) as file:
+                found = [unit.data for unit in file if unit.is_image and unit.data is not None]
+                if not found or found[0].ndim not in (2, 3):
+                    raise ValueError(f"{each} must hold an image or a stack of them, got {file.info(output=False)}")
+                stack = found[0].astype(np.float32).reshape(-1, *found[0].shape[-2:])
+        except (OSError, TypeError) as error:  # of a file that ends early astropy says the latter
+            raise ValueError(f"cannot read {each} as FITS, is all of it there? {error}") from None
         if stacks and stack.shape[1:] != stacks[0].shape[1:]:
             raise ValueError(
                 f"images must be of one size: {paths[0]} has {stacks[0].shape[1:]}, {each} {stack.shape[1:]}"

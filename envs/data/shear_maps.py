@@ -25,6 +25,7 @@ __all__ = ["FOLDER", "JAX_LENSING", "ShearMap", "cosmos_shear", "read_shear_map"
 FOLDER = "weak_lensing_jaxlensing"
 JAX_LENSING = "the data of jax-lensing (CosmoStat/jax-lensing, folder data)"
 COSMOS_SCALE = 0.29 * 60  # arcsec per pixel; the files do not say
+NO_UNIT = ("no unit", "1", "dimensionless", "none", "ellipticity", "shear")  # what BUNIT may say, if anything
 LARGEST = 2.0  # a mean of shapes beyond is in other units, such as per cent; corrections reach 1.3 in COSMOS
 FILLED = 0.5  # of a block of pixels that must have been seen
 
@@ -94,10 +95,10 @@ def read_shear_map(
         ValueError: an image of another shape or pixel scale, numbers that are not finite, ellipticities in other units,
             or a standard deviation that is not positive.
     """
-    first = read_sky_image(e1, pixel_scale=pixel_scale)
+    first = read_sky_image(e1, pixel_scale=pixel_scale, units=NO_UNIT)
     shape = first.values.shape
     seen = np.ones(shape, bool) if left_out is None else ~left_out
-    others = [read_sky_image(path, pixel_scale=first.pixel_scale) for path in (e2, *noise)]
+    others = [read_sky_image(path, pixel_scale=first.pixel_scale, units=NO_UNIT) for path in (e2, *noise)]
     for image in (first, *others):
         if image.values.shape != shape:
             raise ValueError(f"{image.place} must be of the shape {list(shape)} of e1, got {list(image.values.shape)}")

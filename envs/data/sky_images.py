@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
 
-__all__ = ["SkyImage", "read_mask", "read_noise_map", "read_sky_image"]
+__all__ = ["SkyImage", "read_mask", "read_noise_map", "read_sky_image", "read_sky_stack"]
 
 UNSEEN = 1e10  # times the median: noise so large stands for "not measured"
 DEGREE = 3600.0  # arcsec
@@ -28,15 +29,17 @@ class SkyImage:
     """arcsec per pixel."""
     place: str
     """File and unit, for messages."""
+    unit: str = ""
+    """What BUNIT says."""
 
 
 def read_sky_image(
-    path: Path, hdu: str | int = 0, pixel_scale: float | None = None, unit: str | None = None
+    path: Path, hdu: str | int = 0, pixel_scale: float | None = None, units: tuple[str, ...] = ()
 ) -> SkyImage:
     """The image in unit `hdu` (name or number) of the FITS file `path`; all values must be finite.
 
-    The pixel scale (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `unit`, where given, is what
-    BUNIT must say, if it says anything.
+    The pixel scale (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `units`, where given, is what
+    BUNIT may say, if it says anything.
 
     Raises:
         MissingDataError: no such file, or astropy is not installed.
@@ -44,16 +47,36 @@ def read_sky_image(
             scale, pixels that are not square, or a `pixel_scale` that is not that of the header.
     """
     place, values, header = _read(path, hdu)
+    return _image(place, values, header, pixel_scale, units)
+
+
+def read_sky_stack(path: Path, hdu: str | int = 0, pixel_scale: float | None = None) -> list[SkyImage]:
+    """The images of a stack [N, H, W], or the one image [H, W], in unit `hdu` of `path`; see `read_sky_image`."""
+    place, values, header = _read(path, hdu, (2, 3))
+    if values.ndim == 2:
+        return [_image(place, values, header, pixel_scale, ())]
+    return [_image(f"{place}, number {i}", each, header, pixel_scale, ()) for i, each in enumerate(values)]
+
+
+def _image(
+    place: str,
+    values: NDArray[np.float64],
+    header: Any,  # noqa: ANN401 - a header of astropy
+    pixel_scale: float | None,
+    units: tuple[str, ...],
+) -> SkyImage:
     bad = ~np.isfinite(values)
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
-            f"{place}: {int(bad.sum())} of {values.size} values are not finite, the first at [{row}, {column}]: mask "
-            "them, and set them to zero"
+            f"{place}: {int(bad.sum())} of {values.size} values are not finite, the first at [{row}, {column}]: a mask "
+            "leaves pixels out, and what is in them is then any finite number"
         )
     said = str(header.get("BUNIT", "")).strip()
-    if unit is not None and said and said.lower() != unit.lower():
-        raise ValueError(f"{place}: values must be in {unit}, BUNIT says {said}")
+    if units and said and _plain(said) not in {_plain(unit) for unit in units}:
+        raise ValueError(f"{place}: values must be in {units[0]}, BUNIT says {said}")
+    if pixel_scale is not None and not (pixel_scale > 0 and math.isfinite(pixel_scale)):
+        raise ValueError(f"{place}: a pixel scale must be positive, in arcsec, got {pixel_scale}")
     scale = _scale(header, place)
     if scale is None and pixel_scale is None:
         raise ValueError(f"{place}: the header has no pixel scale (CD, PC or CDELT): give it, in arcsec")
@@ -61,21 +84,36 @@ def read_sky_image(
         raise ValueError(f"{place}: a pixel scale of {pixel_scale:g} arcsec is asked for, the header has {scale:.4g}")
     known = scale if scale is not None else pixel_scale
     assert known is not None
-    return SkyImage(values=values, pixel_scale=known, place=place)
+    return SkyImage(values=values, pixel_scale=known, place=place, unit=said)
 
 
-def read_noise_map(path: Path, hdu: str | int, shape: tuple[int, ...]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _plain(unit: str) -> str:
+    """A unit in small letters and without signs of powers and products: cm**2 s and cm^2 s are one."""
+    return re.sub(r"[\s*^.]", "", unit.lower())
+
+
+def read_noise_map(
+    path: Path, hdu: str | int, shape: tuple[int, ...], like: SkyImage | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(standard deviations [H, W], where they mean that nothing was measured [H, W]) of the image of `shape`.
 
-    Pipelines mark pixels without data by a huge number: what is above 10^10 times the median is one of these, and 1 is
-    in its place.
+    Its BUNIT and pixel scale must be those of the image `like`, where it has any. Pipelines mark pixels without data by
+    a huge number: what is above 10^10 times the median is one of these, and 1 is in its place.
 
     Raises:
         MissingDataError: no such file, or astropy is not installed.
-        ValueError: another shape, or a number that is negative, zero or not finite.
+        ValueError: another shape, unit or pixel scale, or a number that is negative, zero or not finite.
     """
-    place, values, _ = _read(path, hdu)
+    place, values, header = _read(path, hdu)
     _same_shape(place, values, shape)
+    if like is not None:
+        said, scale = str(header.get("BUNIT", "")).strip(), _scale(header, place)
+        if said and like.unit and _plain(said) != _plain(like.unit):
+            raise ValueError(f"{place}: BUNIT must be that of {like.place}, {like.unit}, got {said}")
+        if scale is not None and not math.isclose(scale, like.pixel_scale, rel_tol=1e-2):
+            raise ValueError(
+                f"{place}: pixels must be those of {like.place}, of {like.pixel_scale:.4g} arcsec, got {scale:.4g}"
+            )
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -105,7 +143,7 @@ def read_mask(path: Path, hdu: str | int, shape: tuple[int, ...]) -> NDArray[np.
     return values == 1
 
 
-def _read(path: Path, hdu: str | int) -> tuple[str, NDArray[np.float64], Any]:
+def _read(path: Path, hdu: str | int, axes: tuple[int, ...] = (2,)) -> tuple[str, NDArray[np.float64], Any]:
     try:
         from astropy.io import fits
     except ImportError:
@@ -118,12 +156,17 @@ def _read(path: Path, hdu: str | int) -> tuple[str, NDArray[np.float64], Any]:
             if hdu not in file:
                 raise ValueError(f"{path} has no unit {hdu!r}, only {', '.join(unit.name or '-' for unit in file)}")
             unit = file[hdu]
-            if not unit.is_image or unit.data is None or unit.data.ndim != 2:
-                shape = None if unit.data is None else unit.data.shape
-                raise ValueError(f"{place} must be an image of two axes, got {type(unit).__name__} of shape {shape}")
-            return place, unit.data.astype(np.float64), unit.header.copy()
-    except OSError as error:
-        raise ValueError(f"cannot read {path} as FITS: {error}") from None
+            values = unit.data
+            if not unit.is_image or values is None or values.ndim not in axes or values.size == 0:
+                shape = None if values is None else list(values.shape)
+                others = [each.name for each in file[1:] if each.is_image and each.header["NAXIS"] in axes]
+                raise ValueError(
+                    f"{place} must be an image of {axes[0]} axes, got {type(unit).__name__} of shape {shape}"
+                    + (f"; there are images in {', '.join(others)}: write one to a file of its own" if others else "")
+                )
+            return place, values.astype(np.float64), unit.header.copy()
+    except (OSError, TypeError) as error:  # of a file that ends early astropy says the latter
+        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
 
 
 def _same_shape(place: str, values: NDArray[np.float64], shape: tuple[int, ...]) -> None:
@@ -148,6 +191,8 @@ def _scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header 
     if unit not in factors:
         raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}")
     across, up = (math.hypot(*column) for column in zip(*rows, strict=True))
+    if not (across > 0 and up > 0):
+        raise ValueError(f"{place}: the pixel scale in the header (CD, PC or CDELT) must not be 0, got {across}, {up}")
     if not math.isclose(across, up, rel_tol=1e-2):
         raise ValueError(
             f"{place}: pixels must be square, got {across * factors[unit]:g} x {up * factors[unit]:g} arcsec"

@@ -1,11 +1,11 @@
 r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv, and UVFITS.
 
 - A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, `#` for comments, as made by frank
-  and by CASA scripts; may be compressed (.gz, .bz2). Five units in square brackets in a comment must be these.
+  and by CASA scripts; may be compressed (.gz, .bz2). Units in a comment, as u [lambda] or u(m), must be these.
 - csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), columns in any
   order.
 - UVFITS: random groups (AIPS Memo 117): u, v in seconds times the frequency of each channel; Stokes I, or half the sum
-  of the parallel hands.
+  of the parallel hands. One source, one set of frequencies.
 
 Tables are of V = sum I exp(-2 pi i (u l + v m)). csv and UVFITS give u and v as (first station - second station), with
 which it is exp(+2 pi i (u l + v m)) (as in the software of the EHT, by which M87 is brighter in the south); their u and
@@ -39,6 +39,15 @@ _log = logging.getLogger(__name__)
 TABLE = {"u": "lambda", "v": "lambda", "Re(V)": "Jy", "Im(V)": "Jy", "weight": "Jy^-2"}
 CSV = {"time": "UTC", "T1": "", "T2": "", "U": "lambda", "V": "lambda", "Iamp": "Jy", "Iphase": "d", "Isigma": "Jy"}
 HANDS = ((-1, -2), (-5, -6))  # codes of RR and LL, XX and YY
+NAMES = {
+    "u": r"\bu",
+    "v": r"\bv",
+    "Re(V)": r"\b(?:Re|Real)(?:\s*\(V\))?",
+    "Im(V)": r"\b(?:Im|Imag)(?:\s*\(V\))?",
+    "weight": r"\bweights?",
+}
+"""What columns of a table are called in a comment."""
+LOWEST = 1e6  # Hz: what is below is no radio frequency, but one in MHz or GHz
 UVFITS = (".uvfits", ".uvf", ".fits")
 
 
@@ -85,6 +94,10 @@ def _table(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged
         units = re.findall(r"\[([^\]]*)\]", text)
         if len(units) == len(TABLE):
             _check_units(path, dict(zip(TABLE, units, strict=True)), TABLE)
+        found = {name: re.search(pattern + r"\s*[\[(](?!V\))([^\])]*)", text) for name, pattern in NAMES.items()}
+        said = {name: match[1] for name, match in found.items() if match}
+        if {"u", "v"} <= set(said):  # else it is a comment about something else
+            _check_units(path, said, {name: TABLE[name] for name in said})
     u, v, real, imaginary, weight = _numbers(path, [(number, text.split()) for number, text in rows], list(TABLE))
     places = [f"line {number}" for number, _ in rows]
     value = (real + 1j * imaginary).astype(np.complex128)
@@ -111,7 +124,7 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged: 
     places = [f"line {number}" for number, _ in rows]
     for name, column, right in (
         ("Isigma must be positive", sigma, sigma > 0),
-        ("Iamp must be finite", amplitude, np.isfinite(amplitude)),
+        ("Iamp must be finite and 0 or more", amplitude, np.isfinite(amplitude) & (amplitude >= 0)),
         ("Iphase must be finite", phase, np.isfinite(phase)),
     ):
         if not right.all():
@@ -165,6 +178,13 @@ def _checked(
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(f"{path}, {places[row]}: {name} must be finite, got {column[row]}; flag it by weight 0")
+    if stations is not None:
+        alone = (stations[:, 0] == stations[:, 1]) & ~off
+        if alone.any():
+            row = int(alone.argmax())
+            raise ValueError(
+                f"{path}, {places[row]}: a baseline has two stations, got {stations[row, 0]} twice: flag it by weight 0"
+            )
     if off.any():
         found = (
             f"{path}: {off.sum()} of {len(off)} rows are flagged by their weight, the first in {places[off.argmax()]}"
@@ -194,17 +214,20 @@ def _read_uvfits(path: Path, flagged: str) -> VisibilityTable:
         raise MissingDataError("UVFITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
     try:
         with fits.open(path, memmap=False) as file:
-            if not isinstance(file[0], fits.GroupsHDU):
-                raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")
-            header, groups = file[0].header, file[0].data
-            extensions = {unit.name: unit.data for unit in file[1:]}
-            parameters = {name: groups.parnames.index(name) for name in reversed(groups.parnames)}
-            u, v, baseline, date = (
-                _parameter(path, groups, parameters, name) for name in ("UU", "VV", "BASELINE", "DATE")
+            header, groups = file[0].header, file[0].data if isinstance(file[0], fits.GroupsHDU) else None
+            extensions = {unit.name: unit.data for unit in file[1:] if unit.name in ("AIPS AN", "AIPS FQ")}
+            data = None if groups is None else np.asarray(groups.data, np.float64)
+    except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
+        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
+    if groups is None or data is None:
+        raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")
+    u, v, baseline, date = (_parameter(path, groups, name) for name in ("UU", "VV", "BASELINE", "DATE"))
+    for name, what in (("SOURCE", "source"), ("FREQSEL", "set of frequencies")):
+        if name in groups.parnames and len(chosen := np.unique(groups.par(name))) > 1:
+            first = int((groups.par(name) != groups.par(name)[0]).argmax())
+            raise ValueError(
+                f"{path}, group {first + 1}: all groups must be of one {what}, got {name} {chosen.tolist()}: split it"
             )
-            data = np.asarray(groups.data, np.float64)
-    except OSError as error:
-        raise ValueError(f"cannot read {path} as FITS: {error}") from None
     unit = str(header.get("BUNIT", "JY")).strip().upper()
     if unit != "JY":
         raise ValueError(f"{path}: visibilities must be in Jy, BUNIT says {header['BUNIT']!r}")
@@ -222,12 +245,16 @@ def _read_uvfits(path: Path, flagged: str) -> VisibilityTable:
         raise ValueError(f"{path}: expected real part, imaginary part and weight of one pointing, got {data.shape}")
     shape = [data.shape[axis] for axis in order]
     data = data.transpose(*order, *rest).reshape(shape[0], -1, *shape[-2:])  # [groups, channels, Stokes, 3]
-    value, weight = _total_intensity(path, _axis(header, names, "STOKES", shape[-2]).round().astype(int), data)
-    frequency = _axis(header, names, "FREQ", data.shape[1] if len(channels) == 1 else shape[2])
+    value, weight = _total_intensity(path, _axis(path, header, names, "STOKES", shape[-2]).round().astype(int), data)
+    frequency = _axis(path, header, names, "FREQ", data.shape[1] if len(channels) == 1 else shape[2])
     if len(channels) == 2:
         table = extensions.get("AIPS FQ")
-        offset = np.zeros(shape[1]) if table is None else np.ravel(table["IF FREQ"])[: shape[1]]
+        offset = np.zeros(1) if table is None else np.ravel(table["IF FREQ"][0])
+        if len(offset) != shape[1]:
+            raise ValueError(f"{path}: AIPS FQ must have IF FREQ of {shape[1]} bands, one an IF, got {len(offset)}")
         frequency = (offset[:, None] + frequency).reshape(-1)
+    if not frequency.min() > LOWEST:
+        raise ValueError(f"{path}: FREQ must be in Hz, above {LOWEST:.0e}, got {frequency.min():g}")
     antennas = extensions.get("AIPS AN")
     called = {} if antennas is None else dict(zip(antennas["NOSTA"].tolist(), antennas["ANNAME"].tolist(), strict=True))
     ends = np.stack([baseline // 256, baseline % 256], 1).astype(int)
@@ -247,17 +274,19 @@ def _read_uvfits(path: Path, flagged: str) -> VisibilityTable:
     )
 
 
-def _parameter(path: Path, groups: Any, known: dict[str, int], name: str) -> NDArray[np.float64]:  # noqa: ANN401
+def _parameter(path: Path, groups: Any, name: str) -> NDArray[np.float64]:  # noqa: ANN401
     """Values of the group parameter whose name starts with `name`; those of one name are added."""
     rows = [index for index, each in enumerate(groups.parnames) if each.startswith(name)]
     if not rows:
-        raise ValueError(f"{path} has no group parameter {name}, got {', '.join(known)}")
+        raise ValueError(f"{path} has no group parameter {name}, got {', '.join(dict.fromkeys(groups.parnames))}")
     return np.sum([np.asarray(groups.par(index), np.float64) for index in rows], 0)
 
 
-def _axis(header: Any, names: dict[int, str], name: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401
+def _axis(path: Path, header: Any, names: dict[int, str], name: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401
     """[count] coordinates along the axis called `name`."""
     axis = next(number for number, each in names.items() if each == name)
+    if f"CRVAL{axis}" not in header:
+        raise ValueError(f"{path}: the axis {name} must have its value in CRVAL{axis}, which is not in the header")
     step = np.arange(1, count + 1) - header.get(f"CRPIX{axis}", 1.0)
     return np.asarray(header[f"CRVAL{axis}"] + step * header.get(f"CDELT{axis}", 1.0), np.float64)
 

@@ -15,6 +15,7 @@ place in it. The cluster is in the middle of both maps. It is a model: round, wi
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,7 @@ from envs.data.cluster_profiles import (
     knots,
     reference,
 )
-from envs.data.sky_images import read_noise_map, read_sky_image
+from envs.data.sky_images import SkyImage, read_noise_map, read_sky_image
 from envs.exact.weighted import WeightedPosterior, weighted_posterior
 from envs.likelihoods import GaussianLikelihood, PoissonLikelihood, SimulableJointLikelihood, joint
 from envs.operators.abel import projected_map
@@ -52,6 +53,11 @@ __all__ = ["ClusterMasses", "cluster_masses", "cluster_sz_xray"]
 
 Array = NDArray[np.float64]
 
+_log = logging.getLogger(__name__)
+
+NO_UNIT = ("no unit (Compton's y)", "1", "y", "Compton y", "Compton-y", "dimensionless", "none")  # what BUNIT may say
+COUNT = ("counts", "count", "ct", "cts", "photon", "photons", "counts / pixel", "count / pixel")
+EXPOSURE = ("cm^2 s", "s cm^2", "cm2 sec", "sec cm2")
 ARCMINUTE = math.pi / 180 / 60
 FWHM = 2 * math.sqrt(2 * math.log(2))  # standard deviations
 DATA = "cluster-profiles"
@@ -230,20 +236,21 @@ def _held_out(truth: str, image: int, trained: str | None, held_out: Tensor | No
     return held_out[image : image + 1].double()
 
 
-def _square(path: Path, width: float | None = None) -> tuple[Array, float, str]:
-    """(values [H, H], arcmin per pixel, file and unit) of the map in `path`; a `width` (arcsec) must be its own."""
-    found = read_sky_image(path, pixel_scale=width)
+def _square(path: Path, units: tuple[str, ...], width: float | None = None) -> SkyImage:
+    """The map in `path`; a `width` (arcsec) must be its own, and BUNIT one of `units`, if it says anything."""
+    found = read_sky_image(path, pixel_scale=width, units=units)
     if found.values.shape[0] != found.values.shape[1]:
         raise ValueError(f"{found.place} must be square, the cluster in its middle, got {list(found.values.shape)}")
-    return found.values, found.pixel_scale / 60, found.place
+    return found
 
 
-def _beside(path: str, like: Array, width: float, least: str) -> Array:
+def _beside(path: str, like: SkyImage, least: str, units: tuple[str, ...]) -> Array:
     """A map of the pixels of `like`, nowhere below zero."""
-    values, _, place = _square(Path(path), 60 * width)
-    if values.shape != like.shape:
-        raise ValueError(f"{place} must be of the shape {list(like.shape)} of its map, got {list(values.shape)}")
-    _check(place, f"{least} must be 0 and more", values, values >= 0)
+    found = _square(Path(path), units, like.pixel_scale)
+    values, shape = found.values, list(like.values.shape)
+    if list(values.shape) != shape:
+        raise ValueError(f"{found.place} must be of the shape {shape} of its map, got {list(values.shape)}")
+    _check(found.place, f"{least} must be 0 and more", values, values >= 0)
     return values
 
 
@@ -256,25 +263,32 @@ def _check(place: str, expected: str, values: Array, fine: NDArray[np.bool_]) ->
 
 
 def _sz_map(path: Path, noise: str | None, noise_std: float) -> tuple[_Map, Array | float]:
-    values, width, place = _square(path)
+    found = _square(path, NO_UNIT)
+    values, place = found.values, found.place
     if float(np.abs(values).max()) > 0.1:
         raise ValueError(f"{place}: Compton's y is below 0.1 everywhere, got {np.abs(values).max():g}: of other units?")
     seen, std = np.ones(values.shape, bool), None
     if noise is not None:
-        std, unseen = read_noise_map(Path(noise), 0, values.shape)
+        std, unseen = read_noise_map(Path(noise), 0, values.shape, found)
         seen = ~unseen
-    return _Map(pixels=len(values), width=width, seen=seen, values=values), noise_std if std is None else std
+        _log.info("%s: %d of %d pixels have no measurement and are left out", noise, unseen.sum(), unseen.size)
+    return _Map(
+        pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values
+    ), noise_std if std is None else std
 
 
 def _count_map(
     path: Path, exposure_map: str | None, exposure: float, background_map: str | None, background: float
 ) -> tuple[_Map, Array | float, Array | float]:
-    values, width, place = _square(path)
+    found = _square(path, COUNT)
+    values, place = found.values, found.place
     _check(place, "counts must be whole numbers of 0 and more", values, (values >= 0) & (values == np.round(values)))
-    exposed = exposure if exposure_map is None else _beside(exposure_map, values, width, "the exposure")
-    beside = background if background_map is None else _beside(background_map, values, width, "the background")
+    exposed = exposure if exposure_map is None else _beside(exposure_map, found, "the exposure", EXPOSURE)
+    beside = background if background_map is None else _beside(background_map, found, "the background", COUNT)
     seen = np.broadcast_to(np.asarray(exposed) > 0, values.shape).copy()
     _check(place, "there must be no counts where the exposure is 0", values, seen | (values == 0))
     if not seen.any():
         raise ValueError(f"{exposure_map}: the exposure is 0 everywhere")
-    return _Map(pixels=len(values), width=width, seen=seen, values=values), exposed, beside
+    if exposure_map is not None:
+        _log.info("%s: %d of %d pixels have exposure 0 and are left out", exposure_map, (~seen).sum(), seen.size)
+    return _Map(pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values), exposed, beside

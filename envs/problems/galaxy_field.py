@@ -13,6 +13,7 @@ nbar w_i exp(b (b - 1) s^2 / 2) galaxies. The posterior is unimodal: log p(y | x
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from torch import Tensor
 from diffusion.field_denoiser import FieldDenoiser, power_law
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.data import read_npz
+from envs.data.readers import npz_names, read_npz
 from envs.likelihoods import PoissonLikelihood
 from envs.operators import Lognormal, Pixels, compose
 from envs.problem import InverseProblem
@@ -32,6 +33,8 @@ from envs.problems.trained_prior import trained_prior
 from envs.registry import register
 
 __all__ = ["GalaxyLikelihood", "galaxy_field", "survey"]
+
+_log = logging.getLogger(__name__)
 
 HOLE = 0.12  # radius of the part that nobody has seen, in units of the box
 
@@ -71,11 +74,14 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     """
     if not path.is_file():
         raise ValueError(f"galaxy-field: there is no file {path}; it must be an npz of counts [n, n] and selection")
+    names = npz_names(path)
+    if not {"counts"} <= set(names) <= {"counts", "selection"}:
+        raise ValueError(f"galaxy-field: {path} must hold counts and, if need be, a selection, got {', '.join(names)}")
     counts = read_npz(path, "counts")
-    try:
-        selection = read_npz(path, "selection")
-    except ValueError:  # it names no array of this name
-        selection = np.ones(counts.shape)
+    selection = read_npz(path, "selection") if "selection" in names else np.ones(counts.shape)
+    for name, values in (("counts", counts), ("selection", selection)):
+        if values.dtype.kind not in "iufb":
+            raise ValueError(f"galaxy-field: {path}: {name} must be numbers, got {values.dtype}")
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or selection.shape != counts.shape:
         raise ValueError(
             f"galaxy-field: {path} must hold counts [n, n] and a selection of that shape, got {list(counts.shape)} "
@@ -86,6 +92,9 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
     whole = np.isfinite(counts) & (counts >= 0) & (counts == np.round(counts))
     _check(path, "counts must be whole numbers of 0 and more", counts, whole | ~seen)
     _check(path, "where the selection is 0 counts must be 0, or NaN", counts, seen | np.isnan(counts) | (counts == 0))
+    if not seen.any():
+        raise ValueError(f"galaxy-field: {path}: the selection is 0 everywhere")
+    _log.info("%s: %d of %d cells have a selection of 0 and no measurement", path, (~seen).sum(), seen.size)
     return torch.from_numpy(np.where(seen, counts, 0).astype(float)), torch.from_numpy(selection.astype(float))
 
 

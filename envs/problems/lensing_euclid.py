@@ -32,7 +32,7 @@ from envs.problems.lens_fit import LensFit, lens_light, read_lens_fit
 from envs.problems.lensing_source import solved_linear
 from envs.registry import register
 
-__all__ = ["BANDS", "VIS_FIT", "Band", "lensing_euclid", "read_band"]
+__all__ = ["BANDS", "VIS_FIT", "Band", "lensing_euclid", "less_light", "read_band"]
 
 BANDS = ("VIS", "DES_G", "DES_R", "DES_I", "DES_Z", "NIR_Y", "NIR_J", "NIR_H")
 LENS = "102018665_NEG570040238507752998.fits"
@@ -63,7 +63,7 @@ class Band:
             raise ValueError(f"{image.place}: pixels must be within 1..{min(rows, columns)}, got {camera.pixels}")
         cut = (slice(top, top + camera.pixels), slice(left, left + camera.pixels))
         self.image, self.noise_std, self.seen = torch.from_numpy(image.values)[cut], noise_std[cut], seen[cut]
-        self.camera = camera
+        self.camera, self.place = camera, image.place
 
 
 def read_band(
@@ -84,7 +84,7 @@ def read_band(
     """
     image = read_sky_image(path, f"{band}_BGSUB")
     shape = image.values.shape
-    noise, unseen = read_noise_map(path, f"{band}_RMS", shape)
+    noise, unseen = read_noise_map(path, f"{band}_RMS", shape, image)
     hidden = unseen if mask is None else unseen | read_mask(mask, 0, shape)
     camera = LensedImage(
         pixels=pixels,
@@ -96,6 +96,19 @@ def read_band(
         source_centre=source_centre,
     )
     return Band(image, torch.from_numpy(noise), torch.from_numpy(~hidden), camera)
+
+
+def less_light(band: Band, model: LensFit, unit: float, noise_scale: float) -> tuple[Pixels, Tensor, Tensor]:
+    """(the pixels of `band` that are kept, what they measure [1, Y], its noise [Y]): less the lens's light, in `unit`.
+
+    `noise_scale` is a factor on the noise map. A line of the log says how many pixels are left out.
+    """
+    if not (unit > 0 and noise_scale > 0):
+        raise ValueError(f"unit and noise_scale must be positive, got {unit} and {noise_scale}")
+    keep, count = Pixels(band.seen), int((~band.seen).sum())
+    _log.info("%s: %d of %d pixels are masked and left out", band.place, count, band.seen.numel())
+    left = (band.image - lens_light(band.camera, model)) / unit
+    return keep, keep(left[None]), keep((noise_scale * band.noise_std / unit)[None])[0]
 
 
 @register("lensing-euclid")
@@ -121,8 +134,6 @@ def lensing_euclid(
     `source_size` of the source's field is in arcsec, around where the fit has the source; `unit` is what the image has
     where the brightness is 1, and `noise_scale` a factor on the noise map.
     """
-    if not (unit > 0 and noise_scale > 0):
-        raise ValueError(f"unit and noise_scale must be positive, got {unit} and {noise_scale}")
     if not path:
         file = data_file("lens_euclid_q1", LENS, source=SOURCE)
         hidden: Path | None = data_file("lens_euclid_q1", "mask_extra_galaxies.fits", source=SOURCE)
@@ -135,14 +146,10 @@ def lensing_euclid(
     place = (model.source[0], model.source[1])
     hidden = Path(mask) if mask else hidden
     found = read_band(file, band, hidden, pixels, subsampling, source_pixels, source_size, place)
-    keep = Pixels(found.seen)
-    count = int((~found.seen).sum())
-    _log.info("%s, %s: %d of %d pixels are masked and left out", file, band, count, found.seen.numel())
+    keep, measurement, noise_std = less_light(found, model, unit, noise_scale)
     source = galaxy_density(prior, source_pixels, galaxies)
     operator = compose(keep, found.camera.matrix(torch.tensor(model.lens, dtype=torch.float64)))
-    noise_std = noise_scale * found.noise_std / unit
-    likelihood = GaussianLikelihood(operator, keep(noise_std[None])[0])
-    measurement = keep(((found.image - lens_light(found.camera, model)) / unit)[None])
+    likelihood = GaussianLikelihood(operator, noise_std)
     blank = found.seen.float().masked_fill(~found.seen, torch.nan)
     return InverseProblem(
         name="lensing-euclid",

@@ -17,6 +17,7 @@ mean of kappa makes no shear: it stays as the prior has it.
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 
@@ -38,6 +39,8 @@ from envs.problem import InverseProblem, Solve
 from envs.registry import register
 
 __all__ = ["LognormalConvergence", "mass_map", "survey"]
+
+_log = logging.getLogger(__name__)
 
 ARCMINUTE = math.pi / 180 / 60
 LARGEST_EXACT = 48  # pixels on a side of which a matrix of all by all is made
@@ -170,6 +173,8 @@ def _read(
     scale = None if pixel_scale is None else 60 * pixel_scale
     shape = read_sky_image(Path(e1), pixel_scale=scale).values.shape
     left_out = None if mask is None else read_mask(Path(mask), 0, shape)
+    if left_out is not None:
+        _log.info("%s: %d of %d pixels are masked and left out", mask, left_out.sum(), left_out.size)
     return read_shear_map(Path(e1), Path(e2), (Path(noise), Path(noise)), left_out, scale)
 
 

@@ -14,13 +14,15 @@ its density is worked out with combs of pixels `noise_spacing` apart (`diffusion
 of the kind plane of depth 2, as `hst-noise`, and smaller ones are cheaper by their square.
 
 Point spreads: `gaussian` of `psf_fwhm` arcsec; `hst`, that of the stamp below; `stack`, number `image` of 100 of
-another camera; `variant`, four of these at the corners of the field and blends in between; or the path of a FITS file.
+another camera; `variant`, four of these at the corners of the field and blends in between; or the path of a FITS file
+of one, [h, w], or of four, [4, h, w]: those at the first and the last column of the first row, and of the last row.
 What is measured: `simulated`, a galaxy of the prior; `hst`, a stamp of the COSMOS field by the Hubble Space Telescope;
 `stack`, number `image` of 100 noisy galaxies, each with its point spread; or the path of a FITS file.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,16 @@ from torch import Tensor, nn
 from diffusion.flow_density import FlowDensity, flow_density
 from diffusion.stored_prior import StoredPriorError
 from envs.data import data_file, read_npz
-from envs.data.point_spread import PointSpread, checked_point_spread, gaussian_point_spread, read_point_spread
-from envs.data.sky_images import read_sky_image
+from envs.data.point_spread import (
+    PointSpread,
+    checked_point_spread,
+    gaussian_point_spread,
+    read_point_spread,
+    read_point_spreads,
+)
+from envs.data.sky_images import read_mask, read_sky_image
 from envs.likelihoods import GaussianLikelihood, LearnedNoiseLikelihood, PoissonGaussianLikelihood
-from envs.operators import Composed, Convolution, LinearOperator
+from envs.operators import Composed, Convolution, LinearlyComposed, LinearOperator, Pixels
 from envs.operators.space_variant import SpaceVariantBlur, corner_weights
 from envs.problem import InverseProblem
 from envs.problems.galaxy_density import galaxy_density
@@ -42,7 +50,10 @@ from envs.registry import register
 
 __all__ = ["NotNegative", "psf_deconvolution"]
 
+_log = logging.getLogger(__name__)
+
 SOFTNESS = 0.02
+CORNERS = 4
 HST_SCALE = 0.03  # arcsec per pixel of the stamp and its point spread, whose file does not say
 HST = "the test data of scarlet (pmelchior/scarlet, data/test_resampling): Cut_HST1.fits and PSF_HST.fits"
 STACK = "the example of sf_deconvolve (CosmoStat/sf_deconvolve, example): example_image_stack.npy and example_psfs.npy"
@@ -77,6 +88,7 @@ def psf_deconvolution(
     column: int = 145,
     binning: int = 1,
     unit: float = 1.0,
+    mask: str | None = None,
     psf: str = "gaussian",
     psf_fwhm: float = 0.15,
     pixel_scale: float | None = None,
@@ -96,7 +108,8 @@ def psf_deconvolution(
 
     Of an image that is measured the field is around `row` and `column`, of blocks of `binning` x `binning` pixels, and
     `unit` is what it has where the brightness is 1 (of counts that is `exposure`). `pixel_scale` (arcsec) before
-    binning, of what is simulated (0.06 by default) and for files that do not say. `noise_std` is in the units of
+    binning, of what is simulated (0.06 by default) and for files that do not say. Pixels where the FITS image `mask` is
+    1 are left out, and so is a block with one of them; the log says how many. `noise_std` is in the units of
     brightness; 0: 0.05 if simulated, else that of the image's sky, 1.4826 times the median absolute deviation.
     """
     if noise not in NOISES:
@@ -107,13 +120,21 @@ def psf_deconvolution(
         )
     if noise == "poisson-gaussian" and binning > 1:
         raise ValueError("counts are not averaged: noise poisson-gaussian needs binning 1")
+    if mask is not None and (measured in ("simulated", "stack") or noise == "learned"):
+        raise ValueError(f"a mask is of a measured image, and learned noise of a whole one: got {measured} and {noise}")
     source = galaxy_density(prior, pixels, galaxies)
     shape, generator = source.density.event_shape, torch.Generator().manual_seed(seed)
     field, sky, scale = None, SIMULATED_NOISE, binning * (SCALE if pixel_scale is None else pixel_scale)
+    seen = torch.ones(pixels, pixels, dtype=torch.bool)
     if measured != "simulated":
-        field, sky, scale = _field(measured, image, (row, column), pixels, binning, pixel_scale)
+        field, seen, sky, scale = _field(measured, image, (row, column), pixels, binning, pixel_scale, mask)
+        if not (noise_std or sky or noise == "poisson-gaussian"):
+            raise ValueError(f"{measured}: half of the sky or more has one value: give its noise, noise_std, got 0")
         field, sky = (field, sky) if noise == "poisson-gaussian" else (field / unit, sky / unit)
-    operator = _blur(psf, shape, image, psf_fwhm, scale, binning)
+    operator, keep = _blur(psf, shape, image, psf_fwhm, scale, binning), Pixels(seen[None])
+    whole = bool(seen.all())
+    if not whole:
+        operator = LinearlyComposed(keep, operator)
     likelihood: GaussianLikelihood | PoissonGaussianLikelihood | LearnedNoiseLikelihood
     if noise == "gaussian":
         likelihood = GaussianLikelihood(operator, noise_std or sky)
@@ -126,14 +147,16 @@ def psf_deconvolution(
     known = source.truth(truth, image, generator) if field is None else None
     measurement = likelihood.sample(known, generator) if known is not None else field
     assert measurement is not None
+    measurement = measurement.reshape(1, *shape)
+    blank = seen.float().masked_fill(~seen, torch.nan)
     return InverseProblem(
         name="psf-deconvolution",
         prior=source.prior(num_steps, schedule),
         likelihood=likelihood,
-        measurements=measurement.reshape(1, *shape).float(),
+        measurements=(measurement if whole else keep(measurement)).float(),
         truth=known,
         image_shape=(pixels, pixels),
-        measurement_image=lambda value: value[0].float(),
+        measurement_image=lambda value: value[0].float() if whole else keep.adjoint(value[None].float())[0, 0] * blank,
         solve=solved_linear(source, likelihood) if isinstance(likelihood, GaussianLikelihood) else None,
     ).solved()
 
@@ -146,9 +169,18 @@ def _density(noise_prior: str, spacing: int) -> FlowDensity:
 
 
 def _field(
-    measured: str, image: int, place: tuple[int, int], pixels: int, binning: int, pixel_scale: float | None
-) -> tuple[Tensor, float, float]:
-    """(image [pixels, pixels], its sky's standard deviation, arcsec per pixel), pixels being blocks of the file's."""
+    measured: str,
+    image: int,
+    place: tuple[int, int],
+    pixels: int,
+    binning: int,
+    pixel_scale: float | None,
+    mask: str | None,
+) -> tuple[Tensor, Tensor, float, float]:
+    """(image, where it was seen [pixels, pixels], its sky's standard deviation, arcsec per pixel).
+
+    Pixels are blocks of the file's.
+    """
     if measured == "stack":
         stack = _stack("example_image_stack.npy", image)
         whole, scale, place = stack, SCALE if pixel_scale is None else pixel_scale, (len(stack) // 2,) * 2
@@ -158,6 +190,10 @@ def _field(
     else:
         whole, scale = _sky(Path(measured), pixel_scale)
     blocks = torch.nn.functional.avg_pool2d(whole[None], binning)[0]
+    hidden = torch.zeros_like(whole)
+    if mask is not None:
+        hidden = torch.from_numpy(read_mask(Path(mask), 0, tuple(whole.shape))).to(whole)
+    seen = torch.nn.functional.avg_pool2d(hidden[None], binning)[0] == 0
     top, left = (where // binning - pixels // 2 for where in place)
     rows, columns = blocks.shape
     if not (0 <= top <= rows - pixels and 0 <= left <= columns - pixels):
@@ -165,8 +201,13 @@ def _field(
             f"{pixels} x {pixels} pixels around row {place[0] // binning} and column {place[1] // binning} do not lie "
             f"within the {rows} x {columns} of the image"
         )
-    sky = float(1.4826 * (blocks - blocks.median()).abs().median())
-    return blocks[top : top + pixels, left : left + pixels], sky, binning * scale
+    cut = (slice(top, top + pixels), slice(left, left + pixels))
+    if not bool(seen[cut].any()):
+        raise ValueError(f"{mask} masks all of the {pixels} x {pixels} pixels of the field")
+    if mask is not None:
+        _log.info("%s: %d of %d pixels of the field are masked and left out", mask, (~seen[cut]).sum(), pixels**2)
+    sky = float(1.4826 * (blocks[seen] - blocks[seen].median()).abs().median())
+    return blocks[cut], seen[cut], sky, binning * scale
 
 
 def _sky(path: Path, pixel_scale: float | None) -> tuple[Tensor, float]:
@@ -186,20 +227,22 @@ def _stack(name: str, number: int) -> Tensor:
 def _blur(psf: str, shape: tuple[int, ...], image: int, fwhm: float, scale: float, binning: int) -> LinearOperator:
     """The convolution with the point spread called `psf`, for pixels of `scale` arcsec."""
     most = shape[-1] - 1 + shape[-1] % 2  # pixels of a kernel within the image
-    if psf == "variant":
-        spreads = [_of_stack(number, scale).trimmed(most).kernel for number in range(image, image + 4)]
-        return SpaceVariantBlur(shape, torch.stack(spreads), corner_weights(*shape[-2:]))
     if psf == "gaussian":
-        spread = gaussian_point_spread(fwhm, scale)
-    elif psf == "stack":
-        spread = _of_stack(image, scale)
+        spreads = [gaussian_point_spread(fwhm, scale)]
+    elif psf in ("stack", "variant"):
+        spreads = [_of_stack(number, scale) for number in range(image, image + (1 if psf == "stack" else CORNERS))]
     elif psf == "hst":
-        spread = read_point_spread(data_file("hst_hsc_scarlet", "PSF_HST.fits", source=HST), HST_SCALE)
+        spreads = [read_point_spread(data_file("hst_hsc_scarlet", "PSF_HST.fits", source=HST), HST_SCALE)]
     else:
-        spread = read_point_spread(Path(psf), scale / binning)
-    if binning > 1 and psf not in ("gaussian", "stack"):
-        spread = spread.at(scale / binning).resampled(scale)
-    return Convolution(shape, spread.at(scale).trimmed(most).kernel, "zero")
+        spreads = read_point_spreads(Path(psf), scale / binning)
+        if len(spreads) not in (1, CORNERS):
+            raise ValueError(f"{psf} must hold one point spread or {CORNERS}, those of the corners, got {len(spreads)}")
+    if binning > 1 and psf not in ("gaussian", "stack", "variant"):
+        spreads = [spread.at(scale / binning).resampled(scale) for spread in spreads]
+    kernels = [spread.at(scale).trimmed(most).kernel for spread in spreads]
+    if len(kernels) == 1:
+        return Convolution(shape, kernels[0], "zero")
+    return SpaceVariantBlur(shape, torch.stack(kernels), corner_weights(*shape[-2:]))
 
 
 def _of_stack(number: int, scale: float) -> PointSpread:

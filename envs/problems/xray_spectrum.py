@@ -17,6 +17,7 @@ density is not known.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,8 @@ from envs.registry import register
 __all__ = ["Folded", "Observation", "folding_matrix", "mock_observation", "read_observation", "xray_spectrum"]
 
 Array = NDArray[np.float64]
+
+_log = logging.getLogger(__name__)
 
 DRAWS = 128  # that give the error of the prior's estimate to a few percent, in a tenth of the time
 MOCK_CHANNELS, MOCK_ENERGIES = 64, 200
@@ -131,8 +134,8 @@ def read_observation(
 ) -> Observation:
     """The observation in a PHA file; the other files are those that its header names, beside it, unless given.
 
-    Channels of a nominal energy outside of `low` to `high` keV, or of a QUALITY other than 0, do not count. `group` of
-    them are added up at a time; 0 keeps the file's groups, whole ones.
+    Channels of a nominal energy outside of `low` to `high` keV, or of a QUALITY other than 0, do not count, and a line
+    of the log says how many. `group` of them are added up at a time; 0 keeps the file's groups, whole ones.
 
     Raises:
         MissingDataError: a file is not there.
@@ -157,9 +160,8 @@ def read_observation(
     if beside is not None and not np.array_equal(beside.channel, source.channel):
         raise ValueError(f"{background} must have the {len(source.channel)} channels of {spectrum}")
     energy = redistribution.channel_energy
-    used = source.good & (energy.min(1) >= low) & (energy.max(1) <= high)
-    if beside is not None:
-        used &= beside.good
+    within = (energy.min(1) >= low) & (energy.max(1) <= high)
+    used = within & source.good & (True if beside is None else beside.good)
     if group < 0:
         raise ValueError(f"group must be a number of channels, or 0 for the groups of the file, got {group}")
     if group:
@@ -171,13 +173,20 @@ def read_observation(
     if not len(groups):
         raise ValueError(f"{spectrum} has no good channel within {low:g} to {high:g} keV")
     member = (label[:, None] == groups).astype(np.float64)  # [C, G]
+    _log.info(
+        "%s: %d of %d channels, with %d of %d counts, are left out: %d beyond %g to %g keV, %d by their QUALITY, the "
+        "others with their group",
+        *(spectrum, (label < 0).sum(), len(label), source.counts[label < 0].sum(), source.counts.sum()),
+        *((~within).sum(), low, high, (within & ~used).sum()),
+    )
     response = source.exposure * area[:, None] * (matrix @ member)
     counts = source.counts @ member
     empty = ~(response > 0).any(0)
     if (empty & (counts > 0)).any() and beside is None:
         worst = int(groups[(empty & (counts > 0)).argmax()])
         first = int(source.channel[(label == worst).argmax()])
-        raise ValueError(f"{spectrum} has counts in channel {first}, where {rmf} says that no photon is detected")
+        told = rmf if redistribution.includes_area else f"{rmf} with {arf}"
+        raise ValueError(f"{spectrum} has counts in channel {first}, where {told} says that no photon is detected")
     return Observation(
         counts=counts,
         response=response,

@@ -1,6 +1,7 @@
 """Closures: what no gain changes, how many there are, and a density that is one."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -225,5 +226,10 @@ def test_closures_that_cannot_be_are_refused():
     )
     with pytest.raises(ValueError, match=r"baseline B-A is there twice at 0\.0000 h; average first"):
         closure_set(twice)
+    value = table.value.copy()
+    value[2] = 0
+    place = rf"{'-'.join(table.stations[2])} at {table.time[2]:.4f} h"
+    with pytest.raises(ValueError, match=rf"1 visibilities are zero and have no phase, the first of baseline {place}"):
+        closure_set(replace(table, value=value))
     with pytest.raises(ValueError, match=r"triangles must be rows 0\.\.5 of the visibilities, got 9"):
         Closures(operator.visibilities, torch.full((1, 3), 9), torch.ones(1, 3), torch.zeros(0, 4).long())

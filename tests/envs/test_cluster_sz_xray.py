@@ -1,5 +1,6 @@
 """Clusters: projections, units and masses against closed forms and astropy, and maps that are read or refused."""
 
+import logging
 import math
 
 import numpy as np
@@ -189,9 +190,12 @@ def maps(tmp_path):
     return options, images, tmp_path
 
 
-def test_maps_of_ones_own_are_read(maps):
+def test_maps_of_ones_own_are_read(maps, caplog):
     options, images, _ = maps
-    problem = make_problem("cluster-sz-xray", options)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("cluster-sz-xray", options)
+    assert "exposure.fits: 16 of 256 pixels have exposure 0 and are left out" in caplog.text
+    assert "noise.fits: 0 of 144 pixels have no measurement and are left out" in caplog.text
     seen = images["exposure"] > 0
     assert problem.measurements[0, :144].numpy() == pytest.approx(images["sz"].flatten() / UNIT, rel=1e-6)
     assert problem.measurements[0, 144:].tolist() == images["counts"][seen].tolist() and problem.truth is None
@@ -231,6 +235,29 @@ def test_pixels_that_cannot_be_are_named(maps, name, place, value, message):
     options, _, folder = maps
     with fits.open(folder / f"{name}.fits", mode="update") as file:
         file[0].data[place] = value
+    with pytest.raises(ValueError, match=message):
+        make_problem("cluster-sz-xray", options)
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "message"),
+    [
+        ("sz", {"BUNIT": "K"}, r"sz.fits\[0\]: values must be in no unit \(Compton's y\), BUNIT says K"),
+        ("counts", {"BUNIT": "count/s"}, r"counts.fits\[0\]: values must be in counts, BUNIT says count/s"),
+        ("exposure", {"BUNIT": "s"}, r"exposure.fits\[0\]: values must be in cm\^2 s, BUNIT says s"),
+        ("background", {"BUNIT": "count/s"}, r"background.fits\[0\]: values must be in counts, BUNIT says count/s"),
+        (
+            "noise",
+            {"CDELT1": -0.1, "CDELT2": 0.1},
+            r"noise.fits\[0\]: pixels must be those of .*, of 60 arcsec, got 360",
+        ),
+        ("exposure", {"CDELT1": -0.1, "CDELT2": 0.1}, r"exposure.fits\[0\]: a pixel scale of 45 arcsec is asked for"),
+    ],
+)
+def test_maps_in_other_units_or_pixels_are_refused_by_name(maps, name, header, message):
+    options, _, folder = maps
+    for key, value in header.items():
+        fits.setval(folder / f"{name}.fits", key, value=value)
     with pytest.raises(ValueError, match=message):
         make_problem("cluster-sz-xray", options)
 

@@ -122,6 +122,9 @@ def test_images_and_stacks_of_fits_files_are_read(tmp_path):
     table.writeto(tmp_path / "b.fits")
     assert read_fits(tmp_path) == pytest.approx(arrays, rel=1e-6)
     assert read_fits(tmp_path / "a.fits").shape == (1, 4, 5)
+    (tmp_path / "no.txt").write_text("no FITS")
+    with pytest.raises(ValueError, match=r"cannot read .*no.txt as FITS, is all of it there\?"):
+        read_fits(tmp_path / "no.txt")
     data = load_dataset("fits", path=str(tmp_path), limits=(0.0, 2.0))
     assert data.event_shape == (1, 4, 5) and len(data.train) + len(data.held_out) == 3
 

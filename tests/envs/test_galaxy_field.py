@@ -1,5 +1,6 @@
 """Galaxies on a lognormal field: counts are Poisson, the density is the published one, files are read or refused."""
 
+import logging
 import math
 
 import numpy as np
@@ -60,14 +61,16 @@ def test_simulated_truths_are_of_the_prior_and_their_residuals_of_poisson_noise(
     assert np.mean(squares) == pytest.approx(1, abs=4 * np.std(squares) / math.sqrt(60))
 
 
-def test_a_file_of_counts_is_read_with_its_selection(tmp_path, generator):
+def test_a_file_of_counts_is_read_with_its_selection(tmp_path, generator, caplog):
     counts = torch.poisson(torch.full((6, 6), 4.0), generator=generator).numpy()
     selection = np.ones((6, 6))
     selection[2, 3], counts[2, 3] = 0, np.nan
     selection[0] = 0.5
     np.savez(tmp_path / "survey.npz", counts=counts, selection=selection)
     options = {"data": str(tmp_path / "survey.npz"), "num_steps": 2, "galaxies": 4.0}
-    problem = make_problem("galaxy-field", options)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("galaxy-field", options)
+    assert "survey.npz: 1 of 36 cells have a selection of 0 and no measurement" in caplog.text
     assert problem.truth is None and problem.event_shape == (1, 6, 6)
     assert problem.measurements[0].tolist() == counts[selection > 0].tolist()
     assert problem.likelihood.exposure.tolist() == (4 * selection[selection > 0]).tolist()
@@ -102,7 +105,22 @@ def test_files_of_another_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"must hold counts \[n, n\] and a selection of that shape, got \[4, 5\]"):
         make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
     np.savez(tmp_path / "a.npz", number=np.ones((4, 4)))
-    with pytest.raises(ValueError, match=r"no array 'counts'; choose one of number"):
+    with pytest.raises(ValueError, match=r"a.npz must hold counts and, if need be, a selection, got number"):
         make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
+    for arrays, message in (
+        ({"mask": np.ones((4, 4))}, r"a.npz must hold counts and, if need be, a selection, got counts, mask"),
+        ({"selection": np.full((4, 4), None)}, r"cannot read the array selection of .*a.npz: Object arrays"),
+        ({"selection": np.full((4, 4), "1")}, r"a.npz: selection must be numbers, got <U1"),
+        ({"selection": np.zeros((4, 4))}, r"a.npz: the selection is 0 everywhere"),
+    ):
+        np.savez(tmp_path / "a.npz", counts=np.zeros((4, 4)), **arrays)
+        with pytest.raises(ValueError, match=message):
+            make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
+    np.save(tmp_path / "b.npy", np.eye(4))
+    with pytest.raises(ValueError, match=r"b.npy must be an npz of arrays with names, got an npy of one without"):
+        make_problem("galaxy-field", {"data": str(tmp_path / "b.npy")})
+    (tmp_path / "c.npz").write_text("1 2 3")
+    with pytest.raises(ValueError, match=r"cannot read .*c.npz as npz or npy, is it one\?"):
+        make_problem("galaxy-field", {"data": str(tmp_path / "c.npz")})
     with pytest.raises(ValueError, match="galaxies must be positive and finite"):
         make_problem("galaxy-field", {"galaxies": 0.0})

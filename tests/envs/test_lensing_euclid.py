@@ -108,6 +108,30 @@ def test_your_own_file_is_its_image_less_the_light_of_the_lens(write, caplog):
     assert problem.exact[0].log_partition == pytest.approx(float(logs.logsumexp(0)) - math.log(12), rel=1e-6)
 
 
+def test_source_and_lens_of_your_own_file_are_those_of_the_fit_where_the_lens_is_its_middle(write):
+    noise = np.full((30, 30), 0.01)
+    noise[10, 12] = 1e16
+    files = SMALL | write(VIS_RMS=noise) | {"unit": 2.0, "source_size": 1.0, "subsampling": 2}
+    known, joint = (make_problem(name, files) for name in ("lensing-euclid", "lensing-joint"))
+    assert joint.measurements.tolist() == known.measurements.tolist() and joint.truth is None
+    assert joint.likelihood.noise_std.tolist() == known.likelihood.noise_std.tolist()
+    source = torch.rand(2, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    value = torch.nn.functional.pad(source.flatten(1), (0, 7))
+    expected = known.likelihood.log_prob(source, known.measurements)
+    assert joint.likelihood.log_prob(value, joint.measurements).numpy() == pytest.approx(expected.numpy(), rel=1e-6)
+    value[:, -7] = 1.0  # the Einstein radius: data_std is one standard deviation, of 2 % of 0.8 arcsec
+    assert joint.likelihood.operator.inner.parameters_of(value)[0, 0] == pytest.approx(
+        TRUE.lens[0] * (1 + 0.02 / joint.prior.data_std), rel=1e-6
+    )
+    for wrong, message in (
+        ({"fit": ""}, r"a file of your own and a fit of its lens go together, got path '.*lens.fits' and fit ''"),
+        ({"slope": 1.2}, "a fit is of an isothermal lens, of slope 1, got 1.2"),
+        ({"band": "NIR_H"}, r"has no unit 'NIR_H_BGSUB'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_problem("lensing-joint", files | wrong)
+
+
 def test_a_mask_leaves_pixels_out(write, tmp_path):
     mask = np.zeros((30, 30))
     mask[5:8, 5:9] = 1
@@ -135,6 +159,19 @@ def test_a_mask_leaves_pixels_out(write, tmp_path):
 def test_files_that_cannot_be_are_refused_by_name(write, changes, options, message):
     with pytest.raises(ValueError, match=message):
         make_problem("lensing-euclid", SMALL | write(**changes) | options)
+
+
+def test_a_point_spread_or_a_noise_map_of_other_pixels_is_refused_by_its_unit(write):
+    files = SMALL | write()
+    for unit, message in (
+        ("VIS_PSF", r"lens.fits\[VIS_PSF\]: a pixel scale of 0.1 arcsec is asked for, the header has 0.05"),
+        ("VIS_RMS", r"lens.fits\[VIS_RMS\]: pixels must be those of .*\[VIS_BGSUB\], of 0.1 arcsec, got 0.05"),
+    ):
+        for axis in (1, 2):
+            fits.setval(files["path"], f"CDELT{axis}", value=0.05 / 3600, extname=unit)
+        with pytest.raises(ValueError, match=message):
+            make_problem("lensing-euclid", files)
+        write()
 
 
 def test_a_fit_is_read_as_it_was_written_and_nothing_else(tmp_path):

@@ -1,5 +1,6 @@
 """Mass maps: shear is that of a potential, the posterior is calibrated and exact, maps are read or refused by name."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -178,9 +179,11 @@ def files(tmp_path):
     return options | {"data": "files", "size": 8, "binning": 1, "num_steps": 3}, images
 
 
-def test_files_of_ones_own_are_read(files):
+def test_files_of_ones_own_are_read(files, caplog):
     options, images = files
-    problem = make_problem("mass-map", options)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("mass-map", options)
+    assert "mask.fits: 1 of 64 pixels are masked and left out" in caplog.text
     seen = images["mask"] == 0
     expected = np.concatenate([images["e1"][seen], images["e2"][seen]])
     assert problem.measurements[0].numpy() == pytest.approx(expected, rel=1e-6) and problem.truth is None
@@ -213,6 +216,10 @@ def test_files_that_do_not_go_together_and_options_that_cannot_be_are_refused(fi
     fits.PrimaryHDU(images["e2"][:4]).writeto(options["e2"], overwrite=True)
     with pytest.raises(ValueError, match=r"e2.fits\[0\] must be of the shape \[8, 8\] of e1, got \[4, 8\]"):
         make_problem("mass-map", options)
+    fits.setval(options["e1"], "BUNIT", value="percent")
+    with pytest.raises(ValueError, match=r"e1.fits\[0\]: values must be in no unit, BUNIT says percent"):
+        make_problem("mass-map", options)
+    fits.delval(options["e1"], "BUNIT")
     with pytest.raises(ValueError, match="a pixel scale of 60 arcsec is asked for, the header has 180"):
         make_problem("mass-map", options | {"pixel_scale": 1.0})
     for wrong, message in (

@@ -42,8 +42,17 @@ def test_cut_outs_are_pieces_of_the_image_and_share_no_pixel_with_those_held_out
         (np.zeros(9), {}, r"must be numbers .* got float64 \[9\]"),
         (np.zeros((15, 20)), {"size": 8}, "need images of at least 16 x 8, got 15 x 20"),
         (np.zeros((15, 20)), {"size": -1}, "cut-outs of -1 x -1 pixels"),
-        (np.full((20, 6, 6), np.nan), {}, "train of data set 'blank' has values that are not finite"),
-        (np.full((30, 30), np.inf), {"size": 8}, "train of data set 'blank' has values that are not finite"),
+        (
+            np.full((20, 6, 6), np.nan),
+            {},
+            r"blank.npy: images of noise must be finite, got nan at \[0, 0\] of number 0",
+        ),
+        (
+            np.full((30, 30), np.inf),
+            {"size": 8},
+            r"blank.npy: images .* must be finite, got inf at \[0, 0\] of number 0",
+        ),
+        (np.full((30, 30), np.nan), {"size": 8}, "every cut-out of 8 x 8 pixels has a pixel that is masked by NaN"),
         (np.zeros((1, 6, 6)), {}, "at least, one to hold out, got 1"),
     ],
 )
@@ -71,6 +80,7 @@ def test_cut_outs_with_what_was_masked_are_left_out(tmp_path):
     rows, columns = range(0, 45, 2), range(0, 13, 2)
     seen = sum(row <= 10 < row + 8 and column <= 10 < column + 8 for row in rows for column in columns)
     assert len(data.train) == 23 * 7 - seen and seen > 0
+    assert data.split.endswith(f"; {seen} with a pixel that is masked are left out")
 
 
 @needs_hst

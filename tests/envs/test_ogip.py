@@ -1,6 +1,7 @@
 """OGIP files: what was written is read in every layout, real files have the numbers of their headers."""
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,10 @@ def test_a_matrix_of_asca_keeps_the_efficiency_in_its_rows():
         ({"counts": np.array([1.0, np.nan, 2.0])}, r"a.pi: COUNTS must be finite, got nan in row 2"),
         ({"counts": np.array([1.5, 2.5])}, r"COUNTS must be whole numbers .* got 1.5 in row 1, and in 1 more"),
         ({"EXPOSURE": 0.0}, r"a.pi: EXPOSURE must be a time above 0 s, got 0.0"),
-        ({"BACKSCAL": -1.0}, r"BACKSCAL times AREASCAL must be above 0, got -1"),
+        ({"BACKSCAL": -1.0}, r"a.pi: BACKSCAL and AREASCAL must be numbers above 0, got -1.0 and 1.0"),
+        ({"BACKSCAL": "a.fits"}, r"a.pi: BACKSCAL and AREASCAL must be numbers above 0, got a.fits and 1.0"),
+        ({"extra": [("GROUPING", "I", [1, -1, 7, 0, 1, -1])]}, r"a.pi: GROUPING must be 1, -1 or 0, got 7 in row 3"),
+        ({"extra": [("GROUPING", "I", [-1, -1, 1, 1, 1, 1])]}, r"GROUPING of the first .*, got -1 in row 1"),
         ({"HDUCLAS1": "RESPONSE"}, r"HDUCLAS1 of SPECTRUM must be SPECTRUM, got RESPONSE"),
         ({"HDUCLAS2": "NET"}, r"the background must not be subtracted"),
         ({"extra": [("BACKSCAL", "E", np.ones(6))]}, r"BACKSCAL and AREASCAL must be keywords"),
@@ -102,6 +106,47 @@ def test_a_file_of_another_kind_is_refused_by_its_extensions_and_columns(tmp_pat
         read_arf(made.write_arf(tmp_path / "d.arf", gap))
 
 
+@pytest.mark.parametrize(
+    ("kind", "column", "unit", "expected"),
+    [
+        ("arf", "ENERG_HI", "eV", "keV"),
+        ("arf", "SPECRESP", "m**2", r"cm\^2"),
+        ("rmf", "ENERG_LO", "Angstrom", "keV"),
+        ("rmf", "E_MAX", "eV", "keV"),
+        ("pi", "COUNTS", "count/s", "counts"),
+    ],
+)
+def test_columns_in_other_units_are_refused_by_name(tmp_path, kind, column, unit, expected):
+    write, read, extension = {
+        "arf": (made.write_arf, read_arf, "SPECRESP"),
+        "rmf": (made.write_rmf, read_rmf, "EBOUNDS" if column == "E_MAX" else "MATRIX"),
+        "pi": (made.write_pha, read_pha, "SPECTRUM"),
+    }[kind]
+    path = write(tmp_path / f"a.{kind}")
+    read(path)
+    with fits.open(path, mode="update") as file:
+        file[extension].columns.change_unit(column, unit)
+    message = rf"a.{kind}: {column} of {extension} must be in {expected}, TUNIT says {re.escape(unit)}"
+    with pytest.raises(ValueError, match=message):
+        read(path)
+
+
+def test_a_file_that_ends_early_or_holds_an_image_is_named(tmp_path):
+    path = made.write_pha(tmp_path / "a.pi")
+    path.write_bytes(path.read_bytes()[:5760])  # the headers alone
+    with pytest.raises(ValueError, match=r"cannot read .*a.pi as FITS, is all of it there\?"):
+        read_pha(path)
+    image = fits.ImageHDU(np.ones((3, 3)), name="SPECTRUM")
+    fits.HDUList([fits.PrimaryHDU(), image]).writeto(tmp_path / "b.pi")
+    with pytest.raises(ValueError, match=r"b.pi: SPECTRUM must be a table, got an image"):
+        read_pha(tmp_path / "b.pi")
+
+
+def test_errors_that_are_not_of_counting_are_said_to_be_left_out(tmp_path, caplog):
+    read_pha(made.write_pha(tmp_path / "a.pi", extra=[("SYS_ERR", "E", [0, 0, 0.1, 0, 0, 0])]))
+    assert "a.pi: SYS_ERR of up to 0.1 is left out" in caplog.text
+
+
 def test_a_matrix_that_does_not_fit_its_channels_is_refused_with_its_row(tmp_path):
     path = made.write_rmf(tmp_path / "a.rmf", first=1)
     with fits.open(path, mode="update") as file:
@@ -115,6 +160,21 @@ def test_a_matrix_that_does_not_fit_its_channels_is_refused_with_its_row(tmp_pat
     path = made.write_rmf(tmp_path / "b.rmf", matrix, layout="full")
     with pytest.raises(ValueError, match=r"b.rmf: MATRIX must be finite and 0 or more, got .* in row 2"):
         read_rmf(path)
+    path = made.write_rmf(tmp_path / "c.rmf", made.MATRIX * made.AREA[:, None])
+    with pytest.raises(ValueError, match=r"c.rmf: a row of MATRIX is of probabilities .*, got 10 in row 1, and in 3"):
+        read_rmf(path)
+    path = made.write_rmf(tmp_path / "d.rmf", made.MATRIX * made.AREA[:, None], HDUCLAS3="FULL")
+    assert read_rmf(path).matrix.sum(1) == pytest.approx(made.MATRIX.sum(1) * made.AREA, rel=1e-6)
+    for extension, column, value, message in (
+        ("EBOUNDS", "E_MIN", 30.0, r"e.rmf: E_MIN of EBOUNDS .* below E_MAX, got 30 in row 3"),
+        ("EBOUNDS", "E_MIN", -1.0, r"e.rmf: E_MIN of EBOUNDS must be 0 keV or more, .* got -1 in row 3"),
+        ("MATRIX", "N_GRP", -1, r"e.rmf: N_GRP must be 0 or more, got -1 in row 3"),
+    ):
+        path = made.write_rmf(tmp_path / "e.rmf", layout="fixed")
+        with fits.open(path, mode="update") as file:
+            file[extension].data[column][2] = value
+        with pytest.raises(ValueError, match=message):
+            read_rmf(path)
 
 
 def test_an_arf_and_an_rmf_on_different_energies_are_named_with_the_row(tmp_path):

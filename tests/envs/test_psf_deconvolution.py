@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -104,6 +105,59 @@ def test_your_own_image_and_point_spread(files):
     assert coarse.measurements[0, 0].numpy() == pytest.approx(blocks[3:7, 4:8], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("noise", ["gaussian", "poisson-gaussian"])
+def test_masked_pixels_of_ones_own_image_have_no_measurement(files, tmp_path, caplog, noise):
+    image, spread, values = files
+    mask = np.zeros((20, 24))
+    mask[7, 9], mask[0, 0] = 1, 1  # the second lies outside the field, and not in the sky either
+    fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
+    mine = TINY | {"noise": noise, "measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    whole = make_problem("psf-deconvolution", mine)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("psf-deconvolution", mine | {"mask": str(tmp_path / "mask.fits")})
+    assert "mask.fits: 1 of 64 pixels of the field are masked and left out" in caplog.text
+    kept = np.delete(np.arange(64), 8 + 1)
+    assert problem.measurements[0].tolist() == whole.measurements[0].flatten()[kept].tolist()
+    assert problem.measurement_image(problem.measurements[0]).isnan().nonzero().tolist() == [[1, 1]]
+    value = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seen = whole.likelihood.operator(value).flatten()[kept]
+    assert problem.likelihood.operator(value)[0].numpy() == pytest.approx(seen.numpy(), rel=1e-6)
+    if noise == "gaussian":
+        expected = stats_mad(values.ravel()[np.delete(np.arange(480), [0, 7 * 24 + 9])])
+        assert problem.likelihood.noise_std == pytest.approx(1.4826 * expected, rel=1e-5)
+        coarse = mine | {"binning": 2, "pixels": 4, "mask": str(tmp_path / "mask.fits")}
+        blocks = make_problem("psf-deconvolution", coarse)
+        assert blocks.measurements.shape == (1, 15)  # a block with a masked pixel is left out
+    assert torch.isfinite(problem.likelihood.log_prob(value, problem.measurements)).all()
+
+
+def test_a_mask_that_hides_all_or_has_nothing_to_hide_is_refused(files, tmp_path):
+    image, spread, _ = files
+    fits.PrimaryHDU(np.ones((20, 24))).writeto(tmp_path / "all.fits")
+    mine = TINY | {"measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    mine["mask"] = str(tmp_path / "all.fits")
+    with pytest.raises(ValueError, match=r"all.fits masks all of the 8 x 8 pixels of the field"):
+        make_problem("psf-deconvolution", mine)
+    for changes in ({"measured": "simulated"}, {"noise": "learned"}):
+        with pytest.raises(ValueError, match="a mask is of a measured image, and learned noise of a whole one"):
+            make_problem("psf-deconvolution", mine | changes)
+
+
+def test_four_point_spreads_of_ones_own_are_those_of_the_corners(files, tmp_path):
+    image, _, _ = files
+    kernels = [gaussian_point_spread(fwhm, 0.1).trimmed(7).kernel.numpy() for fwhm in (0.2, 0.25, 0.3, 0.35)]
+    fits.PrimaryHDU(np.stack(kernels)).writeto(tmp_path / "four.fits")
+    mine = TINY | {"noise": "gaussian", "measured": str(image), "row": 10, "column": 12}
+    blur = make_problem("psf-deconvolution", mine | {"psf": str(tmp_path / "four.fits")}).likelihood.operator
+    for number, (row, column) in enumerate(((0, 0), (0, 7), (7, 0), (7, 7))):
+        point = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+        point[0, 0, row, column] = 1
+        assert float(blur(point)[0, 0, row, column]) == pytest.approx(kernels[number].max(), rel=1e-6)
+    fits.PrimaryHDU(np.stack(kernels[:3])).writeto(tmp_path / "three.fits")
+    with pytest.raises(ValueError, match=r"three.fits must hold one point spread or 4, those of the corners, got 3"):
+        make_problem("psf-deconvolution", mine | {"psf": str(tmp_path / "three.fits")})
+
+
 def stats_mad(values):
     flat = np.sort(values.ravel().astype(np.float64))
     middle = flat[(len(flat) - 1) // 2]
@@ -134,6 +188,23 @@ def test_fields_beyond_the_image_and_another_pixel_scale_are_refused(files):
         ValueError, match=r"image.fits\[0\]: a pixel scale of 0.2 arcsec is asked for, the header has 0.1"
     ):
         make_problem("psf-deconvolution", mine | {"pixel_scale": 0.2})
+    fits.setval(spread, "CDELT1", value=0.2 / 3600)
+    fits.setval(spread, "CDELT2", value=0.2 / 3600)
+    with pytest.raises(ValueError, match=r"psf.fits\[0\]: a pixel scale of 0.1 arcsec .*, the header has 0.2"):
+        make_problem("psf-deconvolution", mine)
+
+
+def test_a_point_spread_with_a_hole_and_a_sky_without_noise_are_refused(files):
+    image, spread, _ = files
+    mine = TINY | {"noise": "gaussian", "measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    with fits.open(spread, mode="update") as file:
+        file[0].data[2, 3] = np.nan
+    with pytest.raises(ValueError, match=r"psf.fits\[0\]: 1 of \d+ values are not finite, the first at \[2, 3\]"):
+        make_problem("psf-deconvolution", mine)
+    with fits.open(image, mode="update") as file:
+        file[0].data[:12] = 0
+    with pytest.raises(ValueError, match=r"image.fits: half of the sky or more has one value: give its noise"):
+        make_problem("psf-deconvolution", mine)
 
 
 @needs_hst

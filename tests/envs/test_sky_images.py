@@ -4,7 +4,13 @@ import torch
 from astropy.io import fits
 
 from envs.data import MissingDataError
-from envs.data.point_spread import PointSpread, checked_point_spread, gaussian_point_spread, read_point_spread
+from envs.data.point_spread import (
+    PointSpread,
+    checked_point_spread,
+    gaussian_point_spread,
+    read_point_spread,
+    read_point_spreads,
+)
 from envs.data.sky_images import read_mask, read_noise_map, read_sky_image
 
 
@@ -17,7 +23,7 @@ def write(tmp_path):
         for unit, values in images.items():
             units.append(fits.ImageHDU(np.asarray(values), name=unit))
             units[-1].header.update(header or {})
-        fits.HDUList(units).writeto(tmp_path / name)
+        fits.HDUList(units).writeto(tmp_path / name, overwrite=True)
         return tmp_path / name
 
     return write
@@ -57,12 +63,24 @@ def test_an_image_without_a_pixel_scale_takes_the_one_that_is_given(write):
         ({"CDELT1": -1e-5, "CDELT2": 2e-5}, IMAGE, "pixels must be square, got 0.036 x 0.072 arcsec"),
         ({"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz"}, IMAGE, "must be in deg or arcsec, CUNIT1 says hz"),
         ({"BUNIT": "MJy/sr"}, IMAGE, "values must be in electrons, BUNIT says MJy/sr"),
-        ({}, np.zeros((2, 3, 4)), r"must be an image of two axes, got ImageHDU of shape \(2, 3, 4\)"),
+        ({"BUNIT": "electrons / s"}, IMAGE, "values must be in electrons, BUNIT says electrons / s"),
+        ({"CDELT1": 0.0, "CDELT2": 0.0}, IMAGE, r"file.fits\[SCI\]: the pixel scale in the header .* must not be 0"),
+        ({}, np.zeros((2, 3, 4)), r"must be an image of 2 axes, got ImageHDU of shape \[2, 3, 4\]$"),
     ],
 )
 def test_an_image_that_is_not_what_it_should_be_is_refused(write, header, values, message):
     with pytest.raises(ValueError, match=message):
-        read_sky_image(write(header=header, SCI=values), "SCI", 0.1, "electrons")
+        read_sky_image(write(header=header, SCI=values), "SCI", 0.1, ("electrons", "electron"))
+
+
+def test_units_are_compared_without_signs_of_powers(write):
+    path = write(header={"BUNIT": "CM**2 S", "CDELT1": 1e-4, "CDELT2": 1e-4}, SCI=IMAGE)
+    assert read_sky_image(path, "SCI", units=("cm^2 s",)).unit == "CM**2 S"
+    with pytest.raises(ValueError, match=r"values must be in s, BUNIT says CM\*\*2 S"):
+        read_sky_image(path, "SCI", units=("s",))
+    for scale in (0.0, -0.1, np.nan):
+        with pytest.raises(ValueError, match=rf"a pixel scale must be positive, in arcsec, got {scale}"):
+            read_sky_image(path, "SCI", scale)
 
 
 def test_what_is_no_file_no_unit_or_no_fits_is_named(write, tmp_path):
@@ -70,6 +88,12 @@ def test_what_is_no_file_no_unit_or_no_fits_is_named(write, tmp_path):
         read_sky_image(tmp_path / "none.fits")
     with pytest.raises(ValueError, match=r"has no unit 'ERR', only PRIMARY, SCI"):
         read_sky_image(write(SCI=IMAGE), "ERR")
+    with pytest.raises(ValueError, match=r"\[0\] must be an image of 2 axes, got PrimaryHDU .* images in SCI: write"):
+        read_sky_image(write(SCI=IMAGE))
+    whole = write("short.fits", SCI=np.zeros((100, 100)))
+    whole.write_bytes(whole.read_bytes()[:6000])
+    with pytest.raises(ValueError, match=r"cannot read .*short.fits as FITS, is all of it there\?"):
+        read_sky_image(whole, "SCI", 0.1)
     (tmp_path / "text.fits").write_text("no FITS")
     with pytest.raises(ValueError, match=r"cannot read .*text.fits as FITS"):
         read_sky_image(tmp_path / "text.fits")
@@ -89,6 +113,20 @@ def test_a_noise_map_is_positive_and_finite(write, wrong):
     noise[2, 1] = wrong
     with pytest.raises(ValueError, match=rf"file.fits\[RMS\]: .* positive and finite, got {wrong:g} at \[2, 1\]"):
         read_noise_map(write(RMS=noise), "RMS", (3, 4))
+
+
+def test_a_noise_map_is_in_the_unit_and_the_pixels_of_its_image(write):
+    def header(unit, scale):
+        return {"BUNIT": unit, "CDELT1": -scale / 3600, "CDELT2": scale / 3600}
+
+    image = read_sky_image(write(header=header("uJy", 0.1), SCI=IMAGE), "SCI")
+    other = write("other.fits", header("mJy", 0.1), RMS=np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"other.fits\[RMS\]: BUNIT must be that of .*\[SCI\], uJy, got mJy"):
+        read_noise_map(other, "RMS", (3, 4), image)
+    other = write("other.fits", header("ujy", 0.2), RMS=np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"other.fits\[RMS\]: pixels must be those of .*, of 0.1 arcsec, got 0.2"):
+        read_noise_map(other, "RMS", (3, 4), image)
+    assert read_noise_map(write("plain.fits", RMS=np.ones((3, 4))), "RMS", (3, 4), image)[0].sum() == 12
 
 
 def test_masks_and_noise_maps_have_the_shape_of_the_image(write):
@@ -112,6 +150,25 @@ def test_a_point_spread_is_read_and_its_sum_is_one(write):
     spread = read_point_spread(write(PSF=0.97 * kernel), 0.1, "PSF")
     assert float(spread.kernel.sum()) == pytest.approx(1, abs=1e-12) and float(spread.kernel.min()) == 0
     assert spread.kernel.numpy() == pytest.approx(kernel.clip(0), abs=2e-6) and spread.pixel_scale == 0.1
+
+
+def test_a_stack_of_point_spreads_is_read_and_what_is_wrong_in_it_has_its_number(tmp_path):
+    stack = np.stack([gaussian_point_spread(fwhm, 0.1).trimmed(7).kernel.numpy() for fwhm in (0.2, 0.3, 0.4)])
+    path = tmp_path / "stack.fits"
+    fits.PrimaryHDU(stack).writeto(path)
+    spreads = read_point_spreads(path, 0.1)
+    assert [spread.kernel.numpy() for spread in spreads] == [pytest.approx(kernel) for kernel in stack]
+    fits.PrimaryHDU(stack[0]).writeto(path, overwrite=True)
+    assert len(read_point_spreads(path, 0.1)) == 1
+    for place, value, message in (
+        ((1, 2, 3), np.nan, r"stack.fits\[0\], number 1: 1 of 49 values are not finite, the first at \[2, 3\]"),
+        ((2, 0, 0), -0.1, r"stack.fits\[0\], number 2: a point spread is not negative, got -0.1 at \[0, 0\]"),
+    ):
+        wrong = stack.copy()
+        wrong[place] = value
+        fits.PrimaryHDU(wrong).writeto(path, overwrite=True)
+        with pytest.raises(ValueError, match=message):
+            read_point_spreads(path, 0.1)
 
 
 def _moved(kernel, pixels):

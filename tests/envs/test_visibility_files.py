@@ -26,7 +26,8 @@ def _written(path, text):
 
 
 def test_a_table_is_read_with_its_weights_as_inverse_variances(tmp_path):
-    text = "# u [lambda] v[lambda] Re(V) [Jy] Im(V) [Jy] weight [Jy^-2]\n1e5 -2e5 0.5 -0.25 400\n\n3e5 1e4 1 2 4\n"
+    text = "# u [lambda] v[lambda] Re(V) [Jy] Im(V) [Jy] weight [Jy^-2]\n# wavelength[m] = 0.0013, weighted (1)\n"
+    text += "1e5 -2e5 0.5 -0.25 400\n\n3e5 1e4 1 2 4\n"
     path = tmp_path / "table.txt.bz2"
     path.write_bytes(bz2.compress(text.encode()))
     table = read_visibilities(path)
@@ -54,11 +55,17 @@ def test_the_csv_is_read_by_the_names_of_its_columns(tmp_path):
         ("a.txt", "1 2 3 4 nan\n", "a.txt, line 1: weights must be finite and not negative, got nan"),
         ("a.txt", "1 2 3 4 5\n1 2 3 4 0\n1 2 3 4 0\n", "a.txt: 2 of 3 rows are flagged by .* the first in line 2"),
         ("a.txt", "# u[m] v[m] Re[Jy] Im[Jy] w[Jy^-2]\n1 2 3 4 5\n", r"a.txt: u must be in \[lambda\], .* says \[m\]"),
+        ("a.txt", "# u(m) v(m) Re(V)(Jy) Im(V)(Jy)\n1 2 3 4 5\n", r"a.txt: u must be in \[lambda\], .* says \[m\]"),
+        ("a.txt", "# u[lambda] v[klambda] Re Im w\n1 2 3 4 5\n", r"v must be in \[lambda\], .* says \[klambda\]"),
+        ("a.txt", "# u[lambda] v[lambda] Re(V)[mJy] Im(V) w\n1 2 3 4 5\n", r"Re\(V\) must be in \[Jy\], .* \[mJy\]"),
+        ("a.txt", "# u[lambda] v[lambda] weight [Jy]\n1 2 3 4 5\n", r"weight must be in \[Jy\^-2\], .* \[Jy\]"),
         ("a.txt", "# nothing\n", "a.txt has no row of numbers"),
         ("a.csv", ROW, r"a.csv must name its columns time, T1, .* missing: time, T1, T2, U, V, Iamp, Iphase, Isigma"),
         ("a.csv", HEADER.replace("Isigma(Jy)", "weight(1)") + ROW, "missing: Isigma"),
         ("a.csv", HEADER.replace("U(lambda)", "U(m)") + ROW, r"a.csv: U must be in \[lambda\], the file says \[m\]"),
         ("a.csv", HEADER + ROW + ROW.replace("0.1\n", "0\n"), "a.csv, line 4: Isigma must be positive, got 0.0"),
+        ("a.csv", HEADER + ROW.replace("2.0", "-2.0"), "a.csv, line 3: Iamp must be finite and 0 or more, got -2.0"),
+        ("a.csv", HEADER + ROW.replace("PV", "AA"), "a.csv, line 3: a baseline has two stations, got AA twice"),
         ("a.csv", HEADER + ROW + ROW.replace("90.0", "inf"), "a.csv, line 4: Iphase must be finite, got inf"),
         ("a.csv", HEADER + ROW + "1,2\n", "a.csv, line 4: expected 8 columns, got 2"),
     ],
@@ -83,7 +90,15 @@ def test_flagged_rows_are_dropped_only_when_asked_and_are_counted_and_logged(tmp
 
 
 def _uvfits(
-    path, *, stokes=-1.0, data=None, seconds=1e-5, unit="JY", names=("UU---SIN", "VV---SIN", "BASELINE", "DATE")
+    path,
+    *,
+    stokes=-1.0,
+    data=None,
+    seconds=1e-5,
+    unit="JY",
+    names=("UU---SIN", "VV---SIN", "BASELINE", "DATE"),
+    more=None,
+    third="RA",
 ):
     """Three groups of two channels of RR, LL; weights 4 and 4 unless `data` [3, 1, 1, 2, 2, 3] says otherwise."""
     fits = pytest.importorskip("astropy.io.fits")
@@ -91,10 +106,11 @@ def _uvfits(
         data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
         data[..., 0, 1], data[..., 2] = 0.5, 4.0  # RR = 1 + 0.5i, LL = 1 + 1i
     groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array([258, 259, 515]), np.full(3, 2457850.0)]
-    unit_of_groups = fits.GroupsHDU(fits.GroupData(data, bitpix=-32, parnames=list(names), pardata=groups))
+    names, groups = [*names, *(more or {})], [*groups, *(more or {}).values()]
+    unit_of_groups = fits.GroupsHDU(fits.GroupData(data, bitpix=-32, parnames=names, pardata=groups))
     header = unit_of_groups.header
     header["BUNIT"] = unit
-    axes = {2: ("COMPLEX", 1, 1), 3: ("STOKES", stokes, -1), 4: ("FREQ", 2e11, 1e9), 5: ("RA", 1, 1), 6: ("DEC", 1, 1)}
+    axes = {2: ("COMPLEX", 1, 1), 3: ("STOKES", stokes, -1), 4: ("FREQ", 2e11, 1e9), 5: (third, 1, 1), 6: ("DEC", 1, 1)}
     for axis, (name, value, step) in axes.items():
         header[f"CTYPE{axis}"], header[f"CRVAL{axis}"], header[f"CDELT{axis}"] = name, float(value), float(step)
         header[f"CRPIX{axis}"] = 1.0
@@ -129,6 +145,56 @@ def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
         read_visibilities(_uvfits(tmp_path / "e.uvfits", stokes=-3))
     with pytest.raises(ValueError, match="has no group parameter BASELINE, got"):
         read_visibilities(_uvfits(tmp_path / "f.uvfits", names=("UU", "VV", "PAIR", "DATE")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"CRVAL4": 230.0}, r"a.uvfits: FREQ must be in Hz, above 1e\+06, got 230"),
+        ({"CRVAL4": None}, r"a.uvfits: the axis FREQ must have its value in CRVAL4, which is not in the header"),
+        ({"CTYPE5": "IF", "CTYPE6": "RA"}, None),
+    ],
+)
+def test_frequencies_of_uvfits_are_known_or_it_is_refused(tmp_path, changes, message):
+    fits = pytest.importorskip("astropy.io.fits")
+    path = _uvfits(tmp_path / "a.uvfits")
+    with fits.open(path, mode="update") as file:
+        for key, value in changes.items():
+            file[0].header[key] = value
+            if value is None:
+                del file[0].header[key]
+    if message is None:
+        assert len(read_visibilities(path)) == 6  # one IF needs no table of frequencies
+        return
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("SOURCE", (1, 1, 2), r"a.uvfits, group 3: all groups must be of one source, got SOURCE \[1.0, 2.0\]"),
+        ("FREQSEL", (1, 2, 1), r"group 2: all groups must be of one set of frequencies, got FREQSEL \[1.0, 2.0\]"),
+        ("SOURCE", (3, 3, 3), None),
+    ],
+)
+def test_uvfits_of_several_sources_or_tunings_is_refused_with_the_group(tmp_path, name, values, message):
+    path = _uvfits(tmp_path / "a.uvfits", more={name: np.array(values)})
+    if message is None:
+        assert len(read_visibilities(path)) == 6
+        return
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(path)
+
+
+def test_uvfits_that_ends_early_or_has_one_frequency_for_two_bands_is_named(tmp_path):
+    data = np.ones((3, 1, 2, 2, 2, 3), np.float32)
+    path = _uvfits(tmp_path / "a.uvfits", data=data, third="IF")
+    with pytest.raises(ValueError, match=r"a.uvfits: AIPS FQ must have IF FREQ of 2 bands, one an IF, got 1"):
+        read_visibilities(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(ValueError, match=r"cannot read .*a.uvfits as FITS, is all of it there\?"):
+        read_visibilities(path)
 
 
 @needs_eht

@@ -1,5 +1,6 @@
 """X-ray spectra: counts are folded as the files say, the physics is that of its sources."""
 
+import logging
 import math
 import os
 from pathlib import Path
@@ -124,10 +125,39 @@ def test_counts_where_no_photon_can_be_detected_are_refused_unless_there_is_a_ba
     rmf = made.write_rmf(tmp_path / "blind.rmf", matrix)
     path = made.write_pha(tmp_path / "a.pi")
     arf = made.write_arf(tmp_path / "a.arf")
-    with pytest.raises(ValueError, match=r"a.pi has counts in channel 3, where .*blind.rmf says that no photon"):
+    message = r"a.pi has counts in channel 3, where .*blind.rmf with .*a.arf says that no photon"
+    with pytest.raises(ValueError, match=message):
         read_observation(path, arf, rmf, low=0.9, high=6.0)
     beside = made.write_pha(tmp_path / "b.pi", made.BESIDE)
     assert read_observation(path, arf, rmf, beside, low=0.9, high=6.0).background.tolist() == [2, 0, 1, 0]
+
+
+def test_channels_of_another_quality_or_energy_are_left_out_with_a_line_of_the_log(tmp_path, caplog):
+    path = made.write_observation(tmp_path)
+    names = {"RESPFILE": "my.rmf", "ANCRFILE": "my.arf", "BACKFILE": "my_bg.pi"}
+    made.write_pha(path, extra=[("QUALITY", "I", [0, 0, 5, 0, 0, 0])], **names)
+    with caplog.at_level(logging.INFO):
+        observation = read_observation(path, low=0.7, high=6.0)  # the last channel is of 5.75 to 6.75 keV
+    assert observation.counts.tolist() == [3, 9, 7, 2]
+    assert "my.pi: 2 of 6 channels, with 14 of 35 counts, are left out: 1 beyond 0.7 to 6 keV, 1 by" in caplog.text
+
+
+def test_an_empty_channel_that_sees_nothing_is_certain(tmp_path):
+    """No count is expected there and none came: the likelihood is that of the other channels, and has a gradient."""
+    matrix, counts = made.MATRIX.copy(), made.COUNTS.copy()
+    matrix[:, 2], counts[2] = 0, 0
+    names = {"RESPFILE": "blind.rmf", "ANCRFILE": "a.arf"}
+    made.write_rmf(tmp_path / "blind.rmf", matrix)
+    made.write_arf(tmp_path / "a.arf")
+    path = made.write_pha(tmp_path / "a.pi", counts, **names)
+    problem = make_problem("xray-spectrum", {**OWN, "spectrum": str(path)})
+    value = torch.zeros(1, *problem.event_shape, dtype=torch.float64)
+    expected = problem.likelihood.expected(value)[0]
+    seen = expected > 0
+    assert (~seen).sum() == 1
+    others = torch.distributions.Poisson(expected[seen]).log_prob(problem.measurements[0].double()[seen]).sum()
+    assert float(problem.likelihood.log_prob(value, problem.measurements)) == pytest.approx(float(others), rel=1e-6)
+    assert bool(problem.likelihood.gradient(value, problem.measurements).isfinite().all())
 
 
 def test_simulated_truths_are_of_the_prior_and_their_residuals_of_poisson_noise():
