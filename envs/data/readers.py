@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
 
-__all__ = ["read_fits", "read_idx", "read_images", "read_npz"]
+__all__ = ["read_fits", "read_idx", "read_images", "read_npz", "read_x"]
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GREY = ("1", "L", "LA")  # Pillow's modes; 16 bits of grey stay as they are
@@ -68,6 +68,32 @@ def read_npz(path: Path, key: str | None = None) -> NDArray[Any]:
             return file[key]
     except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"cannot read {path} as npz: {error}") from None
+    except ValueError as error:
+        if "pickle" not in str(error):
+            raise
+        # Of what it does not know numpy believes that it is a pickle, and says how to load that.
+        raise ValueError(
+            f"cannot read {path} as npz: expected arrays of numbers, got another kind of file or pickled objects, and "
+            "nothing is unpickled"
+        ) from None
+
+
+def read_x(path: Path) -> NDArray[np.float32]:
+    """[N, *D] x in their own units, from the only array of an npz file or from an npy file.
+
+    Raises:
+        ValueError: it is no such file, or holds something else than finite floating-point numbers.
+    """
+    array = read_npz(path)
+    if array.dtype.kind != "f" or array.ndim < 2 or not len(array):
+        raise ValueError(
+            f"{path}: expected x [N, *D] as floating-point numbers in the units of the prior, got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if not np.isfinite(array).all():
+        count = np.count_nonzero(~np.isfinite(array))
+        raise ValueError(f"{path}: every number must be finite, got {count} NaN or infinite ones of {array.size}")
+    return array.astype(np.float32)
 
 
 def read_images(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None, tuple[str, ...]]:
@@ -81,6 +107,8 @@ def read_images(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None, t
     """
     from PIL import Image, UnidentifiedImageError  # only where there are images
 
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder of images, got the file {folder}")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not paths:
         raise ValueError(f"{folder} has no image that ends in {', '.join(IMAGES)}")
@@ -120,11 +148,14 @@ def read_fits(path: Path) -> NDArray[np.float32]:
     paths = sorted(p for p in path.iterdir() if p.name.lower().endswith(FITS)) if path.is_dir() else [path]
     stacks: list[NDArray[np.float32]] = []
     for each in paths:
-        with fits.open(each) as file:
-            found = [unit.data for unit in file if unit.is_image and unit.data is not None]
-            if not found or found[0].ndim not in (2, 3):
-                raise ValueError(f"{each} must hold an image or a stack of them, got {file.info(output=False)}")
-            stack = found[0].astype(np.float32).reshape(-1, *found[0].shape[-2:])
+        try:
+            with fits.open(each) as file:
+                found = [unit.data for unit in file if unit.is_image and unit.data is not None]
+                if not found or found[0].ndim not in (2, 3):
+                    raise ValueError(f"{each} must hold an image or a stack of them, got {file.info(output=False)}")
+                stack = found[0].astype(np.float32).reshape(-1, *found[0].shape[-2:])
+        except OSError as error:
+            raise ValueError(f"cannot read {each} as FITS: {error}") from None
         if stacks and stack.shape[1:] != stacks[0].shape[1:]:
             raise ValueError(
                 f"images must be of one size: {paths[0]} has {stacks[0].shape[1:]}, {each} {stack.shape[1:]}"
