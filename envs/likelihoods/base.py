@@ -111,8 +111,15 @@ def noiseless(operator: ForwardOperator, value: Tensor) -> Tensor:
     """[N, *Y] A(x) for x = `value` [N, *D]: of this shape, or it would be stretched to y's without a word.
 
     Raises:
-        LikelihoodError: `operator` gave something else than its measurement_shape says.
+        LikelihoodError: `operator` gave something else than its measurement_shape says, or says that it takes x of
+            another size.
     """
+    takes = getattr(operator, "event_shape", None)
+    if takes is not None and value.shape[1:].numel() != torch.Size(takes).numel():
+        raise LikelihoodError(
+            f"the forward operator {type(operator).__name__} takes x of shape {tuple(takes)}, as its event_shape says, "
+            f"got {tuple(value.shape[1:])}"
+        )
     seen: object = operator(value)
     expected = (len(value), *operator.measurement_shape)
     if not isinstance(seen, Tensor) or tuple(seen.shape) != expected:

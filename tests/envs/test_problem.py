@@ -6,6 +6,7 @@ import torch
 
 from envs import make_problem
 from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood, StudentTLikelihood
+from envs.operators import FourierMagnitudes, Pixels
 from envs.problem import LikelihoodCalls
 
 
@@ -115,6 +116,15 @@ def test_an_operator_whose_output_does_not_fit_the_measurement_is_named(gaussian
     ):
         with pytest.raises(LikelihoodError, match=message):
             ask()
+
+
+@pytest.mark.parametrize("operator", [Pixels(torch.ones(1, 2)), FourierMagnitudes((1, 2, 2), 2)])
+def test_x_of_another_size_than_the_operator_takes_is_refused_though_it_could_be_cut(operator):
+    likelihood = GaussianLikelihood(operator, 0.1)
+    value = torch.ones(3, 1, 4, 4)  # of which the first two pixels, or the corner, could be taken
+    message = r"takes x of shape \(1, 2(, 2)?\), as its event_shape says, got \(1, 4, 4\)"
+    with pytest.raises(LikelihoodError, match=message):
+        likelihood.log_prob(value, torch.zeros(3, *likelihood.measurement_shape))
 
 
 class _Failing:
