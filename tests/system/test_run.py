@@ -389,6 +389,24 @@ def test_a_run_that_is_terminated_is_saved_as_an_interrupted_one(tmp_path, monke
     assert CheckpointStore(tmp_path / "stopped" / "checkpoints").steps() and signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.parametrize("during", ["judge", "final_report"])
+def test_a_run_that_is_terminated_while_it_is_judged_at_last_says_how_to_go_on_and_does(tmp_path, monkeypatch, during):
+    original, told = getattr(system.run, during), [True]
+
+    def terminated(*arguments, **options):
+        if told and not options.get("quick"):
+            told.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(system.run, during, terminated)
+    path, before = tmp_path / "stopped", signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; `rtb resume .* goes on from update \d+$"):
+        train(_config(), path, quiet=True)
+    assert signal.getsignal(signal.SIGTERM) == before and not (path / "report.html").exists()
+    assert resume(path, quiet=True).report.is_file()
+
+
 @pytest.mark.parametrize(
     ("give", "got"),
     [
