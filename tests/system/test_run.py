@@ -34,7 +34,7 @@ from system.exact import ExactConfig
 from system.judge import _calls_spent, _doubts
 from system.metrics import read_metrics
 from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
-from system.run_directory import write_text
+from system.run_directory import RunDirectory, write_text
 
 TREE = {
     "name": "tiny",
@@ -402,9 +402,9 @@ def test_a_run_that_is_terminated_while_it_is_judged_at_last_says_how_to_go_on_a
     monkeypatch.setattr(system.run, during, terminated)
     path, before = tmp_path / "stopped", signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt, match=r"^interrupted; `rtb resume .* goes on from update \d+$"):
-        train(_config(), path, quiet=True)
-    assert signal.getsignal(signal.SIGTERM) == before and not (path / "report.html").exists()
-    assert resume(path, quiet=True).report.is_file()
+        train(_config(updates=20), path, quiet=True)
+    assert signal.getsignal(signal.SIGTERM) == before and not RunDirectory.open(path).results.exists()
+    assert resume(path, quiet=True).results.is_file()
 
 
 @pytest.mark.parametrize(
