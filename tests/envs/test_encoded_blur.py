@@ -57,7 +57,8 @@ def test_the_blur_of_a_network_keeps_to_its_range_and_dtype_and_is_drawn_with_a_
     assert seen.dtype == torch.float64 and seen.shape == value.shape and float(seen.abs().max()) <= 1
     expected = 2 * operator.network((value.float() + 1) / 2, operator.code) - 1
     assert torch.equal(seen.float(), expected.clamp(-1, 1))
-    assert torch.equal(operator(value[1:]), seen[1:]) and not torch.equal(other(value), seen)
+    assert torch.allclose(operator(value[1:]), seen[1:], atol=1e-5)  # one code for all calls
+    assert float((other(value) - seen).abs().max()) > 1e-3
     assert operator.code.std().item() == pytest.approx(1.2, rel=0.5)
     assert not [weight for weight in operator.parameters() if weight.requires_grad]
     leaf = value.clone().requires_grad_(True)
