@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, overload
@@ -26,8 +26,9 @@ from envs.likelihoods import (
     SimulableLikelihood,
     StandardisedLikelihood,
 )
+from envs.likelihoods.base import raised
 from envs.operators import LinearOperator
-from envs.time_limit import time_limit
+from envs.time_limit import LikelihoodTimeout, time_limit
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem", "LikelihoodCalls"]
 
@@ -226,9 +227,8 @@ class InverseProblem:
         gradient = self.likelihood.gradient
 
         def counted(value: Tensor, measurement: Tensor) -> Tensor:
-            self.calls.count += len(value)
-            with time_limit(self.time_limit, f"the gradient of {self._asked(value)}"):
-                return gradient(value, measurement)
+            with self._asking(value, "the gradient of "):
+                return self._sound(gradient(value, measurement), value.shape, "the gradient of ")
 
         return counted
 
@@ -255,8 +255,9 @@ class InverseProblem:
     def _shift(self, value: Tensor, measurement: Tensor, covariance: Product) -> Tensor:
         gradient, likelihood = self.gradient, self.likelihood
         assert gradient is not None and isinstance(likelihood, StandardisedLikelihood)
-        self.calls.count += len(value)  # of the residuals and their slopes, beside that of the gradient
-        return newton_shift(gradient(value, measurement), covariance, information(likelihood, value, measurement))
+        with self._asking(value, "the residuals of "):  # which count beside the gradient
+            sharpness = information(likelihood, value, measurement)
+        return newton_shift(gradient(value, measurement), covariance, sharpness)
 
     @property
     def shiftable(self) -> bool:
@@ -274,8 +275,8 @@ class InverseProblem:
             return None
 
         def counted(value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
-            self.calls.count += len(value)
-            return likelihood.marginal_gradient(value, measurement, variance)
+            with self._asking(value, "the gradient of "):
+                return likelihood.marginal_gradient(value, measurement, variance)
 
         return counted
 
@@ -287,18 +288,14 @@ class InverseProblem:
         """[N] log p(y | x) in nats for any y = `measurement` [N, *Y], and x = `value` [N, *D].
 
         Raises:
-            LikelihoodError: the likelihood gave something else.
+            LikelihoodError: the likelihood gave something else, or failed.
         """
-        self.calls.count += len(value)
-        with time_limit(self.time_limit, self._asked(value)):
-            found: object = self.likelihood.log_prob(value, measurement.to(value))
-        if not isinstance(found, Tensor) or found.shape != (len(value),):
-            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-            raise LikelihoodError(
-                f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}) must give a tensor of one "
-                f"number for each of the {len(value)} x, log p(y | x) [{len(value)}], got {what}"
+        with self._asking(value):
+            return self._sound(
+                self.likelihood.log_prob(value, measurement.to(value)),
+                (len(value),),
+                expected=f"one number for each of the {len(value)} x, log p(y | x) [{len(value)}]",
             )
-        return found
 
     @property
     def simulable(self) -> bool:
@@ -310,21 +307,44 @@ class InverseProblem:
 
         Raises:
             ValueError: the likelihood is a density only.
+            LikelihoodError: it gave something else than measurements, or failed.
         """
         if not isinstance(self.likelihood, SimulableLikelihood):
             raise ValueError(
                 f"the likelihood of problem {self.name!r}, {type(self.likelihood).__name__}, has no method `sample` "
                 "that measurements can be drawn with"
             )
-        self.calls.count += len(value)
-        with time_limit(self.time_limit, f"a simulation of {self._asked(value)}"):
-            return self.likelihood.sample(value, generator)
+        with self._asking(value, "a simulation of "):
+            shape = (len(value), *self.likelihood.measurement_shape)
+            return self._sound(self.likelihood.sample(value, generator), shape, "a simulation of ")
 
     def violation(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] how far x = `value` [N, *D] is from where its likelihood is not zero: see `RelaxedLikelihood`."""
         assert isinstance(self.likelihood, RelaxedLikelihood)
-        self.calls.count += len(value)
-        return self.likelihood.violation(value, self.measurements[measurement_id].to(value))
+        with self._asking(value, "the violation of "):
+            measurement = self.measurements[measurement_id].to(value)
+            return self._sound(self.likelihood.violation(value, measurement), (len(value),), "the violation of ")
 
-    def _asked(self, value: Tensor) -> str:
-        return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for {len(value)} x,"
+    @contextlib.contextmanager
+    def _asking(self, value: Tensor, what: str = "") -> Iterator[None]:
+        """Counts x = `value`; within it time is limited, and whatever code that is not ours raises is named."""
+        self.calls.count += len(value)
+        asked = f"{what}the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for "
+        asked += f"{len(value)} x,"
+        try:
+            with time_limit(self.time_limit, asked):
+                yield
+        except (LikelihoodError, LikelihoodTimeout):
+            raise
+        except Exception as error:
+            raise LikelihoodError(f"{asked} raised {raised(error)}") from error
+
+    def _sound(self, found: object, shape: tuple[int, ...], what: str = "", expected: str | None = None) -> Tensor:
+        """What the likelihood gave, if it is a tensor of `shape`, or of what is `expected` in words."""
+        if isinstance(found, Tensor) and found.shape == shape:
+            return found
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise LikelihoodError(
+            f"{what}the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}) must give a tensor "
+            f"of {expected or f'shape {tuple(shape)} for {shape[0]} x'}, got {got}"
+        )

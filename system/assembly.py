@@ -11,6 +11,7 @@ import torch
 from actors import Actor
 from diffusion.posterior import Posterior, make_posterior
 from envs import InverseProblem, make_problem
+from envs.likelihoods.base import raised
 from learner import Learner
 from learner.ranks import ONE_RANK, Ranks
 from system.config import RunConfig
@@ -72,10 +73,10 @@ def build_problem(config: RunConfig) -> InverseProblem:
     except ConfigError:
         raise
     except ValueError as error:
-        text = str(error).removeprefix(f"problem {name!r}: ")
+        text = " ".join(str(error).split()).removeprefix(f"problem {name!r}: ")
         raise ConfigError(f"problem {name!r}: {text}") from None
     except Exception as error:  # whatever a plug-in's factory does
-        raise ConfigError(f"problem {name!r} cannot be made: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"problem {name!r} cannot be made: {raised(error)}") from error
 
 
 def build_posterior(config: RunConfig, problem: InverseProblem) -> Posterior:

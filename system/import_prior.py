@@ -31,7 +31,7 @@ def import_command(
     import torch
 
     from diffusion.imported.importer import import_prior, save_imported
-    from envs.data.readers import read_npz
+    from envs.data.readers import read_x
 
     for module in plugins:
         try:
@@ -42,10 +42,7 @@ def import_command(
         found = import_prior(source, kind, None if shape is None else tuple(shape))
         clean = None
         if data is not None:
-            array = read_npz(data)
-            if array.dtype.kind not in "fiu" or not len(array):
-                raise UserError(f"--data {data}: expected x [N, ...] of real numbers, got {array.dtype} {array.shape}")
-            clean = torch.from_numpy(array).float()
+            clean = torch.from_numpy(read_x(data))
         stored = save_imported(folder, found, str(source), data_std=data_std, clean=clean)
     except (ValueError, OSError) as error:
         raise UserError(" ".join(str(error).split())) from error

@@ -16,7 +16,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import Schedule, make_schedule
 from diffusion.stored_prior import OWN, StoredPrior, load_prior, read_prior
 from envs.data import MissingDataError, load_dataset
-from envs.data.readers import read_npz
+from envs.data.readers import read_x
 from evaluation.figures import Picture, discretisation_picture, draws_picture, schedule_picture
 from system.config_file import import_plugins
 from system.errors import UserError
@@ -29,6 +29,7 @@ STEPS = (5, 10, 20, 50, 100, 200, 500, 1000)
 BOUND = 0.01  # nats per dimension: of Gaussians, a standard deviation that is wrong by a tenth
 SAMPLES = 64
 FEWEST, MOST = 2, 4_000  # steps that the smallest number is sought among
+ROUNDING = 1e-3  # that x may be beyond their limits by
 OWN_DRAWS, OWN_STEPS = 128, 200  # x that the error is measured on where there are no data
 
 
@@ -134,9 +135,13 @@ def _schedule(prior: Prior, name: str, count: int, data_std: float) -> Schedule:
 def _error(stored: StoredPrior, prior: Prior, data: Path | None, seed: int) -> tuple[DenoisingError, str]:
     """The denoiser's error against the noise level, and how it is known."""
     if data is not None:
-        clean = torch.from_numpy(read_npz(data)).float()
+        clean = torch.from_numpy(read_x(data))
         if tuple(clean.shape[1:]) != stored.event_shape or not len(clean):
             raise UserError(f"--data {data}: expected x [N, {_shape(stored, ', ')}], got {list(clean.shape)}")
+        if stored.value_range is not None:
+            (low, high), (least, most) = stored.value_range, (float(clean.min()), float(clean.max()))
+            if least < low - ROUNDING or most > high + ROUNDING:
+                raise UserError(f"--data {data}: expected x within [{low:g}, {high:g}], got {least:g} to {most:g}")
         error = measure_denoising_error(prior.denoiser, clean, stored.data_std)
         return error, f"measured on the {len(clean):,} x of {data}"
     if isinstance(stored.denoising_error, DenoisingError):

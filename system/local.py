@@ -129,7 +129,8 @@ class LocalRunner:
         if self._refused == MAX_REFUSED:
             raise RunnerError(
                 f"not one trajectory of the last {MAX_REFUSED} rollouts has finite states and a finite "
-                "log-likelihood; check the likelihood of the problem"
+                f"log-likelihood; check the likelihood of problem {self.problem.name!r} "
+                f"({type(self.problem.likelihood).__name__}): {_finite(trajectory)}"
             )
         self.trajectories += len(trajectory)
         self._acting += time.perf_counter() - started
@@ -193,3 +194,11 @@ class LocalRunner:
 
     def close(self) -> None:
         """See `Runner`; there is nothing to end."""
+
+
+def _finite(trajectory: Trajectory) -> str:
+    """What of `trajectory` is finite, in words: states that are not are the gradient's doing as a rule."""
+    count = len(trajectory)
+    moved = int(np.isfinite(trajectory.states).reshape(count, -1).all(1).sum())
+    scored = int(np.isfinite(trajectory.log_likelihood).sum())
+    return f"of the last {count} trajectories {moved} have finite states, and {scored} a finite log p(y | x)"

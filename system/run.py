@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,7 +28,7 @@ from system.exact import ExactConfig, ExactSamples, sample_exactly
 from system.init import write_init
 from system.judge import draw, final_report, judge, judge_each, load_posterior
 from system.loop import require_same, terminated_is_interrupted, train_to_the_end, way_on
-from system.measurement import measured
+from system.measurement import measured, unlike_simulated
 from system.metrics import MetricsWriter, read_metrics
 from system.progress import Progress
 from system.run_directory import RunDirectory, write_text
@@ -62,6 +63,7 @@ def _likelihood_may_fail() -> Iterator[None]:
 def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = False) -> RunDirectory:
     """Trains `config` in a new run directory (`runs/<name>-<n>` if None) and writes the report."""
     problem = build_problem(config)
+    _doubt_measurement(config, problem)
     run = RunDirectory.create(directory, config.name)
     write_text(run.config, config.to_yaml())
     try:
@@ -72,14 +74,41 @@ def train(config: RunConfig, directory: Path | None = None, *, quiet: bool = Fal
     return run
 
 
+@_likelihood_may_fail()
+def _doubt_measurement(config: RunConfig, problem: InverseProblem) -> None:
+    """Warns of a measurement from a file that is unlike simulated ones.
+
+    Where calls are budgeted none is spent on it.
+    """
+    if config.measurement is None or config.max_likelihood_calls is not None:
+        return
+    doubt = unlike_simulated(problem, problem.measurements[0].cpu())
+    if doubt is not None:
+        sys.stderr.write(f"rtb: warning: {doubt}\n")
+
+
 def _with_own_files(config: RunConfig, problem: InverseProblem, run: RunDirectory) -> RunConfig:
     """Copies what `config` takes from elsewhere into `run`, which all processes see; the configuration that says so."""
     if config.measurement is not None:
         np.save(run.measurement, problem.measurements[0].cpu().numpy())
     if config.init is not None:
         _, source, its_problem, weights = _trained(Path(config.init))
+        _same_guide(config, source, problem)
         write_init(run.init, load_posterior(source, its_problem, weights))
     return _its_own_files(config, run)
+
+
+def _same_guide(config: RunConfig, source: RunConfig, problem: InverseProblem) -> None:
+    """Refuses weights that were trained with another guide, though they may fit: they would mean something else."""
+    ours, theirs = config.posterior, source.posterior
+    if ours.form != "control" or theirs.form != "control" or problem.gradient is None:
+        return
+    if ours.likelihood_gradient != theirs.likelihood_gradient:
+        raise ConfigError(
+            f"init: the posterior of {config.init} has posterior.likelihood_gradient {theirs.likelihood_gradient}, and "
+            f"this configuration {ours.likelihood_gradient}: its weights would be given other features; take the run's "
+            "own section posterior"
+        )
 
 
 def _its_own_files(config: RunConfig, run: RunDirectory) -> RunConfig:
@@ -143,6 +172,7 @@ def make_runner(config: RunConfig, problem: InverseProblem, run: RunDirectory) -
     return RayRunner(config, problem, run.path)
 
 
+@terminated_is_interrupted()
 @_likelihood_may_fail()
 def _train(
     config: RunConfig, problem: InverseProblem, run: RunDirectory, checkpoint: Checkpoint | None, quiet: bool
@@ -162,12 +192,12 @@ def _train(
         return metrics | {"system/judge_calls": float(judged.calls.count)}
 
     try:
-        with MetricsWriter(run, resumed_at) as writer, Progress(title, **budget, quiet=quiet) as progress:  # type: ignore[arg-type]
-            if checkpoint is not None:
-                runner.load(checkpoint.parts)
-                for line in checkpoint.warnings:
-                    progress.warn(line)
-            with terminated_is_interrupted():
+        try:
+            with MetricsWriter(run, resumed_at) as writer, Progress(title, **budget, quiet=quiet) as progress:  # type: ignore[arg-type]
+                if checkpoint is not None:
+                    runner.load(checkpoint.parts)
+                    for line in checkpoint.warnings:
+                        progress.warn(line)
                 train_to_the_end(
                     runner,
                     store,
@@ -177,14 +207,14 @@ def _train(
                     validation_seconds=config.evaluation.interval_seconds,
                     checkpoint_seconds=config.checkpoint.interval_seconds,
                 )
-        evaluation, samples, log_weight = judge(config, judged, runner.weights(), quick=False)
-        each, calibration = judge_each(config, judged, runner.weights())
+            evaluation, samples, log_weight = judge(config, judged, runner.weights(), quick=False)
+            each, calibration = judge_each(config, judged, runner.weights())
+        finally:
+            runner.close()
+        save_samples(run.samples, samples, log_weight)
+        final_report(config, judged, run, evaluation, samples, notes, each=each, calibration=calibration)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(way_on(run, store)) from None
-    finally:
-        runner.close()
-    save_samples(run.samples, samples, log_weight)
-    final_report(config, judged, run, evaluation, samples, notes, each=each, calibration=calibration)
 
 
 def _judge_calls(run: RunDirectory) -> int:

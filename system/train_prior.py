@@ -220,6 +220,7 @@ _MAY_DIFFER = ("device", "updates", "max_seconds")  # of a training that goes on
 COARSE = tuple(float(level) for level in range(-6, 8))  # levels, where the samples are only to be looked at
 
 
+@terminated_is_interrupted()
 def _train(runner: PriorRunner, run: RunDirectory, checkpoint: Checkpoint | None, quiet: bool) -> None:
     config = runner.config
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep)
@@ -237,16 +238,15 @@ def _train(runner: PriorRunner, run: RunDirectory, checkpoint: Checkpoint | None
                 runner.load(checkpoint.parts)
                 for line in checkpoint.warnings:
                     progress.warn(line)
-            with terminated_is_interrupted():
-                train_to_the_end(
-                    runner,
-                    store,
-                    writer,
-                    progress,
-                    validate=validate,
-                    validation_seconds=config.validation.interval_seconds,
-                    checkpoint_seconds=config.checkpoint.interval_seconds,
-                )
+            train_to_the_end(
+                runner,
+                store,
+                writer,
+                progress,
+                validate=validate,
+                validation_seconds=config.validation.interval_seconds,
+                checkpoint_seconds=config.checkpoint.interval_seconds,
+            )
         _store(runner, run)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(way_on(run, store)) from None

@@ -45,6 +45,8 @@ def import_prior(source: Path, kind: str | None = None, shape: tuple[int, ...] |
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"unknown kind of source {kind!r}; expected one of {', '.join(KINDS)}")
+    if shape is not None and not all(size >= 1 for size in shape):
+        raise ValueError(f"the shape of x must be of sizes of at least 1, got {list(shape)}")
     if not source.is_dir():
         refuse_pickle(source, NVIDIA_LINE if source.suffix == ".pkl" else STATE_DICT_LINE)
         what = "is a file" if source.exists() else "does not exist"
@@ -52,7 +54,10 @@ def import_prior(source: Path, kind: str | None = None, shape: tuple[int, ...] |
     marks = {name: mark for name, (mark, _) in KINDS.items() if kind in (None, name)}
     for name, mark in marks.items():
         if (source / mark).is_file():
-            found = KINDS[name][1](source, shape)
+            try:
+                found = KINDS[name][1](source, shape)
+            except (TypeError, KeyError, AttributeError) as error:
+                raise ValueError(f"a value in {source / mark} is missing or of another type: {error}") from error
             if kind is not None and found.description["kind"] != kind:
                 raise ValueError(f"{source} holds a prior of kind {found.description['kind']}, got --kind {kind}")
             return found

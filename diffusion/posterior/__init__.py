@@ -66,8 +66,8 @@ class PosteriorConfig:
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last
     two need a likelihood with residuals."""
     initial_gain: float = 0.0
-    """control with likelihood_gradient covariance or repeated: the gain on how far x^ moves that training starts from. 0
-    is the prior, 1 what the guide says: better where there is time for few updates."""
+    """control with likelihood_gradient covariance or repeated: the gain on how far x^ moves that training starts from.
+    0 is the prior, 1 what the guide says: better where there is time for few updates."""
 
     @property
     def guidance(self) -> GuidanceForm:
@@ -92,8 +92,8 @@ def make_posterior(
     moves = config.guidance != "gradient"
     if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
         raise ValueError(
-            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance or "
-            f"repeated, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
+            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance "
+            f"or repeated, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
         )
     if config.form == "control":
         inverts = config.likelihood_gradient == "pseudoinverse"

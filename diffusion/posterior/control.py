@@ -37,11 +37,12 @@ h is one small network that every element of x goes through by itself, as in lea
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
 difference where x has many elements that hardly depend on each other.
 
-The last layers of F and h and all gains start at zero, so u = 0: the posterior starts as the prior. Only c'_k of a shift
-may start elsewhere: at 1 it is the guide, which few updates do not better by much. The root mean square r of u is bounded smoothly, to r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard
-deviations in every direction, but a chain that runs away would, and on paths so far out the gradient is noise that does
-not bring it back. Likelihood gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141)
-and Vargas et al. 2023 (2302.13834).
+The last layers of F and h and all gains start at zero, so u = 0: the posterior starts as the prior. Only c'_k of a
+shift may start elsewhere: at 1 it is the guide, which few updates do not better by much. The root mean square r of u is
+bounded smoothly, to r / sqrt(1 + (r / 3)^2): no posterior moves a transition by three of its standard deviations in
+every direction, but a chain that runs away would, and on paths so far out the gradient is noise that does not bring it
+back. Likelihood gradients as features with learned gains are due to Zhang and Chen 2022 (arXiv 2111.15141) and Vargas
+et al. 2023 (2302.13834).
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class ControlPosterior(Posterior):
         for part in (self.network, self.elementwise):
             for parameter in part.head.parameters() if part is not None else ():
                 nn.init.zeros_(parameter)
-        self.gain = nn.Parameter(torch.stack([torch.zeros(prior.num_steps), torch.full((prior.num_steps,), initial_gain)]))
+        self.gain = nn.Parameter(torch.tensor([[0.0], [initial_gain]]).repeat(1, prior.num_steps))
         scale = prior.denoised_coefficient * prior.uncertainty / prior.std
         self.register_buffer("_scale", scale, persistent=False)
         self.register_buffer("_unsettled", prior.uncertainty / prior.uncertainty.max(), persistent=False)

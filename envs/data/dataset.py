@@ -81,10 +81,12 @@ def scaled(values: NDArray[Any], limits: tuple[float, ...] | None = None) -> Ten
     """float32 `values` with `limits` moved to -1 and 1; by default those of the integer type, or of the values.
 
     Raises:
-        ValueError: limits that are not increasing, or values that are all the same.
+        ValueError: limits that are not increasing, or values that are all the same or not finite.
     """
     if limits is None and values.dtype.kind == "u":
         limits = (0.0, float(np.iinfo(values.dtype).max))
+    if not np.isfinite(values).all():
+        raise ValueError(f"values must be finite, got {np.count_nonzero(~np.isfinite(values))} others of {values.size}")
     limits = (float(values.min()), float(values.max())) if limits is None else limits
     if len(limits) != 2:
         raise ValueError(f"limits are two numbers, those that become -1 and 1, got {len(limits)}")

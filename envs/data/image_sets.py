@@ -16,12 +16,18 @@ __all__ = ["TRAINING_DIGITS", "cifar10", "digits", "galaxies", "mnist"]
 
 TRAINING_DIGITS = 1_500
 RANGE = (-1.0, 1.0)
-MNIST = "the MNIST database of handwritten digits (LeCun, Cortes, Burges), four files in IDX format"
+MNIST = (
+    "the MNIST database of handwritten digits (LeCun, Cortes, Burges; yann.lecun.com/exdb/mnist, copied at "
+    "github.com/fgnt/mnist), four files in IDX format"
+)
 CIFAR10 = (
     "CIFAR-10 (Krizhevsky 2009, cs.toronto.edu/~kriz/cifar.html), as npz with x uint8 [N, 32, 32, 3] and y [N]: "
     "16,000 of its training images and 4,000 of its test images"
 )
-GALAXIES = "cut-outs of galaxies from the Sloan Digital Sky Survey, as npz with train and test uint8 [N, 32, 32]"
+GALAXIES = (
+    "cut-outs of galaxies from the Sloan Digital Sky Survey (skyserver.sdss.org, as Galaxy Zoo has them), averaged to "
+    "32 x 32 grey pixels, as npz with train and test uint8 [N, 32, 32]"
+)
 
 
 def digits() -> Dataset:

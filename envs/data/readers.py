@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
 
-__all__ = ["npz_names", "read_fits", "read_idx", "read_images", "read_npz"]
+__all__ = ["npz_names", "read_fits", "read_idx", "read_images", "read_npz", "read_x"]
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GREY = ("1", "L", "LA")  # Pillow's modes; 16 bits of grey stay as they are
@@ -67,7 +67,7 @@ def read_npz(path: Path, key: str | None = None) -> NDArray[Any]:
         try:
             return file[key]
         except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
-            raise ValueError(f"cannot read the array {key} of {path}: {error}") from None
+            raise ValueError(f"cannot read the array {key} of {path}: {_reason(error)}") from None
 
 
 def npz_names(path: Path) -> list[str]:
@@ -86,8 +86,33 @@ def npz_names(path: Path) -> list[str]:
 def _load(path: Path) -> Any:  # noqa: ANN401 - an array or a file of several
     try:
         return np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:  # numpy takes text for a pickle
-        raise ValueError(f"cannot read {path} as npz or npy, is it one? {error}") from None
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise ValueError(f"cannot read {path} as npz or npy: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong; of what it does not know numpy believes that it is a pickle, and says how to load that."""
+    if "pickle" not in str(error):
+        return str(error)
+    return "expected arrays of numbers, got another kind of file or pickled objects, and nothing is unpickled"
+
+
+def read_x(path: Path) -> NDArray[np.float32]:
+    """[N, *D] x in their own units, from the only array of an npz file or from an npy file.
+
+    Raises:
+        ValueError: it is no such file, or holds something else than finite floating-point numbers.
+    """
+    array = read_npz(path)
+    if array.dtype.kind != "f" or array.ndim < 2 or not len(array):
+        raise ValueError(
+            f"{path}: expected x [N, *D] as floating-point numbers in the units of the prior, got {array.dtype} "
+            f"{list(array.shape)}"
+        )
+    if not np.isfinite(array).all():
+        count = np.count_nonzero(~np.isfinite(array))
+        raise ValueError(f"{path}: every number must be finite, got {count} NaN or infinite ones of {array.size}")
+    return array.astype(np.float32)
 
 
 def read_images(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None, tuple[str, ...]]:
@@ -101,6 +126,8 @@ def read_images(folder: Path) -> tuple[NDArray[Any], NDArray[np.int64] | None, t
     """
     from PIL import Image, UnidentifiedImageError  # only where there are images
 
+    if not folder.is_dir():
+        raise ValueError(f"expected a folder of images, got the file {folder}")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not paths:
         raise ValueError(f"{folder} has no image that ends in {', '.join(IMAGES)}")

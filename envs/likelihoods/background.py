@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs.likelihoods.base import AutogradLikelihood
+from envs.likelihoods.base import AutogradLikelihood, noiseless
 from envs.operators import ForwardOperator
 
 __all__ = ["MeasuredBackgroundLikelihood"]
@@ -57,18 +57,18 @@ class MeasuredBackgroundLikelihood(AutogradLikelihood):
 
     def expected(self, value: Tensor) -> Tensor:
         """See `ExpectedLikelihood`."""
-        source: Tensor = self.operator(value)
+        source = noiseless(self.operator, value)
         return source + self.ratio * (self.background + 0.5).to(value)
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`: with the mean and the variance over both, y and b."""
         extra = self.ratio * (self.background + 0.5).to(value)
-        source: Tensor = self.operator(value)
+        source = noiseless(self.operator, value)
         return (measurement.to(value) - source - extra) / (source + extra * (1 + self.ratio)).sqrt()
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; -inf where a count is not one, or A(x) is not a number of 0 or more."""
-        source, counts = self.operator(value).double(), measurement.to(value).double()
+        source, counts = noiseless(self.operator, value).double(), measurement.to(value).double()
         possible = (counts >= 0) & (counts == counts.round()) & torch.isfinite(source) & (source >= 0)
         source, counts = torch.where(possible, source, 1.0), torch.where(possible, counts, 0.0)
         log_prob: Tensor = _Mixed.apply(source.clamp_min(LEAST), counts, self.log_background)  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ class MeasuredBackgroundLikelihood(AutogradLikelihood):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""
-        source: Tensor = self.operator(value)
+        source = noiseless(self.operator, value)
         chances = self.log_background.exp().flatten(0, -2)
         drawn = torch.multinomial(chances, len(value), replacement=True, generator=generator).T
         return torch.poisson(source, generator=generator) + drawn.reshape(source.shape).to(source)

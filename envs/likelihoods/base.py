@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from envs.operators import ForwardOperator
 
 __all__ = [
     "AutogradLikelihood",
@@ -16,11 +19,13 @@ __all__ = [
     "RelaxedLikelihood",
     "SimulableLikelihood",
     "StandardisedLikelihood",
+    "noiseless",
+    "raised",
 ]
 
 
 class LikelihoodError(ValueError):
-    """A likelihood gave something that is no log density of N pairs."""
+    """A likelihood gave something that is no log density of N pairs, or failed."""
 
 
 class Likelihood(Protocol):
@@ -92,5 +97,42 @@ class AutogradLikelihood(nn.Module):
         """See `DifferentiableLikelihood`."""
         with torch.enable_grad():
             leaf = value.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.log_prob(leaf, measurement).sum(), leaf)
+            log_prob = self.log_prob(leaf, measurement).sum()
+            if not log_prob.requires_grad:
+                raise LikelihoodError(
+                    f"{type(self).__name__} has no gradient, as what it does to x is not all in torch: write it so, or "
+                    "keep the gradient back (envs.likelihoods.WithoutGradient)"
+                )
+            (gradient,) = torch.autograd.grad(log_prob, leaf)
         return gradient
+
+
+def noiseless(operator: ForwardOperator, value: Tensor) -> Tensor:
+    """[N, *Y] A(x) for x = `value` [N, *D]: of this shape, or it would be stretched to y's without a word.
+
+    Raises:
+        LikelihoodError: `operator` gave something else than its measurement_shape says, or says that it takes x of
+            another size.
+    """
+    takes = getattr(operator, "event_shape", None)
+    if takes is not None and value.shape[1:].numel() != torch.Size(takes).numel():
+        raise LikelihoodError(
+            f"the forward operator {type(operator).__name__} takes x of shape {tuple(takes)}, as its event_shape says, "
+            f"got {tuple(value.shape[1:])}"
+        )
+    seen: object = operator(value)
+    expected = (len(value), *operator.measurement_shape)
+    if not isinstance(seen, Tensor) or tuple(seen.shape) != expected:
+        got = f"shape {tuple(seen.shape)}" if isinstance(seen, Tensor) else type(seen).__name__
+        raise LikelihoodError(
+            f"the forward operator {type(operator).__name__} must give a tensor of shape {expected} for {len(value)} "
+            f"x, as its measurement_shape says, got {got}"
+        )
+    return seen
+
+
+def raised(error: Exception) -> str:
+    """One line for `error`: what it is, and where it was raised."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f'{text} (File "{place.filename}", line {place.lineno})'

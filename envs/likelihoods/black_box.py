@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from envs.likelihoods.base import LikelihoodError
+from envs.likelihoods.base import LikelihoodError, raised
 from envs.likelihoods.gaussian import GaussianLikelihood
 from envs.time_limit import LikelihoodTimeout
 
@@ -72,7 +71,7 @@ class BlackBoxLikelihood:
             try:
                 found = self.function(*arrays)
             except Exception as error:
-                raise LikelihoodError(_raised(self.name, traceback.format_exc())) from error
+                raise LikelihoodError(f"{self.name} raised {raised(error)}") from error
         else:
             found = self._elsewhere(arrays)
         try:
@@ -106,7 +105,7 @@ class BlackBoxLikelihood:
             return np.full(len(arrays[0]), np.nan)
         self._failed = 0
         if failed:
-            raise LikelihoodError(_raised(self.name, str(found)))
+            raise LikelihoodError(f"{self.name} raised {found}")
         return found
 
     def close(self) -> None:
@@ -175,13 +174,6 @@ def _serve(function: Function, connection: Connection) -> None:
             return
         try:
             answer: tuple[bool, object] = (False, np.asarray(function(*arrays)))
-        except Exception:
-            answer = (True, traceback.format_exc())
+        except Exception as error:
+            answer = (True, raised(error))
         connection.send(answer)
-
-
-def _raised(name: str, text: str) -> str:
-    """One line for a traceback: what was raised, and where."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    places = [line for line in lines if line.startswith("File ")]
-    return f"{name} raised {lines[-1]}" + (f" ({places[-1].split(', in')[0]})" if places else "")

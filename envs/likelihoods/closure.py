@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs.likelihoods.base import AutogradLikelihood
+from envs.likelihoods.base import AutogradLikelihood, noiseless
 from envs.likelihoods.gaussian import LOG_TWO_PI
 from envs.operators.closures import Closures, wrapped
 
@@ -59,7 +59,7 @@ class ClosureLikelihood(AutogradLikelihood):
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`; whitened."""
-        residual = measurement.to(value) - self.operator(value)
+        residual = measurement.to(value) - noiseless(self.operator, value)
         angles = self.operator.num_phases
         residual = torch.cat([wrapped(residual[:, :angles]), residual[:, angles:]], 1)
         return residual @ self.whitening.to(residual).T
@@ -70,7 +70,7 @@ class ClosureLikelihood(AutogradLikelihood):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`; angles in (-pi, pi]."""
-        clean: Tensor = self.operator(value)
+        clean = noiseless(self.operator, value)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         drawn = clean + noise @ self.factor.to(clean).T
         angles = self.operator.num_phases

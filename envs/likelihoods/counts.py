@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from envs.likelihoods.base import AutogradLikelihood
+from envs.likelihoods.base import AutogradLikelihood, noiseless
 from envs.operators import ForwardOperator
 
 __all__ = ["BernoulliLikelihood", "PoissonGaussianLikelihood", "PoissonLikelihood"]
@@ -53,7 +53,7 @@ class PoissonLikelihood(AutogradLikelihood):
 
     def mean(self, value: Tensor) -> Tensor:
         """[N, *Y] lambda."""
-        return self.operator(value) * self.exposure.to(value) + self.background.to(value)
+        return noiseless(self.operator, value) * self.exposure.to(value) + self.background.to(value)
 
     def expected(self, value: Tensor) -> Tensor:
         """See `ExpectedLikelihood`."""
@@ -159,14 +159,14 @@ class BernoulliLikelihood(AutogradLikelihood):
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; -inf where an element is neither 0 nor 1."""
-        seen, log_odds = measurement.to(value), self.operator(value)
+        seen, log_odds = measurement.to(value), noiseless(self.operator, value)
         possible = ((seen == 0) | (seen == 1)).flatten(1).all(1)
         log_prob = torch.nn.functional.logsigmoid((2 * seen - 1) * log_odds).flatten(1).sum(1)
         return torch.where(possible, log_prob, -torch.inf)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""
-        return torch.bernoulli(self.operator(value).sigmoid(), generator=generator)
+        return torch.bernoulli(noiseless(self.operator, value).sigmoid(), generator=generator)
 
 
 def _likeliest(seen: Tensor, mean: Tensor, variance: float) -> Tensor:

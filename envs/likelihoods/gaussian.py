@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from envs.likelihoods.base import AutogradLikelihood
+from envs.likelihoods.base import AutogradLikelihood, noiseless
 from envs.operators import ForwardOperator, LinearOperator, Spectrum
 
 __all__ = ["CorrelatedGaussianLikelihood", "GaussianLikelihood"]
@@ -57,7 +57,7 @@ class GaussianLikelihood(AutogradLikelihood):
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`."""
-        return (measurement.to(value) - self.operator(value)) / self._std(value)
+        return (measurement.to(value) - noiseless(self.operator, value)) / self._std(value)
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`."""
@@ -73,7 +73,7 @@ class GaussianLikelihood(AutogradLikelihood):
         """See `DifferentiableLikelihood`; A^T R^-1 (y - A x) for a linear operator, autograd otherwise."""
         if not isinstance(self.operator, LinearOperator):
             return super().gradient(value, measurement)
-        residual = measurement.to(value) - self.operator(value)
+        residual = measurement.to(value) - noiseless(self.operator, value)
         return self.operator.adjoint(residual / self._std(value) ** 2).reshape(value.shape)
 
     def marginal_gradient(self, value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class GaussianLikelihood(AutogradLikelihood):
         """
         operator, noise = self.operator, self.noise_std
         assert isinstance(operator, LinearOperator)
-        residual, shift = measurement.to(value) - operator(value), 1.0
+        residual, shift = measurement.to(value) - noiseless(operator, value), 1.0
         if isinstance(noise, Tensor):
             operator, residual = _Whitened(operator, noise), residual / noise.to(residual)
         else:
@@ -95,7 +95,7 @@ class GaussianLikelihood(AutogradLikelihood):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""
-        clean: Tensor = self.operator(value)
+        clean = noiseless(self.operator, value)
         noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         return clean + self._std(clean) * noise
 
@@ -146,12 +146,12 @@ class CorrelatedGaussianLikelihood(AutogradLikelihood):
 
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`."""
-        residual = measurement.to(value) - self.operator(value)
+        residual = measurement.to(value) - noiseless(self.operator, value)
         return torch.fft.ifft2(torch.fft.fft2(residual) / self.power.to(value).sqrt()).real
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`."""
-        residual = measurement.to(value) - self.operator(value)
+        residual = measurement.to(value) - noiseless(self.operator, value)
         power = self.power.to(value)
         square = torch.fft.fft2(residual, norm="ortho").abs().square() / power
         planes = residual[0].numel() // power.numel()
@@ -160,7 +160,7 @@ class CorrelatedGaussianLikelihood(AutogradLikelihood):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`."""
-        clean: Tensor = self.operator(value)
+        clean = noiseless(self.operator, value)
         white = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         coloured = torch.fft.fft2(white, norm="ortho") * self.power.to(clean).sqrt()
         return clean + torch.fft.ifft2(coloured, norm="ortho").real

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.flow_density import FlowDensity
+from envs.likelihoods.base import noiseless
 from envs.operators import ForwardOperator, LinearOperator
 
 __all__ = ["LearnedNoiseLikelihood"]
@@ -62,7 +63,7 @@ class LearnedNoiseLikelihood(nn.Module):
 
     def _residual(self, value: Tensor, measurement: Tensor) -> Tensor:
         """[N, *Y] n = (y - A(x)) / c."""
-        return (measurement.to(value) - self.operator(value)) / self.scale
+        return (measurement.to(value) - noiseless(self.operator, value)) / self.scale
 
     @torch.no_grad()
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
@@ -82,7 +83,7 @@ class LearnedNoiseLikelihood(nn.Module):
             return self.operator.adjoint(cotangent).reshape(value.shape)
         with torch.enable_grad():
             leaf = value.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(self.operator(leaf), leaf, cotangent)
+            (gradient,) = torch.autograd.grad(noiseless(self.operator, leaf), leaf, cotangent)
         return gradient
 
     def curvature(self, value: Tensor, measurement: Tensor) -> Callable[[Tensor], Tensor]:
@@ -97,5 +98,5 @@ class LearnedNoiseLikelihood(nn.Module):
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`: with noise of the density that `log_prob` is."""
-        clean: Tensor = self.operator(value)
+        clean = noiseless(self.operator, value)
         return clean + self.scale * self.noise.sample(len(value), generator).to(clean)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from envs.likelihoods.base import AutogradLikelihood
+from envs.likelihoods.base import AutogradLikelihood, noiseless
 from envs.operators import ForwardOperator
 
 __all__ = ["StudentTLikelihood"]
@@ -32,14 +32,14 @@ class StudentTLikelihood(AutogradLikelihood):
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`."""
         degrees = self.degrees_of_freedom
-        residual = ((measurement.to(value) - self.operator(value)) / self.scale).flatten(1)
+        residual = ((measurement.to(value) - noiseless(self.operator, value)) / self.scale).flatten(1)
         constant = math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)
         constant -= 0.5 * math.log(degrees * math.pi) + math.log(self.scale)
         return (constant - 0.5 * (degrees + 1) * (residual.square() / degrees).log1p()).sum(1)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """See `SimulableLikelihood`: a normal number over the root of a chi-squared one per degree of freedom."""
-        clean: Tensor = self.operator(value)
+        clean = noiseless(self.operator, value)
         normal = torch.randn(clean.shape, generator=generator, dtype=clean.dtype, device=clean.device)
         shape = torch.full_like(clean, 0.5 * self.degrees_of_freedom)
         chi_squared = 2 * torch._standard_gamma(shape, generator=generator)

@@ -5,6 +5,7 @@ from envs.operators.closures import Closures
 from envs.operators.composed import Composed, LinearlyComposed, compose
 from envs.operators.convolution import Convolution, gaussian_kernel, motion_kernel
 from envs.operators.detectors import Clipped, Quantised
+from envs.operators.encoded_blur import EncodedBlur
 from envs.operators.evolution import Evolution
 from envs.operators.fourier import MaskedFourier, random_lines
 from envs.operators.lensing import LensedSource
@@ -27,6 +28,7 @@ __all__ = [
     "CodedMagnitudes",
     "Composed",
     "Convolution",
+    "EncodedBlur",
     "Evolution",
     "FastVisibilities",
     "ForwardOperator",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from envs.operators.base import ForwardOperator, LinearOperator
@@ -43,13 +44,15 @@ def compose(outer: ForwardOperator, inner: ForwardOperator) -> Composed | Linear
     """`outer` after `inner`, linear where both are.
 
     Raises:
-        ValueError: both are linear, and what one gives is not of the shape that the other takes.
+        ValueError: what one gives is not what the other says that it takes: of linear ones of another shape, of others
+            of another size.
     """
-    if not (isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator)):
-        return Composed(outer, inner)
-    if outer.event_shape != inner.measurement_shape:
+    linear = isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator)
+    takes, gives = getattr(outer, "event_shape", None), inner.measurement_shape
+    if takes is not None and (takes != gives if linear else torch.Size(takes).numel() != torch.Size(gives).numel()):
         raise ValueError(
-            f"{type(outer).__name__} takes x of shape {outer.event_shape}, but {type(inner).__name__} gives "
-            f"{inner.measurement_shape}"
+            f"{type(outer).__name__} takes x of shape {takes}, but {type(inner).__name__} gives {tuple(gives)}"
         )
-    return LinearlyComposed(outer, inner)
+    if isinstance(outer, LinearOperator) and isinstance(inner, LinearOperator):
+        return LinearlyComposed(outer, inner)
+    return Composed(outer, inner)

@@ -9,7 +9,10 @@ __all__ = ["Clipped", "Quantised"]
 
 
 class Clipped(nn.Module):
-    """y = clip(gain x, -1, 1): a range too wide for the detector (HDR), with no gradient where it saturates."""
+    """y = clip(gain x, -1, 1): a range too wide for the detector (HDR), with no gradient where it saturates.
+
+    The task of Mardani et al. 2023 (arXiv 2305.04391), whose gain is 2.
+    """
 
     def __init__(self, event_shape: tuple[int, ...], gain: float = 2.0) -> None:
         super().__init__()

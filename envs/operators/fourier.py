@@ -3,7 +3,8 @@ r"""Some frequencies of an image: magnetic resonance, with one coil or several.
     y_ck = (F S_c x)_k    for the frequencies k that were measured,
 
 F the orthonormal discrete Fourier transform and S_c the sensitivity of coil c. Complex numbers are pairs (real part,
-imaginary part): x [2, H, W], or [1, H, W] if it is real, and y [coils, frequencies, 2].
+imaginary part): x [2, H, W], or [1, H, W] if it is real, and y [coils, frequencies, 2]. Several coils are those of
+SENSE (Pruessmann, Weiger, Scheidegger and Boesiger 1999, Magn. Reson. Med. 42, 952).
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class MaskedFourier(LinearOperator):
 def random_lines(height: int, width: int, acceleration: float, centre: float = 0.08, seed: int = 0) -> Tensor:
     """[height, width] a mask of whole lines of frequencies (columns): one of `acceleration` on average.
 
-    The fraction `centre` of lowest frequencies is always measured, as for calibration, the others are drawn.
+    The fraction `centre` of lowest frequencies is always measured, as for calibration, the others are drawn (as in
+    fastMRI, Zbontar et al. 2018, arXiv 1811.08839).
     """
     if not 1 <= acceleration <= width or not 0 <= centre <= 1 / acceleration:
         raise ValueError(

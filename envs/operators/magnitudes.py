@@ -3,7 +3,7 @@ r"""Phase retrieval: magnitudes of a Fourier transform, whose phases are lost.
     oversampled   y = |F x|, x padded with zeros to `oversampling` times its size;
     coded         y_c = |F (m_c x)| for known masks m_c of signs.
 
-x and -x, and for the oversampled one x rotated by 180 degrees, cannot be told apart.
+x and -x, and for the oversampled one x rotated by 180 degrees, cannot be told apart (Fienup 1982, Appl. Opt. 21, 2758).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class FourierMagnitudes(nn.Module):
         super().__init__()
         if oversampling < 1:
             raise ValueError(f"oversampling must be at least 1, got {oversampling}")
+        self.event_shape = tuple(event_shape)
         *channels, height, width = event_shape
         self.size = (oversampling * height, oversampling * width)
         planes = torch.Size(channels).numel()
@@ -47,6 +48,7 @@ class CodedMagnitudes(nn.Module):
             raise ValueError(f"there must be at least one mask, got {count}")
         if len(event_shape) != 3:
             raise ValueError(f"x must be an image [C, H, W], got shape {tuple(event_shape)}")
+        self.event_shape = tuple(event_shape)
         *channels, height, width = event_shape
         drawn = torch.randint(2, (count, 1, height, width), generator=torch.Generator().manual_seed(seed))
         self.register_buffer("masks", 2.0 * drawn.double() - 1.0)

@@ -4,7 +4,8 @@ r"""A blur that is not a convolution: a surrogate, without weights, for the netw
 
 K a Gaussian blur, N a second, oriented one, of random direction: bright structure spreads more than faint one, and the
 camera's response saturates. It is NOT the network of Tran et al. 2021 (arXiv 2104.00317) that is trained on the GoPro
-data, and numbers made with one cannot be compared with numbers made with the other.
+data, and numbers made with one cannot be compared with numbers made with the other; with its weights there is
+`EncodedBlur`.
 """
 
 from __future__ import annotations

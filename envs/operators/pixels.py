@@ -1,4 +1,7 @@
-"""Some elements of x are seen and the others are not: inpainting; all of them: denoising."""
+"""Some elements of x are seen and the others are not: inpainting; all of them: denoising.
+
+Boxes and random pixels are the tasks of Chung et al. 2023 (DPS, arXiv 2209.14687).
+"""
 
 from __future__ import annotations
 

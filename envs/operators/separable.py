@@ -58,7 +58,7 @@ def lower_resolution(
     """Images with 1 / `factor` as many rows and columns.
 
     mean: of every block of `factor` x `factor` pixels, as a coarser detector sees it; bicubic: with antialiasing, as
-    the benchmarks of vision have it.
+    the benchmarks of vision have it (Keys 1981, IEEE Trans. ASSP 29, 1153).
     """
     *_, height, width = event_shape
     if factor < 2 or height % factor or width % factor:

@@ -83,7 +83,8 @@ def radon(event_shape: tuple[int, ...], num_angles: int, pixel_size: float = 1.0
 
     Detector element j of angle phi sees the ray of points  t (-sin phi, cos phi) + r_j (cos phi, sin phi)  in (x, y)
     from the image's centre, x to the right and y down, r_j = (j - (N - 1) / 2) pixels; x between pixels is bilinear and
-    zero outside. Units: those of x times those of `pixel_size`.
+    zero outside. Units: those of x times those of `pixel_size` (Radon 1917; Kak and Slaney 1988, Principles of
+    Computerized Tomographic Imaging, chapter 3).
     """
     channels, height, width = event_shape if len(event_shape) == 3 else (0, 0, 1)
     if channels != 1 or height != width:

@@ -14,6 +14,7 @@ from scipy.integrate import solve_ivp
 from envs.data import MissingDataError, load_dataset, read_fits, read_idx, read_images, read_npz
 from envs.data.dataset import Dataset
 from envs.data.lorenz import STEP_63, STEP_96, lorenz63_derivative, lorenz96_derivative, runge_kutta
+from envs.data.readers import read_x
 
 HAS_DATA = pytest.mark.skipif(not os.environ.get("RTB_DATA"), reason="RTB_DATA is not set")
 
@@ -55,8 +56,38 @@ def test_an_npz_file_names_its_arrays_and_nothing_is_unpickled(tmp_path):
         read_npz(tmp_path / "two.npz")
     with pytest.raises(ValueError, match="has no array 'z'; choose one of x, y"):
         read_npz(tmp_path / "two.npz", "z")
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        read_npz(tmp_path / "object.npy")
+    (tmp_path / "text.npz").write_text("1 2 3")
+    for name in ("object.npy", "text.npz"):
+        with pytest.raises(ValueError, match=rf"{name}.*: expected arrays of numbers, got .* nothing is unpickled"):
+            read_npz(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((4, 3), dtype=np.uint8), r"floating-point numbers in the units of the prior, got uint8 \[4, 3\]"),
+        (np.zeros(4), r"expected x \[N, \*D\].*, got float64 \[4\]"),
+        (np.zeros((0, 3)), r"got float64 \[0, 3\]"),
+        (np.array([[1.0, np.nan], [np.inf, 0.0]]), "every number must be finite, got 2 NaN or infinite ones of 4"),
+    ],
+)
+def test_x_of_ones_own_are_finite_numbers_in_the_units_of_the_prior(tmp_path, x, message):
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match=rf"x.npy: .*{message}"):
+        read_x(tmp_path / "x.npy")
+
+
+def test_files_that_are_no_images_and_values_that_are_no_numbers_are_named(tmp_path):
+    fits = pytest.importorskip("astropy.io.fits", reason="needs astropy (the extra astronomy)")
+    for name in ("a.fits", "a.png"):
+        (tmp_path / name).write_bytes(b"neither")
+    with pytest.raises(ValueError, match=r"cannot read .*a.fits as FITS"):
+        load_dataset("fits", path=str(tmp_path / "a.fits"))
+    with pytest.raises(ValueError, match=r"expected a folder of images, got the file .*a.png"):
+        load_dataset("images", path=str(tmp_path / "a.png"))
+    fits.writeto(tmp_path / "b.fits", np.full((3, 2, 2), np.nan))
+    with pytest.raises(ValueError, match="values must be finite, got 12 others of 12"):
+        load_dataset("fits", path=str(tmp_path / "b.fits"))
 
 
 def _images(folder, count=12, mode="L", size=(6, 4), suffix="png"):

@@ -109,7 +109,10 @@ def test_files_of_another_kind_are_refused(tmp_path):
         make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
     for arrays, message in (
         ({"mask": np.ones((4, 4))}, r"a.npz must hold counts and, if need be, a selection, got counts, mask"),
-        ({"selection": np.full((4, 4), None)}, r"cannot read the array selection of .*a.npz: Object arrays"),
+        (
+            {"selection": np.full((4, 4), None)},
+            r"cannot read the array selection of .*a.npz: expected arrays of numbers, got .* nothing is unpickled",
+        ),
         ({"selection": np.full((4, 4), "1")}, r"a.npz: selection must be numbers, got <U1"),
         ({"selection": np.zeros((4, 4))}, r"a.npz: the selection is 0 everywhere"),
     ):
@@ -120,7 +123,7 @@ def test_files_of_another_kind_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"b.npy must be an npz of arrays with names, got an npy of one without"):
         make_problem("galaxy-field", {"data": str(tmp_path / "b.npy")})
     (tmp_path / "c.npz").write_text("1 2 3")
-    with pytest.raises(ValueError, match=r"cannot read .*c.npz as npz or npy, is it one\?"):
+    with pytest.raises(ValueError, match=r"cannot read .*c.npz as npz or npy: expected arrays of numbers"):
         make_problem("galaxy-field", {"data": str(tmp_path / "c.npz")})
     with pytest.raises(ValueError, match="galaxies must be positive and finite"):
         make_problem("galaxy-field", {"galaxies": 0.0})

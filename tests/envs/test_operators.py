@@ -309,6 +309,10 @@ def test_operators_compose_linearly_where_both_are_linear(generator):
             r"Separable takes x of shape \(1, 8, 8\), but Separable gives \(1, 4, 4\)",
         ),
         (
+            lambda: compose(Pixels(torch.ones(GREY)), Clipped((1, 16, 16))),
+            r"Pixels takes x of shape \(1, 8, 8\), but Clipped gives \(1, 16, 16\)",
+        ),
+        (
             lambda: SparseMatrix((4,), (2,), torch.tensor([2]), torch.tensor([0]), torch.ones(1)),
             r"rows must be within 0..1, got 2..2",
         ),

@@ -1,9 +1,12 @@
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from envs import make_problem
+from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood, StudentTLikelihood
+from envs.operators import FourierMagnitudes, Pixels
 from envs.problem import LikelihoodCalls
 
 
@@ -76,6 +79,117 @@ def test_every_exact_posterior_gives_evidence_moments_and_samples(name, generato
         error = (draws.mean(0) - exact.mean) / (exact.variance / 20_000).sqrt()
         assert float(error.abs().max()) < 4.5  # of up to 64 normal deviates
         assert draws.var(0).flatten().tolist() == pytest.approx(exact.variance.flatten().tolist(), rel=0.12)
+
+
+class _Stated:
+    """Says that it gives two numbers, and gives what it is asked for."""
+
+    measurement_shape = (2,)
+
+    def __init__(self, give):
+        self.give = give
+
+    def __call__(self, value):
+        return self.give(value)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda op: GaussianLikelihood(op, 0.1), PoissonLikelihood, lambda op: StudentTLikelihood(op, 1.0)]
+)
+@pytest.mark.parametrize(
+    ("give", "got"),
+    [
+        (lambda value: value[:, :1], r"shape \(3, 1\)"),  # which would be stretched to y
+        (lambda value: value[:1, :2], r"shape \(1, 2\)"),
+        (lambda value: value.sum(), r"shape \(\)"),
+        (lambda value: value[:, :2].detach().numpy(), "ndarray"),
+    ],
+)
+def test_an_operator_whose_output_does_not_fit_the_measurement_is_named(gaussian_problem, make, give, got):
+    problem = dataclasses.replace(gaussian_problem, likelihood=make(_Stated(give)))
+    value, rows = torch.ones(3, 4), torch.zeros(3, dtype=torch.int64)
+    message = rf"^the forward operator _Stated must give a tensor of shape \(3, 2\) for 3 x, .* got {got}$"
+    for ask in (
+        lambda: problem.log_likelihood(value, rows),
+        lambda: problem.gradient(value, problem.measurements[rows]),
+        lambda: problem.simulate(value),
+    ):
+        with pytest.raises(LikelihoodError, match=message):
+            ask()
+
+
+@pytest.mark.parametrize("operator", [Pixels(torch.ones(1, 2)), FourierMagnitudes((1, 2, 2), 2)])
+def test_x_of_another_size_than_the_operator_takes_is_refused_though_it_could_be_cut(operator):
+    likelihood = GaussianLikelihood(operator, 0.1)
+    value = torch.ones(3, 1, 4, 4)  # of which the first two pixels, or the corner, could be taken
+    message = r"takes x of shape \(1, 2(, 2)?\), as its event_shape says, got \(1, 4, 4\)"
+    with pytest.raises(LikelihoodError, match=message):
+        likelihood.log_prob(value, torch.zeros(3, *likelihood.measurement_shape))
+
+
+class _Failing:
+    """Gives of everything what does not fit, or fails at it."""
+
+    measurement_shape = (2,)
+
+    def __init__(self, fails):
+        self.fails = fails
+
+    def _give(self, value):
+        if self.fails:
+            raise KeyError("a key\nof mine")
+        return value[:, :3]
+
+    def log_prob(self, value, measurement):
+        return self._give(value)
+
+    def gradient(self, value, measurement):
+        return self._give(value)
+
+    def sample(self, value, generator=None):
+        return self._give(value)
+
+    def violation(self, value, measurement):
+        return self._give(value)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+@pytest.mark.parametrize(
+    ("what", "expected"),
+    [
+        ("", "one number for each of the 5 x, log p(y | x) [5]"),
+        ("the gradient of ", "shape (5, 4) for 5 x"),
+        ("a simulation of ", "shape (5, 2) for 5 x"),
+        ("the violation of ", "shape (5,) for 5 x"),
+    ],
+)
+def test_a_likelihood_that_fails_or_gives_something_else_is_named_in_one_line(gaussian_problem, fails, what, expected):
+    problem = dataclasses.replace(gaussian_problem, likelihood=_Failing(fails))
+    value, rows = torch.ones(5, 4), torch.zeros(5, dtype=torch.int64)
+    ask = {
+        "": lambda: problem.log_likelihood(value, rows),
+        "the gradient of ": lambda: problem.gradient(value, problem.measurements[rows]),
+        "a simulation of ": lambda: problem.simulate(value),
+        "the violation of ": lambda: problem.violation(value, rows),
+    }[what]
+    with pytest.raises(LikelihoodError) as error:
+        ask()
+    named = f"{what}the likelihood of problem 'gaussian-linear' (_Failing)"
+    if fails:
+        start = re.escape(f"{named}, asked for 5 x, raised KeyError: ")
+        assert re.fullmatch(start + r".* \(File \".*test_problem.py\", line \d+\)", str(error.value))
+        assert isinstance(error.value.__cause__, KeyError)
+    else:
+        assert str(error.value) == f"{named} must give a tensor of {expected}, got shape (5, 3)"
+
+
+def test_an_operator_that_autograd_does_not_go_through_says_what_to_do(gaussian_problem):
+    staircase = GaussianLikelihood(_Stated(lambda value: value[:, :2].detach().round()), 0.1)
+    problem = dataclasses.replace(gaussian_problem, likelihood=staircase)
+    with pytest.raises(
+        LikelihoodError, match=r"GaussianLikelihood has no gradient, .*envs.likelihoods.WithoutGradient"
+    ):
+        problem.gradient(torch.ones(1, 4), problem.measurements[:1])
 
 
 def test_every_x_that_the_likelihood_is_asked_about_is_counted_wherever_the_problem_is_seen_from(gaussian_problem):

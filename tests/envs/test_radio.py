@@ -158,7 +158,9 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {**SMALL, "prior": "star"})
     with pytest.raises(ValueError, match="cell must be a width in units of 1 / field of view, or 0, got -1"):
         make_problem("radio-uv", {"cell": -1.0})
-    with pytest.raises(ValueError, match="snr must be at least 3, or closures are not Gaussian, got 1"):
+    with pytest.raises(ValueError, match="min_snr must be at least 3, or closures are not Gaussian, got 2"):
+        make_problem("radio-closure", {"min_snr": 2.0})
+    with pytest.raises(ValueError, match="no visibility is left of 105 that are of a signal to noise above 3"):
         make_problem("radio-closure", {"snr": 1.0})
     with pytest.raises(ValueError, match="size must be at least 8 pixels, got 4"):
         make_problem("radio-uv", {"size": 4})

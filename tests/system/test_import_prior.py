@@ -72,11 +72,17 @@ def test_a_network_of_one_s_own_is_brought_by_a_plug_in(source, tmp_path, monkey
         (["--kind", "edm"], "holds a prior of kind flow, got --kind edm"),
         (["--shape", "4"], "states x of shape [3], got --shape [4]"),
         (["--data", "nothing.npy"], "nothing.npy"),
+        (["--data", "nan.npy"], "nan.npy: every number must be finite, got 3 NaN or infinite ones of 12"),
+        (["--data", "bytes.npy"], "bytes.npy: expected x [N, *D] as floating-point numbers"),
         (["--data-std", "-1"], "data_std must be positive, got -1.0"),
+        (["--shape", "0"], "the shape of x must be of sizes of at least 1, got [0]"),
         (["--plugins", "no_such_module"], "--plugins no_such_module: it cannot be imported"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(source, tmp_path, capfd, options, message):
+def test_what_cannot_be_done_is_said_in_one_line(source, tmp_path, capfd, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    np.save("nan.npy", np.where(np.arange(12).reshape(4, 3) % 4, 1.0, np.nan))
+    np.save("bytes.npy", np.zeros((4, 3), dtype=np.uint8))
     assert main(["prior", "import", str(source), "--out", str(tmp_path / "prior"), *options]) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("rtb: error: ")

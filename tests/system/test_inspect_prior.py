@@ -101,5 +101,8 @@ def test_data_of_another_shape_and_names_that_are_none_are_refused(folder, tmp_p
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
     assert main(["prior", "inspect", str(folder), "--data", str(tmp_path / "x.npy")]) == 2
     assert "expected x [N, 3], got [4, 2]" in capfd.readouterr().err
+    np.save(tmp_path / "x.npy", np.full((4, 1, 8, 8), 16.0))  # as scikit-learn has them
+    assert main(["prior", "inspect", "digits", "--data", str(tmp_path / "x.npy")]) == 2
+    assert "x.npy: expected x within [-1, 1], got 16 to 16\n" in capfd.readouterr().err
     assert main(["prior", "inspect", "lorenz36"]) == 2
     assert "no prior named 'lorenz36' ships; did you mean 'lorenz" in capfd.readouterr().err

@@ -299,7 +299,10 @@ def test_a_likelihood_that_is_never_finite_ends_the_run_instead_of_rolling_out_f
         type(runner.actor.problem.likelihood), "log_prob", lambda _self, value, _y: value[:, 0] * np.nan
     )
     message = "not one trajectory of the last 20 rollouts has finite states and a finite log-likelihood; check"
-    with pytest.raises(RunnerError, match=message):
+    what = (
+        r" the likelihood of problem 'gaussian-linear' \(GaussianLikelihood\): of the last (\d+) trajectories \1 have "
+    )
+    with pytest.raises(RunnerError, match=message + what + r"finite states, and 0 a finite log p\(y \| x\)"):
         runner.advance()
 
 

@@ -209,6 +209,29 @@ def test_another_network_is_refused_by_the_name_of_the_first_mismatch_and_leaves
     assert not run.exists()
 
 
+def test_weights_of_another_guide_are_refused_by_name_though_they_fit(amortised, tmp_path, own_closing, capsys):
+    _, config = open_run(amortised)
+    other = "state" if config.posterior.likelihood_gradient != "state" else "estimate"
+    for gradient in (other, "pseudoinverse"):
+        run = tmp_path / gradient
+        assert _rtb("train", "--init", amortised, "--run", run, "--posterior.likelihood-gradient", gradient) == 2
+        error = capsys.readouterr().err
+        assert f"has posterior.likelihood_gradient {config.posterior.likelihood_gradient}, and this" in error
+        assert f"configuration {gradient}: " in error and error.count("\n") == 1
+        assert not run.exists()
+
+
+def test_training_at_a_file_unlike_all_simulated_measurements_warns_of_its_units(
+    amortised, tmp_path, own_closing, capsys
+):
+    flags = ["--updates", "1"]
+    for value, warned in (([1.5, -1.0], False), ([255.0, 255.0], True)):
+        file = _file(tmp_path, np.array(value, dtype=np.float32))
+        run = tmp_path / f"run-{warned}"
+        assert _rtb("train", "--init", amortised, "--measurement", file, "--run", run, *flags) == 0
+        assert ("rtb: warning: the measurement is " in capsys.readouterr().err) == warned
+
+
 def test_a_run_that_is_none_is_refused(tmp_path, capsys):
     assert _rtb("train", "--init", tmp_path / "gone") == 2
     assert "expected the directory of a run" in capsys.readouterr().err

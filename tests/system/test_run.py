@@ -34,7 +34,7 @@ from system.exact import ExactConfig
 from system.judge import _calls_spent, _doubts
 from system.metrics import read_metrics
 from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
-from system.run_directory import write_text
+from system.run_directory import RunDirectory, write_text
 
 TREE = {
     "name": "tiny",
@@ -387,6 +387,24 @@ def test_a_run_that_is_terminated_is_saved_as_an_interrupted_one(tmp_path, monke
     with pytest.raises(KeyboardInterrupt, match=r"interrupted; `rtb resume .* goes on from update"):
         train(_config(checkpoint={"interval_seconds": 1000}), tmp_path / "stopped", quiet=True)
     assert CheckpointStore(tmp_path / "stopped" / "checkpoints").steps() and signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize("during", ["judge", "final_report"])
+def test_a_run_that_is_terminated_while_it_is_judged_at_last_says_how_to_go_on_and_does(tmp_path, monkeypatch, during):
+    original, told = getattr(system.run, during), [True]
+
+    def terminated(*arguments, **options):
+        if told and not options.get("quick"):
+            told.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(system.run, during, terminated)
+    path, before = tmp_path / "stopped", signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt, match=r"^interrupted; `rtb resume .* goes on from update \d+$"):
+        train(_config(updates=20), path, quiet=True)
+    assert signal.getsignal(signal.SIGTERM) == before and not RunDirectory.open(path).results.exists()
+    assert resume(path, quiet=True).results.is_file()
 
 
 @pytest.mark.parametrize(

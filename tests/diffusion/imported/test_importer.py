@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import subprocess
@@ -69,6 +70,18 @@ def test_a_source_that_is_none_is_refused_with_what_was_expected(tmp_path):
     (tmp_path / "model.json").write_text("{}")
     with pytest.raises(ValueError, match=r"expected a folder to import a prior from, but .*json is a file"):
         import_prior(tmp_path / "model.json")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"sigma_data": None}, {"event_shape": 3}, {"network": "mlp"}, {"sigma_min": "small"}, {"network": None}],
+    ids=str,
+)
+def test_a_value_of_another_type_is_refused_with_the_file_it_is_in(tmp_path, changes):
+    stated = {"kind": "edm", "event_shape": [3], "sigma_data": 0.5, "network": {"kind": "mlp", "hidden": 4}}
+    (tmp_path / "network.json").write_text(json.dumps(stated | changes))
+    with pytest.raises(ValueError, match=r"network\.json.* of another type|cannot make denoiser 'edm'"):
+        import_prior(tmp_path)
 
 
 def test_pickles_are_refused_by_name_with_a_way_out(tmp_path):
