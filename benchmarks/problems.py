@@ -38,6 +38,8 @@ class Case:
     """File under configs/experiments."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of the problem, beside those of the file."""
+    posterior: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `posterior` that the file's header advises."""
     from_prior: bool = False
     """Whether the x that was measured is a draw of the prior, so that residuals have a known mean square."""
 
@@ -74,6 +76,10 @@ CASES = {
         for name in problem_names()
         if name.startswith("image-")
     },
+    "image-hdr": Case(
+        config="image", options={"truth": "prior"}, posterior={"likelihood_gradient": "repeated"}, from_prior=True
+    ),
+    "image-quantisation": Case(config="image_black_box", options={"truth": "prior"}, from_prior=True),
     "image-class": Case(config="image_class"),
     **{name: Case(config="latent", from_prior=True) for name in problem_names() if name.startswith("latent-")},
 }
@@ -86,6 +92,8 @@ def planned(benchmark: Benchmark, names: Sequence[str] = tuple(CASES)) -> list[P
         name: shortened(CONFIGS / f"{CASES[name].config}.yaml", {"name": name, **CASES[name].options}, seconds)
         for name in names
     }
+    for name in names:
+        trees[name]["posterior"] |= CASES[name].posterior
     return seed_by_seed(benchmark, trees, dict.fromkeys(trees, (0,)))
 
 

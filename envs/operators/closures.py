@@ -45,7 +45,7 @@ class Closures(nn.Module):
         self.visibilities = visibilities
         self.num_phases = len(triangles)
         """P."""
-        self.measurement_shape = (len(triangles) + len(quadrangles),)
+        self.measurement_shape: tuple[int, ...] = (len(triangles) + len(quadrangles),)
         above_below = torch.tensor([1.0, 1.0, -1.0, -1.0]).expand(len(quadrangles), 4)
         self.register_buffer("phases", _design(triangles, signs, shape[0]))
         self.register_buffer("amplitudes", _design(quadrangles, above_below, shape[0]))
