@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.kernel import expand
-from diffusion.newton import Product, newton_shift
+from diffusion.newton import ITERATIONS, Product, newton_shift
 from diffusion.posterior import GuidanceForm, LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
 from envs.information import information
@@ -70,6 +70,7 @@ class Classes:
 
 
 REPEATS = 3  # of a repeated guidance
+SHIFTS, SHIFT_ITERATIONS = 2, 4  # of one that is repeated with the covariance, and conjugate gradients of each
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
 
@@ -244,6 +245,8 @@ class InverseProblem:
         if self.guidance == "shift":
             denoised, covariance = self.prior.covariance_given(state, step)
             return denoised, self._shift(denoised, measurement, covariance)
+        if self.guidance == "repeated-shift":
+            return self._repeated_shift(state, step, measurement)
         variance = expand(self.prior.uncertainty[step].square(), state).to(state)
         first = moved = self.prior.denoised(state, step)
         for _ in range(REPEATS):
@@ -252,12 +255,21 @@ class InverseProblem:
             moved = self.prior.denoised(state, step)
         return first, moved - first
 
-    def _shift(self, value: Tensor, measurement: Tensor, covariance: Product) -> Tensor:
+    def _repeated_shift(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
+        first, covariance = self.prior.covariance_given(state, step)
+        moved = first
+        for _ in range(SHIFTS):
+            shift = self._shift(moved, measurement, covariance, SHIFT_ITERATIONS)
+            state = state + expand(self.prior.alpha[step], state) * shift
+            moved, covariance = self.prior.covariance_given(state, step)
+        return first, moved + self._shift(moved, measurement, covariance, SHIFT_ITERATIONS) - first
+
+    def _shift(self, value: Tensor, measurement: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
         gradient, likelihood = self.gradient, self.likelihood
         assert gradient is not None and isinstance(likelihood, StandardisedLikelihood)
         with self._asking(value, "the residuals of "):  # which count beside the gradient
             sharpness = information(likelihood, value, measurement)
-        return newton_shift(gradient(value, measurement), covariance, sharpness)
+        return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
 
     @property
     def shiftable(self) -> bool:

@@ -55,7 +55,9 @@ class PosteriorConfig:
     elementwise: int = 0
     """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
     where the elements of x hardly depend on each other, as in many energies."""
-    likelihood_gradient: Literal["none", "estimate", "state", "pseudoinverse", "covariance", "repeated"] = "state"
+    likelihood_gradient: Literal[
+        "none", "estimate", "state", "pseudoinverse", "covariance", "repeated", "repeated-covariance"
+    ] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
     through the denoiser: it costs the actor more and reaches what y does not see); pseudoinverse (the same, but the
@@ -63,16 +65,22 @@ class PosteriorConfig:
     it sees, as a blur); covariance (how far y moves x^, allowing for the covariance of x given the state,
     by eight products with it: the best guide where the prior's denoiser knows its covariance and one mode is left, as
     mixtures do); repeated (the gradient with respect to x^, and how far x^ moves when the state is moved towards y and
-    estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser). The last
-    two need a likelihood with residuals."""
+    estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser);
+    repeated-covariance (both, twice over: where y bends too much for one step and modes are many, as of a galaxy and
+    its lens; three times as dear as covariance, and no better where that does). The last three need a likelihood with
+    residuals."""
     initial_gain: float = 0.0
-    """control with likelihood_gradient covariance or repeated: the gain on how far x^ moves that training starts from.
-    0 is the prior, 1 what the guide says: better where there is time for few updates."""
+    """control with likelihood_gradient covariance, repeated or both: the gain on how far x^ moves that training starts
+    from. 0 is the prior, 1 what the guide says: better where there is time for few updates."""
 
     @property
     def guidance(self) -> GuidanceForm:
         """What the problem's `guide` has to give to a posterior of this form."""
-        moves: dict[str, GuidanceForm] = {"covariance": "shift", "repeated": "repeated"}
+        moves: dict[str, GuidanceForm] = {
+            "covariance": "shift",
+            "repeated": "repeated",
+            "repeated-covariance": "repeated-shift",
+        }
         return moves.get(self.likelihood_gradient, "gradient") if self.form == "control" else "gradient"
 
 
@@ -92,8 +100,8 @@ def make_posterior(
     moves = config.guidance != "gradient"
     if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
         raise ValueError(
-            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance "
-            f"or repeated, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
+            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance, "
+            f"repeated or both, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
         )
     if config.form == "control":
         inverts = config.likelihood_gradient == "pseudoinverse"
@@ -110,7 +118,7 @@ def make_posterior(
         return ControlPosterior(
             prior,
             measurement_shape,
-            None if config.likelihood_gradient in ("none", "covariance") else gradient,
+            None if config.likelihood_gradient in ("none", "covariance", "repeated-covariance") else gradient,
             config.network,
             config.hidden,
             config.depth,

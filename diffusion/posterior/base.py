@@ -36,9 +36,10 @@ class MarginalGradient(Protocol):
         ...
 
 
-GuidanceForm = Literal["gradient", "shift", "repeated"]
+GuidanceForm = Literal["gradient", "shift", "repeated", "repeated-shift"]
 """gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`.
-repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, some times over."""
+repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, some times over.
+repeated-shift: both, by how much x^ moves when the state does by shifts, and is shifted at last."""
 
 
 class Guide(Protocol):

@@ -31,7 +31,10 @@ x is; after J such steps from s to s^J
     m_k = (x^(s^J) - x^(s)) / e_k.
 
 It is an estimate that the prior and y agree on, and sees past the mode that s alone is nearest to: as the alternation
-of denoising and data consistency in plug-and-play methods (Zhu et al. 2023, arXiv 2305.08995).
+of denoising and data consistency in plug-and-play methods (Zhu et al. 2023, arXiv 2305.08995). Or both: the state is
+moved J times by the shift that allows for the covariance, and m_k has that of the last x^ too,
+
+    m_k = (x^(s^J) + S (I + H S)^-1 grad_x log p(y | x) - x^(s)) / e_k,    S and H at s^J and its x^.
 
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the

@@ -21,7 +21,7 @@ from envs.likelihoods import (
     joint,
 )
 from envs.operators import Lognormal, Matrix
-from envs.problem import REPEATS, InverseProblem
+from envs.problem import REPEATS, SHIFTS, InverseProblem
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
 VALUE = torch.tensor([[0.3, 0.5, 0.2], [1.1, 0.4, 0.9]], dtype=torch.float64)
@@ -168,6 +168,39 @@ def test_a_repeated_shift_moves_the_state_by_that_of_an_isotropic_error_and_asks
         assert asked.any() and torch.equal(asked, posterior.control(state, step, first, seen, carried))
 
 
+def test_a_repeated_shift_with_the_covariance_moves_the_state_by_it_and_ends_with_one(generator):
+    """Written out with dense matrices, S from differences of x^ along the axes."""
+    noise = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(MATRIX), noise)
+    seen = torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    means = torch.randn(4, 3, generator=generator, dtype=torch.float64)
+    shifting = _problem(MixtureDenoiser(means, 0.1), (3,), likelihood, seen[:1].float())
+    prior, step = shifting.prior, torch.arange(1, 6)  # alpha is 0 before
+    state = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    denoised, moved = dataclasses.replace(shifting, guidance="repeated-shift").guide(state, step, seen)
+
+    def shift(at):
+        ahead, behind = (
+            torch.stack([prior.denoised(at + by * axis, step) for axis in torch.eye(3, dtype=torch.float64)], 2)
+            for by in (1e-5, -1e-5)
+        )
+        scale = (prior.sigma.square() / prior.alpha)[step, None, None]
+        covariance = scale * (ahead - behind) / 2e-5
+        across = MATRIX @ covariance @ MATRIX.T + torch.diag(noise**2)
+        last = prior.denoised(at, step)
+        return last, torch.einsum(
+            "nij,nj->ni", covariance @ MATRIX.T @ torch.linalg.inv(across), seen - last @ MATRIX.T
+        )
+
+    first, change = shift(state)
+    for _ in range(SHIFTS):
+        state = state + prior.alpha[step, None] * change
+        last, change = shift(state)
+    assert denoised.numpy() == pytest.approx(first.numpy())
+    assert moved.numpy() == pytest.approx((last + change - first).numpy(), rel=1e-5, abs=1e-7)
+    assert float((last - first).abs().max()) > 0.1
+
+
 def test_a_repeated_shift_finds_the_mode_that_y_tells_where_a_single_one_does_not():
     """Two modes far apart and a state nearer to one; y, of the first element, says the other; so must the second."""
     means = torch.tensor([[2.0, 2.0], [-2.0, -2.0]], dtype=torch.float64)
@@ -190,7 +223,7 @@ def test_a_repeated_shift_finds_the_mode_that_y_tells_where_a_single_one_does_no
     assert float((denoised + shift)[0, 1]) > 1.0
 
 
-@pytest.mark.parametrize("features", ["covariance", "repeated"])
+@pytest.mark.parametrize("features", ["covariance", "repeated", "repeated-covariance"])
 def test_only_a_likelihood_with_residuals_has_a_shift(features):
     problem = dataclasses.replace(make_problem("gmm-25"), guidance="shift")
     assert problem.gradient is not None and not problem.shiftable

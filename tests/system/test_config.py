@@ -107,7 +107,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         (
             "posterior: {likelihood_gradient: 1}",
             "posterior.likelihood_gradient must be one of none, estimate, state, pseudoinverse, covariance, repeated, "
-            "got 1",
+            "repeated-covariance, got 1",
         ),
         ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
         ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, rank"),
