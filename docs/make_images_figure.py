@@ -90,7 +90,8 @@ def draw(runs: Path, untrained: bool) -> None:
     columns = 4 + SHOWN
     figure = Figure(figsize=(10.8, 3.75))
     panels = figure.subplots(len(TASKS), columns, squeeze=False)
-    for axes, (name, label) in zip(panels, TASKS.items(), strict=True):
+    for row, (name, label) in enumerate(TASKS.items()):
+        axes = panels[row]
         run, config = open_run(trained(name, runs))
         problem = build_problem(config)
         assert problem.truth is not None
@@ -102,11 +103,12 @@ def draw(runs: Path, untrained: bool) -> None:
         shown += [("samples" if not index else "", samples[index], -1.0, 1.0) for index in range(SHOWN)]
         shown += [("mean", mean, -1.0, 1.0)]
         for panel, (title, image, low, high) in zip(axes, shown, strict=False):
-            show(panel, image, low, high, title if axes is panels[0] else "", hatched=title == "measurement")
-        title = "std. deviation" if axes is panels[0] else ""
+            show(panel, image, low, high, "" if row else title, hatched=title == "measurement")
+        title = "" if row else "deviation"
         picture = show(axes[-1], spread, 0.0, float(np.quantile(spread, 0.999)), title, colours="magma")
-        bar = figure.colorbar(picture, ax=axes[-1], shrink=0.85)
-        bar.ax.tick_params(length=0)
+        bar = figure.colorbar(picture, cax=axes[-1].inset_axes((1.06, 0.0, 0.07, 1.0)))
+        bar.outline.set_visible(False)
+        bar.ax.tick_params(length=0, labelsize=8.5)
         axes[0].set_ylabel(label)
         metrics = json.loads(run.results.read_text(encoding="utf-8"))["metrics"]
         lines = [("trained", metrics)]
