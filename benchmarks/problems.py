@@ -76,9 +76,15 @@ CASES = {
         for name in problem_names()
         if name.startswith("image-")
     },
-    "image-hdr": Case(
-        config="image", options={"truth": "prior"}, posterior={"likelihood_gradient": "repeated"}, from_prior=True
-    ),
+    **{
+        f"image-{name}": Case(
+            config="image",
+            options={"truth": "prior"},
+            posterior={"likelihood_gradient": "repeated-covariance"},
+            from_prior=True,
+        )
+        for name in ("hdr", "nonlinear-deblurring", "phase-retrieval")
+    },
     "image-quantisation": Case(config="image_black_box", options={"truth": "prior"}, from_prior=True),
     "image-class": Case(config="image_class"),
     **{name: Case(config="latent", from_prior=True) for name in problem_names() if name.startswith("latent-")},
