@@ -63,9 +63,7 @@ def told(problem: InverseProblem, samples: Array, truth: Array) -> str:
     hidden = np.isnan(seen(problem)[0]) if problem.name == "image-inpainting" else np.ones(truth.shape, bool)
     error = np.sqrt(((samples.mean(0) - truth)[hidden] ** 2).mean())
     spread = np.sqrt(samples.var(0)[hidden].mean())
-    return (
-        f"{words}; error of the mean {error:.3f}, spread {spread:.3f}, of the truth {truth[hidden].std():.3f}"
-    )
+    return f"{words}; error of the mean {error:.3f}, spread {spread:.3f}, of the truth {truth[hidden].std():.3f}"
 
 
 @styled()
