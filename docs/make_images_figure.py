@@ -79,17 +79,17 @@ def draw(runs: Sequence[Path]) -> None:
         with np.load(run.samples) as stored:
             samples = stored["samples"][:, 0].astype(np.float64)
         spread = samples.std(0)
-        shown = [("truth", truth, -1.0, 1.0), ("measurement", *seen(problem))]
+        shown = [("truth", truth, -1.0, 1.0), ("measured", *seen(problem))]
         shown += [("" if index else "samples", samples[index], -1.0, 1.0) for index in range(SHOWN)]
         shown += [("mean", samples.mean(0), -1.0, 1.0)]
         for panel, (title, image, low, high) in zip(axes, shown, strict=False):
-            show(panel, image, low, high, "" if row else title, hatched=title == "measurement")
+            show(panel, image, low, high, "" if row else title, hatched=title == "measured")
         title = "" if row else "deviation"
         picture = show(axes[-1], spread, 0.0, float(np.quantile(spread, 0.999)), title, colours="magma")
         bar = figure.colorbar(picture, cax=axes[-1].inset_axes((1.06, 0.0, 0.07, 1.0)))
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8.5)
-        label = problem.name.removeprefix("image-").replace("-", " ")
+        label = problem.name.removeprefix("image-")
         axes[0].set_ylabel(label)
         values = json.loads(run.results.read_text(encoding="utf-8"))["metrics"]
         sys.stdout.write(
