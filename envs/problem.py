@@ -242,11 +242,8 @@ class InverseProblem:
         assert gradient is not None
         if self.guidance == "gradient":
             return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
-        if self.guidance == "shift":
-            denoised, covariance = self.prior.covariance_given(state, step)
-            return denoised, self._shift(denoised, measurement, covariance)
-        if self.guidance == "repeated-shift":
-            return self._repeated_shift(state, step, measurement)
+        if self.guidance != "repeated":
+            return self._shifted(state, step, measurement)
         variance = expand(self.prior.uncertainty[step].square(), state).to(state)
         first = moved = self.prior.denoised(state, step)
         for _ in range(REPEATS):
@@ -255,14 +252,15 @@ class InverseProblem:
             moved = self.prior.denoised(state, step)
         return first, moved - first
 
-    def _repeated_shift(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
+    def _shifted(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
+        moves, iterations = (0, ITERATIONS) if self.guidance == "shift" else (SHIFTS, SHIFT_ITERATIONS)
         first, covariance = self.prior.covariance_given(state, step)
         moved = first
-        for _ in range(SHIFTS):
-            shift = self._shift(moved, measurement, covariance, SHIFT_ITERATIONS)
+        for _ in range(moves):
+            shift = self._shift(moved, measurement, covariance, iterations)
             state = state + expand(self.prior.alpha[step], state) * shift
             moved, covariance = self.prior.covariance_given(state, step)
-        return first, moved + self._shift(moved, measurement, covariance, SHIFT_ITERATIONS) - first
+        return first, moved - first + self._shift(moved, measurement, covariance, iterations)
 
     def _shift(self, value: Tensor, measurement: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
         gradient, likelihood = self.gradient, self.likelihood

@@ -205,7 +205,9 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
             "`rtb evaluate RUN --measurement N` judges another"
         )
     if not newest("learner/updates"):
-        notes.append("the run ended before its first update: what is shown is the prior, or the run that `init` names")
+        notes.append(
+            "the run ended before its first update: what is shown is the prior, its guide (initial_gain) or the run that `init` names"
+        )
     nothing = only_impossible({key: newest(key) for key in history})
     if nothing is not None:
         notes.append(nothing)

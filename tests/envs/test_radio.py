@@ -96,6 +96,16 @@ def test_closures_of_a_truth_have_a_chi_square_of_one_and_do_not_know_the_flux(g
     assert one.tolist() == pytest.approx(two.tolist(), rel=1e-6)
 
 
+def test_simulated_closures_are_of_visibilities_above_a_noise_that_is_the_same_for_all():
+    faint = make_problem("radio-closure", {**SMALL, "size": 16, "snr": 10.0})
+    bright = make_problem("radio-closure", {**SMALL, "size": 16, "snr": 40.0})
+    for problem, snr in ((faint, 10.0), (bright, 40.0)):
+        amplitude = problem.likelihood.operator.visibilities(problem.truth).norm(dim=-1)
+        assert 3 / snr < float(amplitude.min()) < 6 / snr  # Jy, of 1
+    assert torch.equal(faint.truth, bright.truth)
+    assert faint.measurements.shape[1] < bright.measurements.shape[1] < 145
+
+
 def test_simulated_shapes_are_of_five_kinds_about_one_flux_and_repeat():
     images, kind = shapes(16, each=40, seed=3)
     assert images.shape == (200, 256) and kind.bincount().tolist() == [40] * len(KINDS)
@@ -160,6 +170,8 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {"cell": -1.0})
     with pytest.raises(ValueError, match="min_snr must be at least 3, or closures are not Gaussian, got 2"):
         make_problem("radio-closure", {"min_snr": 2.0})
+    with pytest.raises(ValueError, match="snr must be positive, got 0"):
+        make_problem("radio-closure", {"snr": 0.0})
     with pytest.raises(ValueError, match="no visibility is left of 105 that are of a signal to noise above 3"):
         make_problem("radio-closure", {"snr": 1.0})
     with pytest.raises(ValueError, match="size must be at least 8 pixels, got 4"):

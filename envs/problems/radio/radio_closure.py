@@ -53,6 +53,8 @@ def radio_closure(
     """
     if not min_snr >= 3:
         raise ValueError(f"min_snr must be at least 3, or closures are not Gaussian, got {min_snr}")
+    if not snr > 0:
+        raise ValueError(f"snr must be positive, got {snr}")
     sky, density = sky_prior(prior, size, num_steps, schedule)
     generator = torch.Generator().manual_seed(seed)
     truth = None
