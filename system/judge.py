@@ -206,7 +206,8 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
         )
     if not newest("learner/updates"):
         notes.append(
-            "the run ended before its first update: what is shown is the prior, its guide (initial_gain) or the run that `init` names"
+            "the run ended before its first update: what is shown is the prior, its guide (initial_gain) "
+            "or the run that `init` names"
         )
     nothing = only_impossible({key: newest(key) for key in history})
     if nothing is not None:
