@@ -100,7 +100,7 @@ def make_posterior(
     moves = config.guidance != "gradient"
     if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
         raise ValueError(
-            "posterior.initial_gain must be finite, and zero but for form control with likelihood_gradient covariance, "
+            "initial_gain must be finite, and zero but for form control with likelihood_gradient covariance, "
             f"repeated or both, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
         )
     if config.form == "control":

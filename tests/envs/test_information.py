@@ -243,5 +243,5 @@ def test_only_a_likelihood_with_residuals_has_a_shift(features):
 )
 def test_only_a_shift_has_an_initial_gain(options):
     problem = dataclasses.replace(make_problem("gaussian-linear"), guidance="shift")
-    with pytest.raises(ValueError, match=r"posterior.initial_gain must be finite, and zero but for .*, got (1.0|nan)"):
+    with pytest.raises(ValueError, match=r"initial_gain must be finite, and zero but for .*, got (1.0|nan)"):
         make_posterior(PosteriorConfig(**options), problem.prior, (8,), problem.gradient, None, problem.guide)
