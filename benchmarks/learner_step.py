@@ -1,4 +1,4 @@
-"""Time and memory of one learner step against a plain reference, in the same run, one thread.
+"""Time and memory of one learner step against a plain reference, in the same run, one thread or one GPU.
 
 The reference does what published code does: it rolls out in the learner in a Python loop over the steps with the graph
 of all of them kept, scores the prior in a second loop, and back-propagates through everything. Ours gets trajectories
@@ -7,10 +7,13 @@ whole step, from the message to the new weights.
 
     all        every transition, replayed trajectories
     compiled   the same with the network's operations fused (the MLP's; to compile the U-Net takes a CPU ten minutes)
-    bfloat16   the same as `all`, and for the MLP as `compiled`, in bfloat16, where the processor multiplies it
+    bfloat16   the same as `all`, and for the MLP as `compiled`, in bfloat16, where the device multiplies it
     chunked    the same with at most a fifth of the transitions in memory
     subset     K of T transitions, replayed trajectories, as few in memory
     fresh      K of T transitions, trajectories of the present weights, as few in memory
+
+With `--device cuda` batches are larger, the reference loops over the same GPU, time is wall-clock time, and memory that
+of the GPU.
 """
 
 from __future__ import annotations
@@ -69,7 +72,17 @@ CASES = {
 }
 
 
-def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> InverseProblem:
+GPU_CASES = {
+    "mlp": dataclasses.replace(
+        CASES["mlp"], batch=2048, variants=(*VARIANTS, "compiled", "bfloat16", "compiled-bfloat16")
+    ),
+    "unet": dataclasses.replace(
+        CASES["unet"], batch=64, rounds=10, variants=(*VARIANTS, "compiled", "bfloat16", "compiled-bfloat16")
+    ),
+}
+
+
+def make_problem(case: Case, device: str, dtype: torch.dtype = torch.float32) -> InverseProblem:
     """A network with random weights as the prior, the first number of x measured."""
     torch.manual_seed(0)
     dim = math.prod(case.shape)
@@ -79,7 +92,8 @@ def make_problem(case: Case, dtype: torch.dtype = torch.float32) -> InverseProbl
     denoiser = NetworkDenoiser(network).requires_grad_(False).to(dtype)
     prior = Prior(denoiser, make_schedule("vp-cosine-zero-snr", case.steps), case.shape)
     likelihood = GaussianLikelihood(Matrix(torch.eye(1, dim, dtype=torch.float64)), 1.0)
-    return InverseProblem(name="learner-step", prior=prior, likelihood=likelihood, measurements=torch.ones(1, 1))
+    problem = InverseProblem(name="learner-step", prior=prior, likelihood=likelihood, measurements=torch.ones(1, 1))
+    return problem.to(device)
 
 
 def make_trajectory(problem: InverseProblem, case: Case) -> Trajectory:
@@ -94,12 +108,16 @@ class PlainReference:
 
     def __init__(self, problem: InverseProblem) -> None:
         self.problem = problem
-        self.posterior = FinetunePosterior(problem.prior)
-        self.log_partition = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        self.posterior = FinetunePosterior(problem.prior).to(problem.device)
+        self.log_partition = nn.Parameter(torch.zeros((), dtype=torch.float64, device=problem.device))
         self.optimizer = torch.optim.Adam([*self.posterior.parameters(), self.log_partition], lr=1e-3)
 
     def step(self, batch: int) -> None:
         """Rolls out, scores, and updates."""
+        with self.problem.placement():
+            self._step(batch)
+
+    def _step(self, batch: int) -> None:
         prior = self.problem.prior
         states, log_posterior = [prior.sample_base(batch)], torch.zeros(batch, dtype=torch.float64)
         for index in range(prior.num_steps):
@@ -136,9 +154,9 @@ class PlainReference:
         return 0.5 * (residual.square() - clip).clamp_min(0).mean()
 
 
-def stepper(case: Case, variant: str) -> Callable[[], None]:
+def stepper(case: Case, variant: str, device: str) -> Callable[[], None]:
     """Makes one learner step when called."""
-    problem = make_problem(case)
+    problem = make_problem(case, device)
     if variant == "reference":
         reference = PlainReference(problem)
         return lambda: reference.step(case.batch)
@@ -166,20 +184,21 @@ def stepper(case: Case, variant: str) -> Callable[[], None]:
     return step
 
 
-def memory_of(name: str, variant: str) -> int:
+def memory_of(case: Case, variant: str, device: str) -> int:
     """Memory that steps take beyond what the process had before them; in a process of its own."""
     torch.set_num_threads(1)
-    step = stepper(CASES[name], variant)
-    before = peak_bytes()
+    step = stepper(case, variant, device)
+    peak = peak_bytes if device == "cpu" else torch.cuda.max_memory_allocated
+    before = peak()
     for _ in range(2):
         step()
-    return peak_bytes() - before
+    return peak() - before
 
 
 def gradient_error(case: Case) -> float:
     """|ours - reference| / |reference| of the gradient of all transitions on the same paths, in float64."""
-    problem = make_problem(case, torch.float64)
-    trajectory = make_trajectory(make_problem(case), case)
+    problem = make_problem(case, "cpu", torch.float64)
+    trajectory = make_trajectory(make_problem(case, "cpu"), case)
     reference = PlainReference(problem)
     for parameter in reference.posterior.parameters():
         parameter.data += 0.01 * torch.randn_like(parameter)
@@ -195,24 +214,37 @@ def gradient_error(case: Case) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def measure(name: str, rounds: int) -> dict[str, float]:
+def seconds_of(step: Callable[[], None], device: str) -> float:
+    """Processor time of a step, or wall-clock time until the GPU has finished it."""
+    if device == "cpu":
+        began = time.process_time()
+        step()
+        return time.process_time() - began
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    step()
+    torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def measure(name: str, rounds: int | None, device: str) -> dict[str, float]:
     """Figures of one case; its table is printed."""
-    case = CASES[name]
-    variants = [variant for variant in case.variants if "bfloat16" not in variant or multiplies_bfloat16()]
-    steps = {variant: stepper(case, variant) for variant in variants}
+    case = CASES[name] if device == "cpu" else GPU_CASES[name]
+    multiplies = device != "cpu" or multiplies_bfloat16()
+    variants = [variant for variant in case.variants if "bfloat16" not in variant or multiplies]
+    steps = {variant: stepper(case, variant, device) for variant in variants}
     seconds: dict[str, list[float]] = {variant: [] for variant in variants}
-    for index in range(rounds + 1):
+    for index in range((rounds or case.rounds) + 1):
         for variant, step in steps.items():
-            began = time.process_time()
-            step()
+            taken = seconds_of(step, device)
             if index:  # the first is for warming up
-                seconds[variant].append(time.process_time() - began)
+                seconds[variant].append(taken)
     typical = {variant: statistics.median(values) for variant, values in seconds.items()}
     memory: dict[str, int] = {}
     for variant in variants:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            memory[variant] = pool.submit(memory_of, name, variant).result()
-    parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case).prior).parameters())
+            memory[variant] = pool.submit(memory_of, case, variant, device).result()
+    parameters = sum(value.numel() for value in FinetunePosterior(make_problem(case, "cpu").prior).parameters())
     print(f"\n| {name}, {parameters:,} parameters, B = {case.batch}, T = {case.steps} | ms | speed-up | MiB |")
     print("|---|---:|---:|---:|")
     for variant in variants:
@@ -226,8 +258,9 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     }
     figures[f"{name}_memory_ratio"] = memory["subset"] / max(memory["reference"], 1)
     figures[f"{name}_chunked_memory_ratio"] = memory["chunked"] / max(memory["reference"], 1)
-    figures[f"{name}_gradient_error"] = gradient_error(case)
-    return figures
+    if device == "cpu":
+        figures[f"{name}_gradient_error"] = gradient_error(case)
+    return {key if device == "cpu" else f"{device}_{key}": value for key, value in figures.items()}
 
 
 def main() -> None:
@@ -235,11 +268,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learner_step", description=__doc__)
     parser.add_argument("--short", action="store_true", help="three rounds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     known = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
-    for name, case in CASES.items():
-        figures |= measure(name, 3 if known.short else case.rounds)
+    for name in CASES:
+        figures |= measure(name, 3 if known.short else None, known.device)
     print()
     for key, value in figures.items():
         print(f"{key:32} {value:.3g}")

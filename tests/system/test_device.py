@@ -1,13 +1,25 @@
 """Networks on a device of their own: everything is where it has to be, and gives what it gives on the processor.
 
-There is no GPU here: the device is a virtual one, which refuses tensors of the processor as a GPU would.
+Most of it on a virtual device, which refuses tensors of the processor as a GPU would; some where there is a GPU.
 """
+
+import copy
+import socket
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
+from actors import Actor, ActorConfig
+from diffusion.denoiser import NetworkDenoiser
+from diffusion.network import MLP
+from diffusion.posterior import ControlPosterior
+from learner import Learner, LearnerConfig
 from learner.objectives import OBJECTIVES
+from learner.prior_config import PriorTrainingConfig
+from learner.prior_training import PriorTrainer
+from learner.ranks import ONE_RANK, DistributedRanks
 from system.assembly import build_problem, find_device
 from system.config import ProblemConfig, RunConfig
 from system.config_file import config_from_tree
@@ -81,14 +93,18 @@ def _is_the_same(tree):
     return arrays
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_exploration_is_the_same(kind):
+def _tree_of(kind):
     name = kind.removeprefix("stored ")
     actor = _alone(name) if name != "joint" else {"mixture": {"on-policy": 0.5, "joint": 0.5}}
     if name != kind:
         actor["path_search"] = {"start_by": "age", "sweeps": 2}
     learner = {"forward_kl": 1.0} if kind == "joint" else {}
-    _is_the_same(_tree(actor=actor, learner=learner, replay={"priority": "importance"}))
+    return _tree(actor=actor, learner=learner, replay={"priority": "importance"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_exploration_is_the_same(kind):
+    _is_the_same(_tree_of(kind))
 
 
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
@@ -124,6 +140,88 @@ def test_the_exact_sampler_is_the_same():
     assert found.arrays()["samples"] == pytest.approx(expected.arrays()["samples"], abs=1e-5)
     assert found.log_partition == pytest.approx(expected.log_partition, abs=1e-5)
     assert (found.sweeps, found.r_hat) == (expected.sweeps, pytest.approx(expected.r_hat))
+
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+
+
+@on_gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_exploration_runs_on_a_gpu(kind):
+    arrays, _ = _trained(_tree_of(kind), torch.device("cuda"))
+    for array in arrays:
+        assert np.isfinite(array).all()
+
+
+@on_gpu
+def test_a_run_on_a_gpu_finds_the_evidence():
+    tree = _tree(learner={"learning_rate": 1e-2}, evaluation={"final_trajectories": 4_096}) | {"updates": 200}
+    tree["actor"] |= {"batch_size": 32}
+    config = config_from_tree(tree | {"device": "cuda"}, "test")
+    problem = build_problem(config)
+    runner = LocalRunner(config, problem)
+    while not runner.finished:
+        runner.advance()
+    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+    metrics = {key.removeprefix("eval/"): value for key, value in evaluation.as_metrics().items()}
+    error = metrics["iw_log_partition"] - metrics["exact_log_partition"]
+    assert abs(error) < 4 * metrics["iw_standard_error"] + 1e-3 and metrics["effective_sample_size"] > 0.3
+    # The mean of the samples by weight, as a second moment of x is none of those that the evidence is made of.
+    weight = torch.from_numpy(log_weight).double().softmax(0)
+    assert (weight.numpy()[:, None] * samples).sum(0) == pytest.approx(problem.exact[0].mean.cpu().numpy(), abs=0.1)
+
+
+def _learner_on(problem, ranks=ONE_RANK, **options):
+    torch.manual_seed(1)
+    posterior = ControlPosterior(problem.prior, (2,), problem.gradient, hidden=64, elementwise=8)
+    for parameter in posterior.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    return Learner(problem, posterior, LearnerConfig(warmup_updates=0, gradient_clip=1e9, **options), ranks)
+
+
+@on_gpu
+@pytest.mark.parametrize(
+    ("options", "error"), [({}, 1e-4), ({"compile": True}, 1e-4), ({"precision": "bfloat16"}, 0.05), ("nccl", 1e-4)]
+)
+def test_updates_on_a_gpu_are_those_of_the_processor(gaussian_problem, options, error):
+    alone = {"on-policy": 1.0}
+    actor_config = ActorConfig(batch_size=64, mixture=alone, final_mixture=alone)
+    batch = Actor(gaussian_problem, _learner_on(gaussian_problem).posterior, actor_config, seed=0).act()
+    there = copy.deepcopy(gaussian_problem).to(torch.device("cuda"))
+    plain = _learner_on(gaussian_problem)
+    if options == "nccl":
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        dist.init_process_group("nccl", init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
+        learner = _learner_on(there, DistributedRanks())
+    else:
+        learner = _learner_on(there, **options)
+    try:
+        for _ in range(2):
+            losses = [each.update(batch, 0.0).loss for each in (plain, learner)]
+            expected, found = (
+                torch.cat([value.grad.flatten().cpu() for value in each.posterior.parameters()])
+                for each in (plain, learner)
+            )
+            assert losses[1] == pytest.approx(losses[0], rel=error)
+            assert float((found - expected).norm()) < error * float(expected.norm())
+            learner.limit_rows(100)  # chunks of a hundred transitions, and a smaller one
+    finally:
+        if options == "nccl":
+            dist.destroy_process_group()
+
+
+@on_gpu
+def test_a_prior_is_trained_on_a_gpu_as_on_the_processor():
+    clean = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        denoiser = NetworkDenoiser(MLP(3, 3, hidden=32, depth=2)).to(device)
+        trainer = PriorTrainer(denoiser, clean, 1.0, PriorTrainingConfig(batch_size=64, warmup_updates=1))
+        losses.append([trainer.update() for _ in range(20)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["no-such-device", "cuda:7"])
