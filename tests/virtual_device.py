@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils import backend_registration
@@ -73,7 +74,9 @@ class _Generator:
 
 @contextmanager
 def virtual_device() -> Iterator[torch.device]:
-    """The device, within a block."""
+    """The device, within a block; where there is a GPU, of which it takes the place, the test is skipped."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, and torch has one accelerator a process")
     with _Dispatch(), patch.object(torch, "Generator", _Generator):
         yield torch.device(NAME, 0)
 

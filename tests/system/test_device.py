@@ -18,7 +18,7 @@ from diffusion.posterior import ControlPosterior
 from learner import Learner, LearnerConfig
 from learner.objectives import OBJECTIVES
 from learner.prior_config import PriorTrainingConfig
-from learner.prior_training import PriorTrainer
+from learner.prior_training import PriorTrainer, denoising_loss
 from learner.ranks import ONE_RANK, DistributedRanks
 from system.assembly import build_problem, find_device
 from system.config import ProblemConfig, RunConfig
@@ -148,7 +148,7 @@ on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no G
 @on_gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_exploration_runs_on_a_gpu(kind):
-    arrays, _ = _trained(_tree_of(kind), torch.device("cuda"))
+    arrays, _ = _trained(_tree_of(kind), torch.device("cuda", 0))
     for array in arrays:
         assert np.isfinite(array).all()
 
@@ -187,7 +187,7 @@ def test_updates_on_a_gpu_are_those_of_the_processor(gaussian_problem, options, 
     alone = {"on-policy": 1.0}
     actor_config = ActorConfig(batch_size=64, mixture=alone, final_mixture=alone)
     batch = Actor(gaussian_problem, _learner_on(gaussian_problem).posterior, actor_config, seed=0).act()
-    there = copy.deepcopy(gaussian_problem).to(torch.device("cuda"))
+    there = copy.deepcopy(gaussian_problem).to(torch.device("cuda", 0))
     plain = _learner_on(gaussian_problem)
     if options == "nccl":
         with socket.socket() as free:
@@ -213,15 +213,22 @@ def test_updates_on_a_gpu_are_those_of_the_processor(gaussian_problem, options, 
 
 
 @on_gpu
-def test_a_prior_is_trained_on_a_gpu_as_on_the_processor():
-    clean = torch.randn(256, 3, generator=torch.Generator().manual_seed(0))
-    losses = []
-    for device in ("cpu", "cuda"):
+def test_the_loss_of_a_prior_is_the_same_on_a_gpu_and_its_training_goes_on_bit_for_bit():
+    clean = torch.randn(256, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.2, 0.2, 1.7])
+    levels = torch.linspace(-3, 3, 256)
+    losses, trainers = [], []
+    for device in ("cpu", "cuda", "cuda"):
         torch.manual_seed(0)
         denoiser = NetworkDenoiser(MLP(3, 3, hidden=32, depth=2)).to(device)
-        trainer = PriorTrainer(denoiser, clean, 1.0, PriorTrainingConfig(batch_size=64, warmup_updates=1))
-        losses.append([trainer.update() for _ in range(20)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+        loss = denoising_loss(denoiser, clean.to(device), levels.double(), clean.flip(0).to(device), 1.0)
+        losses.append(loss.detach().cpu().numpy())
+        trainers.append(PriorTrainer(denoiser, clean, 1.0, PriorTrainingConfig(batch_size=64, learning_rate=1e-2)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    _, first, second = trainers
+    learned = [first.update() for _ in range(400)]
+    assert sum(learned[-50:]) < 0.9 * sum(learned[:50])
+    second.load_state_dict(*first.state_dict())
+    assert second.update() == first.update()
 
 
 @pytest.mark.parametrize("name", ["no-such-device", "cuda:7"])
