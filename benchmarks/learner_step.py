@@ -76,9 +76,7 @@ GPU_CASES = {
     "mlp": dataclasses.replace(
         CASES["mlp"], batch=2048, variants=(*VARIANTS, "compiled", "bfloat16", "compiled-bfloat16")
     ),
-    "unet": dataclasses.replace(
-        CASES["unet"], batch=64, rounds=10, variants=(*VARIANTS, "compiled", "bfloat16", "compiled-bfloat16")
-    ),
+    "unet": dataclasses.replace(CASES["unet"], batch=64, rounds=10),
 }
 
 
