@@ -47,10 +47,10 @@ class Case:
 IMAGE = {"prior": "mnist-kde", "noise_std": 0.3}
 CASES = {
     "mnist-inpainting": Case(
-        config="image_simulated", options={"name": "image-inpainting", **IMAGE}, seconds=90, paths=128, short=False
+        config="image_simulated", options={"name": "image-inpainting", **IMAGE}, seconds=90, paths=64, short=False
     ),
     "mnist-deblurring": Case(
-        config="image_simulated", options={"name": "image-deblurring", **IMAGE}, seconds=90, paths=128, short=False
+        config="image_simulated", options={"name": "image-deblurring", **IMAGE}, seconds=90, paths=64, short=False
     ),
     "digits-inpainting": Case(config="image", options={"name": "image-inpainting"}, seconds=45, paths=4_096),
     "digits-deblurring": Case(config="image", options={"name": "image-deblurring"}, seconds=45, paths=4_096),
