@@ -1,9 +1,9 @@
-"""Draws the MNIST figure of gallery.md: images seen in part, coarsely or by magnitudes alone, by trained posteriors.
+"""Draws the figures of gallery.md of real images: seen in part, coarsely or by magnitudes alone, by trained posteriors.
 
-    python docs/make_images_figure.py RUN [RUN ...]
+    python docs/make_images_figure.py FIGURE RUN [RUN ...]
 
 A row is a run of `configs/experiments/image_trained.yaml`. Its samples are those that the run ended with: the first are
-shown, none is chosen or weighted, and mean and standard deviation are those of all. MNIST is read from $RTB_DATA.
+shown, none is chosen or weighted, and mean and standard deviation are those of all. The images are read from $RTB_DATA.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from envs import InverseProblem
 from envs.data import load_dataset
-from evaluation.figures.images import show
+from evaluation.figures.images import colour_last, deviation, show
 from evaluation.figures.picture import render, styled
 from system.assembly import build_problem
 from system.run import open_run
@@ -36,7 +36,8 @@ def seen(problem: InverseProblem) -> tuple[Array, float, float]:
     """The measurement as a picture, and the values that are black and white."""
     image = problem.measurement_image(problem.measurements[0]).double().numpy()
     if problem.name != "image-phase-retrieval":
-        return image, -1.0, 1.0
+        return (image if image.ndim == 2 else colour_last(image)), -1.0, 1.0
+    image = image.reshape(problem.event_shape[0], -1, image.shape[-1]).mean(0)  # over the colours, which are stacked
     half = np.fft.fftshift(image, axes=0)  # frequency zero in the middle of the rows and the first of the columns
     mirrored = np.roll(half[::-1, ::-1], 1, axis=0)[:, :-1]
     whole = np.log10(np.concatenate([mirrored, half], axis=1).clip(FAINT))
@@ -55,10 +56,11 @@ def nearest_digits(samples: Array) -> str:
 
 
 def told(problem: InverseProblem, samples: Array, truth: Array) -> str:
-    """What the samples [N, H, W] are, in numbers."""
-    words = f"nearest to images {nearest_digits(samples)}"
+    """What the samples [N, H, W] or [N, H, W, 3] are, in numbers."""
+    words = f"nearest to images {nearest_digits(samples)}" if samples.ndim == 3 else "in colour"
     if problem.name == "image-phase-retrieval":
-        turned = ((samples - truth[::-1, ::-1]) ** 2).mean((1, 2)) < ((samples - truth) ** 2).mean((1, 2))
+        pixels = tuple(range(1, samples.ndim))
+        turned = ((samples - truth[::-1, ::-1]) ** 2).mean(pixels) < ((samples - truth) ** 2).mean(pixels)
         words += f"; {int(turned.sum())} nearer to the truth upside down"
     hidden = np.isnan(seen(problem)[0]) if problem.name == "image-inpainting" else np.ones(truth.shape, bool)
     error = np.sqrt(((samples.mean(0) - truth)[hidden] ** 2).mean())
@@ -67,18 +69,18 @@ def told(problem: InverseProblem, samples: Array, truth: Array) -> str:
 
 
 @styled()
-def draw(runs: Sequence[Path]) -> None:
-    """Writes docs/figures/mnist_problems.png, and prints what its caption says."""
+def draw(name: str, runs: Sequence[Path]) -> None:
+    """Writes docs/figures/`name`.png, and prints what its caption says."""
     figure = Figure(figsize=(10.8, 1.25 * len(runs)))
     panels = figure.subplots(len(runs), 4 + SHOWN, squeeze=False)
     for row, directory in enumerate(runs):
         run, config = open_run(directory)
         problem, axes = build_problem(config), panels[row]
         assert problem.truth is not None
-        truth = problem.truth[0, 0].double().numpy()
+        truth = colour_last(problem.truth[0].double().numpy())
         with np.load(run.samples) as stored:
-            samples = stored["samples"][:, 0].astype(np.float64)
-        spread = samples.std(0)
+            samples = colour_last(stored["samples"].astype(np.float64))
+        spread = deviation(samples)
         shown = [("truth", truth, -1.0, 1.0), ("measured", *seen(problem))]
         shown += [("" if index else "samples", samples[index], -1.0, 1.0) for index in range(SHOWN)]
         shown += [("mean", samples.mean(0), -1.0, 1.0)]
@@ -97,15 +99,17 @@ def draw(runs: Sequence[Path]) -> None:
             f"{values['eval/iw_log_partition']:.1f}, ESS {values['eval/effective_sample_size'] * len(samples):.2f} of "
             f"{len(samples)}, reduced chi square {values['eval/reduced_chi2']:.3f}; {told(problem, samples, truth)}\n"
         )
-    (FIGURES / "mnist_problems.png").write_bytes(render(figure, "mnist_problems", "", "").png)
+    (FIGURES / f"{name}.png").write_bytes(render(figure, name, "", "").png)
 
 
 def main() -> None:
     """Reads the arguments."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", help="name of the figure, as mnist_problems")
     parser.add_argument("runs", type=Path, nargs="+", help="run directories, a row of the figure each")
     torch.set_num_threads(1)
-    draw(parser.parse_args().runs)
+    known = parser.parse_args()
+    draw(known.figure, known.runs)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from evaluation.figures.picture import WIDTH, Picture, finish, render, styled
 
-__all__ = ["colour_last", "image_picture", "mosaic", "pixel_limits", "show"]
+__all__ = ["colour_last", "deviation", "image_picture", "mosaic", "pixel_limits", "show"]
 
 GRID = 4  # samples per row and column
 
@@ -74,14 +74,15 @@ def _samples(
 
 def _maps(part: SubFigure, learned: np.ndarray, exact: np.ndarray | None, low: float, high: float) -> None:
     named = [("learned", learned)] if exact is None else [("exact", exact), ("learned", learned)]
-    deviations = [_deviation(images) for _, images in named]
+    deviations = [deviation(images) for _, images in named]
     spread = float(max(np.nanquantile(each, 0.995) for each in deviations))
     axes = part.subplots(1, 2 * len(named), squeeze=False)[0]
     count = len(named)
     for column, (name, images) in enumerate(named):
         mean = show(axes[column], images.mean(0), low, high, f"mean, {name}")
         std = show(axes[count + column], deviations[column], 0.0, spread, f"std. deviation, {name}", colours="magma")
-    for image, panels in ((mean, axes[:count]), (std, axes[count:])):
+    bars = [(std, axes[count:])] if learned.ndim == 4 else [(mean, axes[:count]), (std, axes[count:])]  # not of colours
+    for image, panels in bars:
         bar = part.colorbar(image, ax=list(panels), shrink=0.8, aspect=18, pad=0.02)
         bar.outline.set_visible(False)
         bar.ax.tick_params(length=0, labelsize=8.5)
@@ -110,7 +111,7 @@ def _red_green_blue(image: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.concatenate([scaled, seen.astype(scaled.dtype)], axis=-1)
 
 
-def _deviation(images: np.ndarray) -> np.ndarray:
+def deviation(images: np.ndarray) -> np.ndarray:
     """[H, W] standard deviation of images [N, H, W, ...], the root mean square over their colours."""
     variance = images.var(0)
     return np.sqrt(variance if variance.ndim == 2 else variance.mean(-1))
