@@ -68,6 +68,14 @@ class Rollout:
         values = {name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()}
         return Rollout(**values)
 
+    def replaced(self, rows: Tensor, by: Rollout) -> Rollout:
+        """These trajectories, but those of `by` where `rows` [B] is true."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                values[name] = torch.where(rows.reshape(-1, *(1,) * (value.ndim - 1)), getattr(by, name), value)
+        return Rollout(**values)
+
     def trajectory(
         self,
         uid: NDArray[np.uint64],

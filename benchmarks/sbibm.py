@@ -1,10 +1,9 @@
 """Five tasks of the benchmark of simulation-based inference, judged by its published draws of ten posteriors each.
 
 One network a task, trained on simulated observations alone (`configs/experiments/sbibm_amortised.yaml`), is judged at
-all ten published ones twice: by its samples as drawn, and by as many paths that are resampled by their importance
-weights and then moved by path search with the network as one of the kernels, which leaves the posterior of the chain
-invariant. The judge is the benchmark's own (Lueckmann et al. 2021, arXiv 2101.04653): whether a classifier can tell
-10,000 samples from the 10,000 published draws (C2ST, 0.5 to 1). `halves` is the same between two halves of these draws.
+all ten published ones twice: by its samples as drawn, and by as many that are corrected (`actors.resample_move`). The
+judge is the benchmark's own (Lueckmann et al. 2021, arXiv 2101.04653): whether a classifier can tell 10,000 samples
+from the 10,000 published draws (C2ST, 0.5 to 1). `halves` is the same between two halves of these draws.
 
 The budget is processor time of one core: training for `SECONDS`, then drawing at ten observations; the judge's own time
 is not counted.
@@ -26,12 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actors.resampling import systematic
+from actors.resample_move import moved, resampled
 from actors.rollout import Rollout, rollout
-from actors.stored_paths import StoredPaths
 from benchmarks.harness import collect, parse, write_figures
 from diffusion.posterior import Posterior
-from diffusion.trajectory import Origin
 from envs import InverseProblem, make_problem
 from envs.data import data_file
 from envs.problems.sbibm import SOURCE
@@ -79,32 +76,6 @@ def drawn(problem: InverseProblem, posterior: Posterior, count: int, generator: 
     return [draw(rows) for rows in torch.zeros(count, dtype=torch.int64).split(BATCH)]
 
 
-def corrected(
-    problem: InverseProblem, posterior: Posterior, parts: list[Rollout], sweeps: int, generator: torch.Generator
-) -> tuple[Tensor, float]:
-    """(samples [N, *D], share of proposals accepted) of the chain's posterior, from paths of the network.
-
-    As many are drawn by their weights, with replacement, and moved until copies of one path have parted.
-    """
-    weight = torch.cat([part.log_weight for part in parts]).softmax(0)
-    rows = systematic(weight, generator)
-    samples, accepted = [], []
-    places = torch.arange(len(weight)).split(BATCH)
-    for chosen in rows[torch.randperm(len(rows), generator=generator)].split(BATCH):
-        taken = [
-            (part.take(chosen[torch.isin(chosen, place)] - place[0])) for part, place in zip(parts, places, strict=True)
-        ]
-        for part in taken:
-            if len(part.states) < 2:
-                samples.append(part.states[:, -1])
-                continue
-            message = part.trajectory(np.arange(len(part.states), dtype=np.uint64), 0, Origin.ON_POLICY)
-            paths = StoredPaths(problem, message, generator=generator, guided=problem.gradient is not None)
-            accepted.append(paths.settle(posterior.control, sweeps))
-            samples.append(paths.samples)
-    return torch.cat(samples), statistics.fmean(accepted)
-
-
 def judged(task: str, observations: tuple[int, ...], seconds: float, count: int, sweeps: int) -> dict[str, Any]:
     """One task: a row of numbers for each observation, and the processor time of training."""
     before = time.process_time()
@@ -115,13 +86,15 @@ def judged(task: str, observations: tuple[int, ...], seconds: float, count: int,
         generator, before = torch.Generator().manual_seed(observation), time.process_time()
         parts = drawn(problem, posterior, count, generator)
         middle = time.process_time()
-        moved, accepted = corrected(problem, posterior, parts, sweeps, generator)
+        paths = resampled(parts, count, generator)
+        assert paths is not None
+        right, accepted = moved(problem, posterior, paths, generator, sweeps=sweeps, rows=BATCH)
         after = time.process_time()
         log_weight = torch.cat([part.log_weight for part in parts])
         samples, reference = torch.cat([part.states[:, -1] for part in parts]), published_draws(task, observation)
         row = {
             "c2st_drawn": classifier_two_sample(reference[:count], samples),
-            "c2st_corrected": classifier_two_sample(reference[:count], moved),
+            "c2st_corrected": classifier_two_sample(reference[:count], right),
             "ess": effective_sample_size(log_weight),
             "iw_log_partition": iw_log_partition(log_weight),
             "exact_log_partition": problem.exact[0].log_partition if problem.exact else math.nan,

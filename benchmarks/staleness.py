@@ -56,7 +56,7 @@ def measure(problem_name: str, lag: int, seed: int) -> dict[str, float]:
     realised: list[float] = []
     while not runner.finished:
         realised.append(runner.advance()["learner/lag_median"])
-    evaluation, _, _ = judge(config, problem, runner.weights(), quick=False)
+    evaluation = judge(config, problem, runner.weights(), quick=False).evaluation
     return evaluation.as_metrics() | {"lag": statistics.median(realised)}
 
 

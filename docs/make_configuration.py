@@ -24,6 +24,7 @@ import yaml
 
 from envs.registry import problem_factory, problem_names
 from evaluation import Evaluation
+from evaluation.evaluation import Correction
 from system.config import RunConfig
 from system.config_file import CHOICES
 from system.prior_config import PriorConfig
@@ -132,6 +133,7 @@ def page() -> str:
         "problems": problems(),
         "replay metrics": metrics("replay", ShardStats),
         "evaluation metrics": metrics("eval", Evaluation),
+        "correction metrics": metrics("eval/corrected", Correction),
     }
     for name, content in parts.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"

@@ -17,7 +17,7 @@ from envs.problem import InverseProblem
 from evaluation import bounds
 from evaluation.distance import class_l1, floor, sliced_wasserstein2, wasserstein2
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Correction", "Evaluation", "evaluate", "evaluate_corrected"]
 
 EUBO_PATHS = 1_024  # standard error below 0.1 nats once KL(pi || q) is a few nats
 EUBO_PATHS_QUICK = 128
@@ -149,6 +149,56 @@ def evaluate(
         exact_class_probabilities=None if exact is None else tuple(exact.tolist()),
         class_l1=None if learned is None or exact is None else class_l1(learned, exact),
         reduced_chi2=_reduced_chi2(problem, measurement_id, samples),
+        **known,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correction:
+    """Quality of samples that were corrected (`actors.resample_move`). None: not known for this problem."""
+
+    count: int
+    """Number of samples."""
+    distinct: int
+    """How many of them differ: copies of one path that were not moved are the same."""
+    accepted: float
+    """Share of proposals that was accepted."""
+    reduced_chi2: float | None = None
+    """As `Evaluation.reduced_chi2`."""
+    sliced_w2: float | None = None
+    """As `Evaluation.sliced_w2`, for as many exact samples as there are of these."""
+    sliced_w2_floor: float | None = None
+    """The same between two exact samples of that size."""
+    mean_error: float | None = None
+    """As `Evaluation.mean_error`."""
+    std_error: float | None = None
+    """As `Evaluation.std_error`."""
+    class_l1: float | None = None
+    """As `Evaluation.class_l1`."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """The numbers that are known, as `eval/corrected/reduced_chi2` and so on."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {f"eval/corrected/{name}": value for name, value in values.items() if value is not None}
+
+
+@torch.no_grad()
+def evaluate_corrected(
+    problem: InverseProblem, measurement_id: int, samples: Tensor, accepted: float, *, seed: int = 0
+) -> Correction:
+    """Judges corrected `samples` [N, *D] of measurement `measurement_id`; `accepted` is told as it is."""
+    known: dict[str, float | None] = {}
+    if problem.exact:
+        generator = torch.Generator().manual_seed(seed)
+        distances = _distances(problem, measurement_id, samples, generator, quick=True)
+        known = {name: distances[name] for name in ("sliced_w2", "sliced_w2_floor", "mean_error", "std_error")}
+    learned, exact = _class_probabilities(problem, measurement_id, samples)
+    return Correction(
+        count=len(samples),
+        distinct=len(samples.flatten(1).unique(dim=0)),
+        accepted=accepted,
+        reduced_chi2=_reduced_chi2(problem, measurement_id, samples),
+        class_l1=None if learned is None or exact is None else class_l1(learned, exact),
         **known,
     )
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from evaluation.amortised import AmortisedEvaluation
 from evaluation.calibration import Calibration
-from evaluation.evaluation import Evaluation
+from evaluation.evaluation import Correction, Evaluation
 from evaluation.figures.picture import Picture, number
 
-__all__ = ["SummaryRow", "amortised_rows", "summary_rows", "write_report"]
+__all__ = ["SummaryRow", "amortised_rows", "corrected_rows", "summary_rows", "write_report"]
 
 NONE = "–"
 
@@ -91,6 +91,23 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
         for name, value, hint in errors
         if value is not None
     ]
+    return tuple(rows)
+
+
+def corrected_rows(correction: Correction | None) -> tuple[SummaryRow, ...]:
+    """Rows of the samples that were resampled and moved, where there are any."""
+    if correction is None:
+        return ()
+    c = correction
+    hint = f"resampled by weight, then moved; {100 * c.accepted:.0f} % of proposals accepted"
+    told = f"{c.distinct:,} of {c.count:,}"
+    rows = [SummaryRow(quantity="corrected samples, distinct", learned=told, hint=hint)]
+    if c.reduced_chi2 is not None:
+        rows.append(SummaryRow(quantity="corrected: reduced χ²", learned=number(c.reduced_chi2, 3), hint="as above"))
+    if c.sliced_w2 is not None and c.sliced_w2_floor is not None:
+        rows.append(_pair("corrected: sliced W2", c.sliced_w2, c.sliced_w2_floor, "as above, of as many samples"))
+    if c.class_l1 is not None:
+        rows.append(SummaryRow(quantity="corrected: class L1", learned=number(c.class_l1, 3), exact="0", hint="0 to 2"))
     return tuple(rows)
 
 

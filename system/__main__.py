@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--output", type=Path, help="npz file (default: RUN/samples.npz or RUN/exact.npz, which is replaced)"
     )
+    sample.add_argument(
+        "--corrected", action="store_true", help="as many samples, resampled by weight and moved, beside those as drawn"
+    )
     exact = sample.add_argument_group("exact posterior samples by path-space search, without training")
     exact.add_argument(
         "--exact", action="store_true", help="search until populations agree; exit code 1 if they do not"
@@ -205,6 +208,8 @@ def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
     from system.run_directory import RunDirectory
 
     if arguments.exact:
+        if arguments.corrected:
+            raise UserError("--corrected is for samples of a learned posterior; those of --exact need no correction")
         return _sample_exactly(arguments, overrides)
     for name in EXACT:
         if getattr(arguments, name) is not None:
@@ -213,11 +218,20 @@ def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
         sys.stderr.write(
             f"rtb: warning: the run diverged, and these are not posterior samples: {arguments.directory}\n"
         )
-    path = sample(arguments.directory, arguments.num, arguments.seed, arguments.output, arguments.measurement)
+    path = sample(
+        arguments.directory,
+        arguments.num,
+        arguments.seed,
+        arguments.output,
+        arguments.measurement,
+        corrected=arguments.corrected,
+    )
     with np.load(path) as file:
-        log_weight = torch.from_numpy(file["log_weight"])
+        log_weight, corrected = torch.from_numpy(file["log_weight"]), "corrected" in file
     share, bound = bounds.effective_sample_size(log_weight), bounds.elbo(log_weight)
     sys.stdout.write(f"{arguments.num} samples: {path} (ELBO {bound:.2f}, effective sample size {100 * share:.2g} %)\n")
+    if arguments.corrected and not corrected:
+        sys.stderr.write("rtb: warning: no path has any weight, so none could be corrected\n")
     return 0
 
 

@@ -49,6 +49,9 @@ class EvaluationConfig:
     """Trajectories of an evaluation while training."""
     final_trajectories: int = 4096
     """Trajectories of the last evaluation."""
+    corrected: int = 256
+    """Samples that the last evaluation corrects, at most as many as its trajectories: drawn among them by importance
+    weight, and moved by path search with the posterior as one of its kernels; 0: none."""
     per_measurement: int = 64
     """Trajectories of each measurement in the last evaluation, where there are several."""
     calibration_pairs: int = 0
@@ -57,7 +60,13 @@ class EvaluationConfig:
     """Trajectories of each of these y."""
 
     def __post_init__(self) -> None:
-        least = {"interval_seconds": 0, "trajectories": 2, "final_trajectories": 2, "per_measurement": 2}
+        least = {
+            "interval_seconds": 0,
+            "trajectories": 2,
+            "final_trajectories": 2,
+            "corrected": 0,
+            "per_measurement": 2,
+        }
         require(self, "evaluation", at_least=least | {"calibration_pairs": 0, "calibration_trajectories": 1})
 
 

@@ -6,21 +6,26 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from actors import rollout
+from actors.resample_move import moved, resampled
+from actors.rollout import Rollout
 from diffusion.posterior import Posterior
 from envs import InverseProblem
 from evaluation import Evaluation, evaluate
 from evaluation.amortised import AmortisedEvaluation, evaluate_amortised
 from evaluation.calibration import Calibration, calibrate
+from evaluation.evaluation import Correction, evaluate_corrected
 from evaluation.figures import amortised_picture, bounds_picture, loss_picture, problem_pictures
 from evaluation.figures.history import History
-from evaluation.report import amortised_rows, summary_rows, write_report
+from evaluation.report import amortised_rows, corrected_rows, summary_rows, write_report
 from system.assembly import build_posterior, stream_seed
 from system.config import RunConfig
 from system.errors import ConfigError
@@ -28,7 +33,17 @@ from system.metrics import read_metrics
 from system.run_directory import RunDirectory, write_text
 from system.runner import only_impossible
 
-__all__ = ["draw", "draw_each", "final_report", "has_diverged", "judge", "judge_each", "load_posterior"]
+__all__ = [
+    "Draws",
+    "Judgement",
+    "draw",
+    "draw_each",
+    "final_report",
+    "has_diverged",
+    "judge",
+    "judge_each",
+    "load_posterior",
+]
 
 BATCH = 512  # trajectories at once
 LOW_ESS = 0.01  # fraction below which the report warns
@@ -41,11 +56,72 @@ def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[
     return posterior.to(problem.device)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """Samples of x given one measurement."""
+
+    samples: torch.Tensor
+    """[N, *D] as the posterior draws them."""
+    log_weight: torch.Tensor
+    """[N] float64, the log importance weights of their paths."""
+    corrected: torch.Tensor | None = None
+    """[M, *D] of the chain's posterior (`actors.resample_move`), where they were asked for and any path has weight."""
+    accepted: float = math.nan
+    """Share of the proposals that was accepted while these were moved."""
+
+    def save(self, path: Path) -> None:
+        """Writes them to an npz file without pickles."""
+        arrays = {"samples": self.samples.float().numpy(), "log_weight": self.log_weight.numpy()}
+        if self.corrected is not None:
+            arrays["corrected"] = self.corrected.float().numpy()
+        np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What an evaluation found."""
+
+    evaluation: Evaluation
+    """Of the samples as they are drawn."""
+    draws: Draws
+    """The samples."""
+    correction: Correction | None = None
+    """Of those that were corrected."""
+
+    def as_metrics(self) -> dict[str, float]:
+        """All its numbers."""
+        return self.evaluation.as_metrics() | ({} if self.correction is None else self.correction.as_metrics())
+
+
 def draw(
-    problem: InverseProblem, posterior: Posterior, count: int, *, seed: int, measurement_id: int = 0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(samples [count, *D], log importance weight of their paths [count] float64) under `posterior`."""
-    return _draw_rows(problem, posterior, torch.full((count,), measurement_id), seed)
+    problem: InverseProblem,
+    posterior: Posterior,
+    count: int,
+    *,
+    seed: int,
+    measurement_id: int = 0,
+    corrected: int = 0,
+) -> Draws:
+    """`count` samples under `posterior`, and so many corrected ones."""
+    generator, samples, log_weights = problem.generator(seed), [], []
+
+    def parts() -> Iterator[Rollout]:
+        for part in _paths(problem, posterior, torch.full((count,), measurement_id), generator):
+            samples.append(part.states[:, -1].cpu())
+            log_weights.append(part.log_weight.cpu())
+            yield part
+
+    moves, right, accepted = problem.generator(seed + 1), None, math.nan
+    with problem.placement(), torch.no_grad():
+        if corrected:
+            paths = resampled(parts(), corrected, moves)
+            if paths is not None:
+                right, accepted = moved(problem, posterior, paths, moves, rows=BATCH)
+        else:
+            for _ in parts():
+                pass
+    right = None if right is None else right.cpu()
+    return Draws(samples=torch.cat(samples), log_weight=torch.cat(log_weights), corrected=right, accepted=accepted)
 
 
 def judge(
@@ -55,14 +131,18 @@ def judge(
     *,
     quick: bool,
     measurement_id: int = 0,
-) -> tuple[Evaluation, NDArray[np.float32], NDArray[np.float64]]:
-    """(evaluation, samples [N, *D], log weights [N]) of the posterior with `weights`, on one measurement."""
-    posterior = load_posterior(config, problem, weights)
-    count = config.evaluation.trajectories if quick else config.evaluation.final_trajectories
+) -> Judgement:
+    """The posterior with `weights`, on one measurement; `quick`: while it trains."""
+    settings, posterior = config.evaluation, load_posterior(config, problem, weights)
+    count = settings.trajectories if quick else settings.final_trajectories
+    corrected = 0 if quick else min(settings.corrected, count)
     seed = stream_seed(config, "evaluation", int(quick))
-    samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=measurement_id)
-    evaluation = evaluate(problem, measurement_id, samples, log_weight, posterior, seed=seed, quick=quick)
-    return evaluation, samples.float().numpy(), log_weight.numpy()
+    draws = draw(problem, posterior, count, seed=seed, measurement_id=measurement_id, corrected=corrected)
+    evaluation = evaluate(problem, measurement_id, draws.samples, draws.log_weight, posterior, seed=seed, quick=quick)
+    correction = None
+    if draws.corrected is not None:
+        correction = evaluate_corrected(problem, measurement_id, draws.corrected, draws.accepted, seed=seed)
+    return Judgement(evaluation=evaluation, draws=draws, correction=correction)
 
 
 def draw_each(
@@ -78,13 +158,21 @@ def _draw_rows(
     problem: InverseProblem, posterior: Posterior, rows: torch.Tensor, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(samples [N, *D], log weights [N] float64), one for each of the measurements `rows` [N]."""
-    generator, samples, log_weights = problem.generator(seed), [], []
     with problem.placement():
-        for part in rows.split(BATCH):
-            batch = rollout(problem, posterior.control, part, generator=generator, guided=posterior.uses_guidance)
-            samples.append(batch.states[:, -1])
-            log_weights.append(batch.log_weight)
-    return torch.cat(samples).cpu(), torch.cat(log_weights).cpu()
+        drawn = [
+            (part.states[:, -1].cpu(), part.log_weight.cpu())
+            for part in _paths(problem, posterior, rows, problem.generator(seed))
+        ]
+    samples, log_weights = zip(*drawn, strict=True)
+    return torch.cat(samples), torch.cat(log_weights)
+
+
+def _paths(
+    problem: InverseProblem, posterior: Posterior, rows: torch.Tensor, generator: torch.Generator
+) -> Iterator[Rollout]:
+    """A path for each of the measurements `rows` [N], in parts."""
+    for part in rows.split(BATCH):
+        yield rollout(problem, posterior.control, part, generator=generator, guided=posterior.uses_guidance)
 
 
 def judge_each(
@@ -123,8 +211,7 @@ def final_report(
     config: RunConfig,
     problem: InverseProblem,
     run: RunDirectory,
-    evaluation: Evaluation,
-    samples: NDArray[np.float32],
+    judgement: Judgement,
     notes: Sequence[str] = (),
     *,
     measurement_id: int = 0,
@@ -137,14 +224,15 @@ def final_report(
         count = min(BATCH, config.evaluation.final_trajectories)
         started = rollout(problem, None, torch.full((count,), measurement_id), generator=generator)
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
-    metrics = evaluation.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
+    evaluation = judgement.evaluation
+    metrics = judgement.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, evaluation, history, measurement_id)]
     # Without an update q is what it began with, and its ELBO beside the prior's is sampling noise.
     diverged = bool(_newest(history, "learner/updates")) and has_diverged(metrics)
     if diverged:
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
-        *problem_pictures(problem, measurement_id, prior, torch.from_numpy(samples), evaluation),
+        *problem_pictures(problem, measurement_id, prior, judgement.draws.samples.float(), evaluation),
         amortised_picture(each, calibration),
         bounds_picture(history, evaluation.exact_log_partition),
         loss_picture(history),
@@ -152,7 +240,7 @@ def final_report(
     shown = [picture for picture in pictures if picture is not None]
     for picture in shown:
         (run.figures / f"{picture.name}.png").write_bytes(picture.png)
-    rows = (*summary_rows(evaluation), *amortised_rows(each, calibration))
+    rows = (*summary_rows(evaluation), *corrected_rows(judgement.correction), *amortised_rows(each, calibration))
     if each is not None:
         metrics |= {f"eval/each/{name}": value for name, value in each.summary().items() if math.isfinite(value)}
     if calibration is not None:

@@ -188,7 +188,7 @@ def _train(
     judged = replace(problem, calls=LikelihoodCalls(_judge_calls(run)))
 
     def validate() -> dict[str, float]:
-        metrics = judge(config, judged, runner.weights(), quick=True)[0].as_metrics()
+        metrics = judge(config, judged, runner.weights(), quick=True).as_metrics()
         return metrics | {"system/judge_calls": float(judged.calls.count)}
 
     try:
@@ -207,12 +207,12 @@ def _train(
                     validation_seconds=config.evaluation.interval_seconds,
                     checkpoint_seconds=config.checkpoint.interval_seconds,
                 )
-            evaluation, samples, log_weight = judge(config, judged, runner.weights(), quick=False)
+            judgement = judge(config, judged, runner.weights(), quick=False)
             each, calibration = judge_each(config, judged, runner.weights())
         finally:
             runner.close()
-        save_samples(run.samples, samples, log_weight)
-        final_report(config, judged, run, evaluation, samples, notes, each=each, calibration=calibration)
+        judgement.draws.save(run.samples)
+        final_report(config, judged, run, judgement, notes, each=each, calibration=calibration)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(way_on(run, store)) from None
 
@@ -221,11 +221,6 @@ def _judge_calls(run: RunDirectory) -> int:
     """Calls of the likelihood that evaluations of a run have made before it is resumed."""
     counted = read_metrics(run.metrics).get("system/judge_calls") if run.metrics.exists() else None
     return 0 if counted is None else int(counted[2][-1])
-
-
-def save_samples(path: Path, samples: NDArray[np.float32], log_weight: NDArray[np.float64]) -> None:
-    """Posterior samples and the log importance weights of their paths, as an npz without pickles."""
-    np.savez_compressed(path, samples=samples, log_weight=log_weight)
 
 
 _PROCESSES = ("num_actors", "num_shards", "num_learners", "shard_weights", "cpus_per_actor", "cpus_per_learner")
@@ -244,10 +239,18 @@ def _same_config(config: RunConfig, checkpoint: Checkpoint) -> None:
 
 
 @_likelihood_may_fail()
-def sample(directory: Path, count: int, seed: int, output: Path | None, measurement: int | Path = 0) -> Path:
+def sample(
+    directory: Path,
+    count: int,
+    seed: int,
+    output: Path | None,
+    measurement: int | Path = 0,
+    *,
+    corrected: bool = False,
+) -> Path:
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file.
 
-    `measurement` is a row of the problem's, or a file with another one.
+    `measurement` is a row of the problem's, or a file with another one; `corrected` corrects as many of them.
     """
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")
@@ -255,9 +258,9 @@ def sample(directory: Path, count: int, seed: int, output: Path | None, measurem
     run, config, problem, weights = _trained(directory)
     posterior = load_posterior(config, problem, weights)
     problem, row = measured(problem, measurement, config, posterior)
-    samples, log_weight = draw(problem, posterior, count, seed=seed, measurement_id=row)
+    number = count if corrected else 0
     path = run.samples if output is None else output
-    save_samples(path, samples.float().numpy(), log_weight.numpy())
+    draw(problem, posterior, count, seed=seed, measurement_id=row, corrected=number).save(path)
     return path
 
 
@@ -311,8 +314,8 @@ def evaluate_run(directory: Path, count: int | None = None, measurement: int | P
         row, (each, calibration) = 0, judge_each(config, problem, weights)
     else:
         problem, row = measured(problem, measurement, config, load_posterior(config, problem, weights))
-    evaluation, samples, _ = judge(config, problem, weights, quick=False, measurement_id=row)
-    final_report(config, problem, run, evaluation, samples, measurement_id=row, each=each, calibration=calibration)
+    judgement = judge(config, problem, weights, quick=False, measurement_id=row)
+    final_report(config, problem, run, judgement, measurement_id=row, each=each, calibration=calibration)
     return run
 
 

@@ -51,7 +51,7 @@ def error(capfd):
 def no_report(monkeypatch):
     """Results without figures, which take seconds to draw."""
 
-    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0, **judged):
+    def results_only(config, problem, run, judgement, notes=(), *, measurement_id=0, **judged):
         summary = [{"quantity": "ELBO", "learned": "-1", "exact": "-1"}]
         run.results.write_text(json.dumps({"summary": summary, "notes": list(notes)}))
 
@@ -83,6 +83,7 @@ def _rtb(*arguments, cwd, path):
         (("evaluate", "no/such/run"), "expected the directory of a run, but no/such/run does not exist"),
         (("resume", "run", "--updates", "5"), "unknown argument '--updates' of `rtb resume`; see `rtb resume --help`"),
         (("sample", "run", "--chains", "5"), "--chains is for `rtb sample --exact`"),
+        (("sample", "run", "--exact", "--corrected"), "--corrected is for samples of a learned posterior"),
         (("sample", "run", "--num", "many"), "argument --num: invalid int value: 'many'; see `rtb sample --help`"),
         (("problems", "gausian-linear"), "unknown problem 'gausian-linear'; did you mean 'gaussian-linear'?"),
     ],
@@ -198,6 +199,13 @@ def test_train_resume_sample_and_evaluate_of_one_run(config, tmp_path, monkeypat
     )
     with np.load("drawn.npz", allow_pickle=False) as stored:
         assert stored["samples"].shape == (12, 2) and stored["log_weight"].shape == (12,)
+        assert "corrected" not in stored
+
+    assert main(["sample", "mine", "--num", "12", "--corrected", "--output", "corrected.npz"]) == 0
+    assert capsys.readouterr().err == ""
+    with np.load("corrected.npz", allow_pickle=False) as stored:
+        assert stored["samples"].shape == stored["corrected"].shape == (12, 2)
+        assert not np.array_equal(stored["samples"], stored["corrected"])
 
     # Samples of a run that diverged are none of the posterior.
     results = json.loads(Path("mine/results.json").read_text(encoding="utf-8"))

@@ -40,8 +40,9 @@ def test_a_shipped_configuration_takes_one_step_that_changes_the_weights(path):
         metrics = runner.advance()
     assert runner.updates == 1 and metrics["learner/set_aside"] == 0 and np.isfinite(metrics["learner/loss"])
     assert (runner.weights() != before).any() and np.isfinite(runner.weights()).all()
-    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=True)
-    assert samples.shape == (8, *problem.event_shape)
+    judgement = judge(config, problem, runner.weights(), quick=True)
+    evaluation, log_weight = judgement.evaluation, judgement.draws.log_weight.numpy()
+    assert judgement.draws.samples.shape == (8, *problem.event_shape)
     if isinstance(problem.likelihood, RelaxedLikelihood):  # zero in places, and q hardly reaches where it is not
         assert (log_weight < np.inf).all()
     else:

@@ -74,12 +74,15 @@ def _trained(tree, device):
     for part in (runner.actor, runner.learner):
         part.load_state_dict(*part.state_dict())
     trajectory = runner.actor.act(runner._starts)
-    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
+    judgement = judge(config, problem, runner.weights(), quick=False)
     each, calibration = judge_each(config, problem, runner.weights())
-    arrays = [runner.weights(), trajectory.states, trajectory.log_behaviour_ratio, samples, log_weight]
+    drawn, corrected = judgement.draws, judgement.draws.corrected
+    assert corrected is not None
+    arrays = [runner.weights(), trajectory.states, trajectory.log_behaviour_ratio]
+    arrays += [drawn.samples.numpy(), drawn.log_weight.numpy(), corrected.numpy()]
     arrays += [] if each is None else [each.elbo]
     arrays += [] if calibration is None else [calibration.coverage.numpy()]
-    return arrays, evaluation.as_metrics()
+    return arrays, judgement.as_metrics()
 
 
 def _is_the_same(tree):
@@ -128,7 +131,7 @@ def test_an_amortised_posterior_of_the_digits_and_its_calibration_are_the_same()
             evaluation={"per_measurement": 4, "calibration_pairs": 8, "calibration_trajectories": 4},
         )
     )
-    assert len(arrays) == 7
+    assert len(arrays) == 8
 
 
 def test_the_exact_sampler_is_the_same():
@@ -162,13 +165,15 @@ def test_a_run_on_a_gpu_finds_the_evidence():
     runner = LocalRunner(config, problem)
     while not runner.finished:
         runner.advance()
-    evaluation, samples, log_weight = judge(config, problem, runner.weights(), quick=False)
-    metrics = {key.removeprefix("eval/"): value for key, value in evaluation.as_metrics().items()}
+    judgement = judge(config, problem, runner.weights(), quick=False)
+    metrics = {key.removeprefix("eval/"): value for key, value in judgement.as_metrics().items()}
     error = metrics["iw_log_partition"] - metrics["exact_log_partition"]
     assert abs(error) < 4 * metrics["iw_standard_error"] + 1e-3 and metrics["effective_sample_size"] > 0.3
-    # The mean of the samples by weight, as a second moment of x is none of those that the evidence is made of.
-    weight = torch.from_numpy(log_weight).double().softmax(0)
-    assert (weight.numpy()[:, None] * samples).sum(0) == pytest.approx(problem.exact[0].mean.cpu().numpy(), abs=0.1)
+    # The mean by weight, which the evidence says nothing of.
+    weight = judgement.draws.log_weight.softmax(0)
+    assert (weight[:, None] * judgement.draws.samples).sum(0).numpy() == pytest.approx(
+        problem.exact[0].mean.cpu().numpy(), abs=0.1
+    )
 
 
 def _learner_on(problem, ranks=ONE_RANK, **options):

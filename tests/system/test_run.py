@@ -26,7 +26,7 @@ from envs.likelihoods import GaussianLikelihood
 from envs.problem import LikelihoodCalls
 from envs.registry import register
 from evaluation import evaluate
-from evaluation.report import summary_rows
+from evaluation.report import corrected_rows, summary_rows
 from system.checkpoint import CheckpointStore
 from system.config_file import config_from_tree
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
@@ -81,9 +81,11 @@ def _short_slices_and_a_plain_report(monkeypatch):
     """A checkpoint every 0.05 s, and results without figures, which take seconds; one test draws them."""
     monkeypatch.setattr(system.local, "SLICE_SECONDS", 0.05)
 
-    def results_only(config, problem, run, evaluation, samples, notes=(), *, measurement_id=0, **judged):
+    def results_only(config, problem, run, judgement, notes=(), *, measurement_id=0, **judged):
+        evaluation = judgement.evaluation
         rows = [
-            {"quantity": row.quantity, "learned": row.learned, "exact": row.exact} for row in summary_rows(evaluation)
+            {"quantity": row.quantity, "learned": row.learned, "exact": row.exact}
+            for row in (*summary_rows(evaluation), *corrected_rows(judgement.correction))
         ]
         notes = [*notes, *_doubts(problem, evaluation, read_metrics(run.metrics), measurement_id)]
         write_text(run.results, json.dumps({"summary": rows, "notes": notes}))
