@@ -83,9 +83,8 @@ CASES = {
             posterior={"likelihood_gradient": "repeated-covariance"},
             from_prior=True,
         )
-        for name in ("hdr", "nonlinear-deblurring", "phase-retrieval")
+        for name in ("hdr", "nonlinear-deblurring", "phase-retrieval", "quantisation")
     },
-    "image-quantisation": Case(config="image_black_box", options={"truth": "prior"}, from_prior=True),
     "image-class": Case(config="image_class"),
     **{name: Case(config="latent", from_prior=True) for name in problem_names() if name.startswith("latent-")},
 }

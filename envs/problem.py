@@ -123,6 +123,9 @@ class InverseProblem:
     """Normalised density of y given x."""
     measurements: Tensor
     """[M, *Y] float32; a trajectory names its measurement by row."""
+    surrogate: Likelihood | None = None
+    """What guides and proposals take the gradient of, where `likelihood` has none: one of the same y that is roughly as
+    it is. Weights, evidence and samples stay those of `likelihood`."""
     exact: Sequence[ExactPosterior] = ()
     """Exact posterior of every measurement, or empty."""
     truth: Tensor | None = None
@@ -158,6 +161,8 @@ class InverseProblem:
             )
         if not len(self.measurements):
             raise ValueError(f"problem {self.name!r}: there must be at least one measurement, got none")
+        if self.surrogate is not None:
+            self._check_surrogate(self.surrogate)
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())
             raise ValueError(
@@ -166,6 +171,19 @@ class InverseProblem:
         if self.exact and len(self.exact) != len(self.measurements):
             raise ValueError(
                 f"{len(self.measurements)} measurements need as many exact posteriors, got {len(self.exact)}"
+            )
+
+    def _check_surrogate(self, surrogate: object) -> None:
+        if self.differentiable:
+            raise ValueError(
+                f"problem {self.name!r}: a surrogate is for a likelihood without a gradient, but "
+                f"{type(self.likelihood).__name__} has one"
+            )
+        shape = getattr(surrogate, "measurement_shape", None)
+        if not isinstance(surrogate, DifferentiableLikelihood) or shape != self.likelihood.measurement_shape:
+            raise ValueError(
+                f"problem {self.name!r}: the surrogate must be a likelihood with a gradient, of y of shape "
+                f"{tuple(self.likelihood.measurement_shape)}, got {type(surrogate).__name__} of shape {shape}"
             )
 
     def at(self, measurements: Tensor) -> InverseProblem:
@@ -190,11 +208,9 @@ class InverseProblem:
         """
         if torch.device(device) == self.device:
             return self
-        likelihood = self.likelihood
-        if isinstance(likelihood, nn.Module):
-            likelihood = copy.deepcopy(likelihood).to(device)
         prior, measurements = copy.deepcopy(self.prior).to(device), self.measurements.to(device)
-        return replace(self, prior=prior, likelihood=likelihood, measurements=measurements)
+        moved = replace(self, prior=prior, likelihood=_moved(self.likelihood, device), measurements=measurements)
+        return moved if self.surrogate is None else replace(moved, surrogate=_moved(self.surrogate, device))
 
     def placement(self) -> contextlib.AbstractContextManager[object]:
         """Within it, tensors that are made without a device are on the problem's."""
@@ -221,14 +237,25 @@ class InverseProblem:
         return self.prior.num_steps
 
     @property
+    def differentiable(self) -> bool:
+        """Whether the likelihood itself has a gradient."""
+        return isinstance(self.likelihood, DifferentiableLikelihood)
+
+    @property
+    def guiding(self) -> Likelihood:
+        """The likelihood that guides and proposals go by: the surrogate, if there is one."""
+        return self.likelihood if self.surrogate is None else self.surrogate
+
+    @property
     def gradient(self) -> LikelihoodGradient | None:
-        """The likelihood's gradient, or None if it has none."""
-        if not isinstance(self.likelihood, DifferentiableLikelihood):
+        """The gradient of `guiding`, or None if it has none; only where `differentiable` is it that of the target."""
+        guiding = self.guiding
+        if not isinstance(guiding, DifferentiableLikelihood):
             return None
-        gradient = self.likelihood.gradient
+        gradient = guiding.gradient
 
         def counted(value: Tensor, measurement: Tensor) -> Tensor:
-            with self._asking(value, "the gradient of "):
+            with self._asking(value, "the gradient of ", guiding):
                 return self._sound(gradient(value, measurement), value.shape, "the gradient of ")
 
         return counted
@@ -236,7 +263,7 @@ class InverseProblem:
     def guide(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
         """(x^, guidance), both [N, *D], at `state` [N, *D] and index `step` [N] for y = `measurement` [N, *Y].
 
-        What it is says `guidance`; the likelihood must have a gradient, and for any other guidance be `shiftable`.
+        What it is says `guidance`; there must be a `gradient`, and for any other guidance the problem be `shiftable`.
         """
         gradient = self.gradient
         assert gradient is not None
@@ -263,30 +290,27 @@ class InverseProblem:
         return first, moved - first + self._shift(moved, measurement, covariance, iterations)
 
     def _shift(self, value: Tensor, measurement: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
-        gradient, likelihood = self.gradient, self.likelihood
-        assert gradient is not None and isinstance(likelihood, StandardisedLikelihood)
-        with self._asking(value, "the residuals of "):  # which count beside the gradient
-            sharpness = information(likelihood, value, measurement)
+        gradient, guiding = self.gradient, self.guiding
+        assert gradient is not None and isinstance(guiding, StandardisedLikelihood)
+        with self._asking(value, "the residuals of ", guiding):  # which count beside the gradient
+            sharpness = information(guiding, value, measurement)
         return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
 
     @property
     def shiftable(self) -> bool:
-        """Whether the guidance can be a shift, repeated or not: the likelihood has a gradient and residuals."""
-        likelihood = self.likelihood
-        return isinstance(likelihood, DifferentiableLikelihood) and isinstance(likelihood, StandardisedLikelihood)
+        """Whether the guidance can be a shift, repeated or not: `guiding` has a gradient and residuals."""
+        return isinstance(self.guiding, DifferentiableLikelihood) and isinstance(self.guiding, StandardisedLikelihood)
 
     @property
     def marginal_gradient(self) -> MarginalGradient | None:
-        """The likelihood's gradient that allows for an error of x, or None if it has none."""
-        likelihood = self.likelihood
-        if not isinstance(likelihood, GaussianLikelihood):
-            return None
-        if not isinstance(likelihood.operator, LinearOperator):
+        """The gradient of `guiding` that allows for an error of x, or None if it has none."""
+        guiding = self.guiding
+        if not isinstance(guiding, GaussianLikelihood) or not isinstance(guiding.operator, LinearOperator):
             return None
 
         def counted(value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
-            with self._asking(value, "the gradient of "):
-                return likelihood.marginal_gradient(value, measurement, variance)
+            with self._asking(value, "the gradient of ", guiding):
+                return guiding.marginal_gradient(value, measurement, variance)
 
         return counted
 
@@ -336,10 +360,15 @@ class InverseProblem:
             return self._sound(self.likelihood.violation(value, measurement), (len(value),), "the violation of ")
 
     @contextlib.contextmanager
-    def _asking(self, value: Tensor, what: str = "") -> Iterator[None]:
-        """Counts x = `value`; within it time is limited, and whatever code that is not ours raises is named."""
-        self.calls.count += len(value)
-        asked = f"{what}the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}), asked for "
+    def _asking(self, value: Tensor, what: str = "", asked_of: Likelihood | None = None) -> Iterator[None]:
+        """Counts x = `value`; within it time is limited, and whatever code that is not ours raises is named.
+
+        The surrogate, which costs none of the likelihood's calls, is not counted.
+        """
+        surrogate = asked_of is not None and asked_of is self.surrogate
+        self.calls.count += 0 if surrogate else len(value)
+        name, kind = ("surrogate", self.surrogate) if surrogate else ("likelihood", self.likelihood)
+        asked = f"{what}the {name} of problem {self.name!r} ({type(kind).__name__}), asked for "
         asked += f"{len(value)} x,"
         try:
             with time_limit(self.time_limit, asked):
@@ -358,3 +387,7 @@ class InverseProblem:
             f"{what}the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}) must give a tensor "
             f"of {expected or f'shape {tuple(shape)} for {shape[0]} x'}, got {got}"
         )
+
+
+def _moved(likelihood: Likelihood, device: torch.device | str) -> Likelihood:
+    return copy.deepcopy(likelihood).to(device) if isinstance(likelihood, nn.Module) else likelihood

@@ -36,11 +36,10 @@ class Quantised(nn.Module):
         super().__init__()
         if levels < 2:
             raise ValueError(f"there must be at least two levels, got {levels}")
-        self.levels = levels
+        self.step = 2 / (levels - 1)
         self.measurement_shape = tuple(event_shape)
 
     def forward(self, value: Tensor) -> Tensor:
         """See `envs.operators.ForwardOperator`."""
-        step = 2 / (self.levels - 1)
         with torch.no_grad():
-            return ((value.clamp(-1, 1) + 1) / step).round() * step - 1
+            return ((value.clamp(-1, 1) + 1) / self.step).round() * self.step - 1

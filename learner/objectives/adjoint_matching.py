@@ -43,7 +43,7 @@ class AdjointMatching(Objective):
             ValueError: the likelihood has no gradient, or the prior's s_0 is correlated with x.
         """
         super().__init__()
-        if problem.gradient is None:
+        if not problem.differentiable:
             raise ValueError(
                 "objective adjoint_matching needs the gradient of the likelihood, which "
                 f"{type(problem.likelihood).__name__} does not have; take vargrad or rtb"

@@ -33,7 +33,7 @@ class PathKL(Objective):
                 respect to the state is not known.
         """
         super().__init__()
-        if problem.gradient is None:
+        if not problem.differentiable:
             raise ValueError(
                 f"objective path_kl needs the gradient of the likelihood, which {type(problem.likelihood).__name__} "
                 "does not have; take vargrad or rtb"

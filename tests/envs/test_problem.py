@@ -4,10 +4,20 @@ import re
 import pytest
 import torch
 
+from actors import rollout
+from diffusion.posterior import ControlPosterior
 from envs import make_problem
-from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood, StudentTLikelihood
+from envs.likelihoods import (
+    GaussianLikelihood,
+    LikelihoodError,
+    PoissonLikelihood,
+    StudentTLikelihood,
+    WithoutGradient,
+)
 from envs.operators import FourierMagnitudes, Pixels
 from envs.problem import LikelihoodCalls
+from evaluation import bounds
+from learner import Learner, LearnerConfig
 
 
 def test_each_trajectory_is_scored_against_its_own_measurement(gaussian_problem, generator):
@@ -212,3 +222,56 @@ def test_a_way_to_a_rare_event_is_counted_as_well():
     problem = make_problem("rare-event")
     assert float(problem.violation(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64)).min()) > 0
     assert problem.calls.count == 4
+
+
+def _black_box(problem, noise_std=0.8):
+    """`problem` without its gradient, and a surrogate of another noise."""
+    surrogate = GaussianLikelihood(problem.likelihood.operator, noise_std)
+    return dataclasses.replace(problem, likelihood=WithoutGradient(problem.likelihood), surrogate=surrogate)
+
+
+def test_guides_go_by_the_surrogate_and_weights_by_the_likelihood(gaussian_problem, generator):
+    problem = dataclasses.replace(_black_box(gaussian_problem), calls=LikelihoodCalls(), guidance="shift")
+    value, rows = torch.randn(3, 4, generator=generator), torch.zeros(3, dtype=torch.int64)
+    measurement, surrogate = problem.measurements[rows], problem.surrogate
+    assert torch.equal(problem.gradient(value, measurement), surrogate.gradient(value, measurement))
+    variance = torch.full((3,), 0.3)
+    expected = surrogate.marginal_gradient(value, measurement, variance)
+    assert torch.equal(problem.marginal_gradient(value, measurement, variance), expected)
+    bent = dataclasses.replace(gaussian_problem, likelihood=surrogate, guidance="shift", calls=LikelihoodCalls())
+    step = torch.tensor([2, 5, 8])
+    assert torch.equal(problem.guide(value, step, measurement)[1], bent.guide(value, step, measurement)[1])
+    assert problem.calls.count == 0 and not problem.differentiable and problem.shiftable
+    assert torch.equal(problem.log_likelihood(value, rows), gaussian_problem.log_likelihood(value, rows))
+    assert problem.calls.count == 3
+
+
+def test_a_surrogate_is_refused_where_there_is_a_gradient_or_it_does_not_fit(gaussian_problem):
+    likelihood = gaussian_problem.likelihood
+    with pytest.raises(ValueError, match="for a likelihood without a gradient, but GaussianLikelihood has one"):
+        dataclasses.replace(gaussian_problem, surrogate=likelihood)
+    for other in (WithoutGradient(likelihood), GaussianLikelihood(Pixels(torch.ones(4)), 1.0), "text"):
+        with pytest.raises(ValueError, match=r"surrogate must be a likelihood with a gradient, of y of shape \(2,\)"):
+            dataclasses.replace(gaussian_problem, likelihood=WithoutGradient(likelihood), surrogate=other)
+
+
+@pytest.mark.parametrize("objective", ["path_kl", "adjoint_matching"])
+def test_an_objective_of_the_likelihoods_own_gradient_takes_no_surrogate(gaussian_problem, objective):
+    problem = _black_box(gaussian_problem)
+    posterior = ControlPosterior(problem.prior, (2,), hidden=8)
+    with pytest.raises(ValueError, match="needs the gradient of the likelihood, which WithoutGradient does not have"):
+        Learner(problem, posterior, LearnerConfig(objective=objective))
+
+
+def test_the_evidence_by_a_guide_that_goes_by_a_surrogate_is_exact(gaussian_problem, generator):
+    problem = dataclasses.replace(_black_box(gaussian_problem), guidance="shift")
+    posterior = ControlPosterior(problem.prior, (2,), problem.gradient, hidden=8, shift=problem.guide)
+    with torch.no_grad():
+        posterior.gain[1] = 1.0
+    rows = torch.zeros(4_000, dtype=torch.int64)
+    made = rollout(problem, posterior.control, rows, generator=generator)
+    log_weight = made.log_weight
+    exact = gaussian_problem.exact[0].log_partition
+    assert abs(bounds.iw_log_partition(log_weight) - exact) < 4 * bounds.iw_standard_error(log_weight)
+    assert bounds.effective_sample_size(log_weight) > 0.05
+    assert bounds.elbo(log_weight) > bounds.elbo(rollout(problem, None, rows, generator=generator).log_weight) + 1

@@ -10,6 +10,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,16 +26,18 @@ __all__ = ["Shape", "image_problem", "picture", "register_operator"]
 
 Shape = tuple[int, int, int]
 MakeOperator = Callable[..., ForwardOperator]
+Surrogate = Callable[[Any, float], GaussianLikelihood]
+"""(operator, standard deviation of the noise) -> see `InverseProblem.surrogate`."""
 
 
-def image_problem(name: str, *, gradient: bool = True) -> Callable[[MakeOperator], MakeOperator]:
+def image_problem(name: str, *, surrogate: Surrogate | None = None) -> Callable[[MakeOperator], MakeOperator]:
     """Registers the problem `name` of the operator that the decorated function makes for images [C, H, W].
 
-    `gradient` False: the operator's gradient says nothing, and the likelihood has none.
+    With a `surrogate` the likelihood has no gradient, as the operator's says nothing, and guides go by what it makes.
     """
 
     def decorate(make_operator: MakeOperator) -> MakeOperator:
-        register_operator(name, make_operator, functools.partial(_problem, gradient))
+        register_operator(name, make_operator, functools.partial(_problem, surrogate))
         return make_operator
 
     return decorate
@@ -62,7 +65,7 @@ def register_operator(name: str, make_operator: MakeOperator, build: Callable[..
 
 
 def _problem(
-    gradient: bool,
+    surrogate: Surrogate | None,
     name: str,
     make_operator: Callable[[Shape], ForwardOperator],
     *,
@@ -82,12 +85,13 @@ def _problem(
     images = source.truths(truth, image, count, generator)
     operator = make_operator(shape)
     gaussian = GaussianLikelihood(operator, noise_std)
-    likelihood: Likelihood = gaussian if gradient else WithoutGradient(gaussian)
+    likelihood: Likelihood = gaussian if surrogate is None else WithoutGradient(gaussian)
     problem = InverseProblem(
         name=name,
         prior=source.prior,
         likelihood=likelihood,
         measurements=gaussian.sample(images, generator).float(),
+        surrogate=None if surrogate is None else surrogate(operator, noise_std),
         truth=images.float(),
         classes=None if source.one_hot is None else Classes(tuple("0123456789"), source.classify),
         image_shape=shape[1:] if shape[0] == 1 else shape,
