@@ -158,10 +158,15 @@ def limited(seconds: float) -> dict[str, Any]:
 
 
 def shortened(config: Path, options: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """The tree of a configuration file, `limited`, with `options` of the problem beside the file's."""
+    """The tree of a configuration file, `limited`, with `options` of the problem beside the file's.
+
+    The numbers of paths of its evaluations stay.
+    """
     tree: dict[str, Any] = yaml.safe_load(config.read_text())
     tree["problem"] |= options
-    return tree | limited(seconds)
+    limits = limited(seconds)
+    limits["evaluation"] = tree.get("evaluation", {}) | limits["evaluation"]
+    return tree | limits
 
 
 def seed_by_seed(
