@@ -140,14 +140,15 @@ class GuidedProposal:
 
 def _gaussian_likelihood(problem: InverseProblem, kind: str) -> GaussianLikelihood:
     """The likelihood of `problem`; ValueError where there is no residual y - A(x) to follow."""
-    if not isinstance(problem.likelihood, GaussianLikelihood):
+    likelihood = problem.guiding
+    if not isinstance(likelihood, GaussianLikelihood):
         raise ValueError(
             f"{kind} follows the residual y - A(x) of a Gaussian likelihood (GaussianLikelihood); that of problem "
-            f"{problem.name!r} is {type(problem.likelihood).__name__}"
+            f"{problem.name!r} is {type(likelihood).__name__}"
         )
-    if isinstance(problem.likelihood.noise_std, Tensor):
+    if isinstance(likelihood.noise_std, Tensor):
         raise ValueError(
             f"{kind} is published for noise of one size; that of problem {problem.name!r} has a size for each element "
             "of y"
         )
-    return problem.likelihood
+    return likelihood

@@ -1,9 +1,10 @@
 r"""Samples of the chain's posterior pi from those of a learned one, q: resampled, then moved.
 
 Paths tau of q have importance weights w = p(tau) p(y | x) / q(tau), so a draw among N of them by weight is a draw of pi
-up to an error that falls with N. The copies of one path part, and that error shrinks, as they are moved by path search,
-which leaves pi invariant, with q as one of the kernels that propose (resample-move, Gilks and Berzuini 2001). Where q
-has no paths at all there are none afterwards: the effective sample size says how many there were to choose from.
+up to an error that falls with N. The copies of one path part, and that error shrinks, as moves in path space that leave
+pi invariant are made of them (resample-move, Gilks and Berzuini 2001): suffixes that q proposes, prefixes noised anew
+(`actors.path_search`). Where q has no paths at all there are none afterwards: the effective sample size says how many
+there were to choose from.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from envs.problem import InverseProblem
 
 __all__ = ["SWEEPS", "moved", "resampled"]
 
-SWEEPS = 4  # two of the kernel that is guided by the likelihood, where it has a gradient, and two of q
+SWEEPS = 4
 
 
 def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) -> Rollout | None:
@@ -31,7 +32,7 @@ def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) 
 
     One part at a time: each draw stays what it was, or is one of the new part's paths, in proportion to their weights.
     """
-    kept, total = None, -math.inf
+    drawn, total = None, -math.inf
     for part in parts:
         log_weight = part.log_weight
         log_weight = torch.where(log_weight.isfinite(), log_weight, -math.inf)
@@ -39,26 +40,35 @@ def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) 
         if mass == -math.inf:
             continue
         total = float(np.logaddexp(total, mass))
-        drawn = part.take(torch.multinomial((log_weight - mass).exp(), count, replacement=True, generator=generator))
         uniform = torch.rand(count, generator=generator, dtype=torch.float64, device=log_weight.device)
-        kept = drawn if kept is None else kept.replaced(uniform < math.exp(mass - total), drawn)
-    return kept
+        renewed = (uniform < math.exp(mass - total)).nonzero()[:, 0]  # all of them at first
+        if not len(renewed):
+            continue
+        weight = (log_weight - mass).exp()
+        chosen = part.take(torch.multinomial(weight, len(renewed), replacement=True, generator=generator))
+        if drawn is None:
+            drawn = chosen
+        else:
+            drawn.put(renewed, chosen)
+    return drawn
 
 
 def moved(
-    problem: InverseProblem,
-    posterior: Posterior,
-    paths: Rollout,
-    generator: torch.Generator,
-    *,
-    sweeps: int = SWEEPS,
-    rows: int = 512,
+    problem: InverseProblem, posterior: Posterior, paths: Rollout, generator: torch.Generator, *, sweeps: int = SWEEPS
 ) -> tuple[Tensor, float]:
-    """(samples [N, *D] of the moved `paths`, share of proposals that was accepted); so many `rows` at a time."""
-    samples, accepted = [], []
-    for part in torch.arange(len(paths.states)).split(rows):
-        message = paths.take(part).trajectory(np.arange(len(part), dtype=np.uint64), 0, Origin.ON_POLICY)
-        stored = StoredPaths(problem, message, generator=generator, guided=problem.gradient is not None)
-        accepted.append(stored.settle(posterior.control, sweeps) * len(part))
-        samples.append(stored.samples)
-    return torch.cat(samples), sum(accepted) / len(paths.states)
+    """(samples [N, *D] of the moved `paths`, share of the suffixes that was accepted).
+
+    Sweep i of n proposes suffixes from a step of the i-th n-th of the chain, the same for all paths, then prefixes.
+    """
+    if sweeps < 1:
+        raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    message = paths.trajectory(np.arange(len(paths.states), dtype=np.uint64), 0, Origin.ON_POLICY)
+    stored = StoredPaths(problem, message, generator=generator, guided=posterior.uses_guidance)
+    accepted = 0.0
+    for index in range(sweeps):
+        place = (index + float(torch.rand((), generator=generator, device=paths.states.device))) / sweeps
+        suffixes = stored.redraw_suffix(int(place * problem.num_steps), posterior.control)
+        accepted += float(suffixes.double().mean()) / sweeps
+        length = torch.randint(problem.num_steps, (), generator=generator, device=paths.states.device)
+        stored.renoise_prefix(1 + int(length))
+    return stored.samples, accepted

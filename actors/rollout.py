@@ -68,13 +68,12 @@ class Rollout:
         values = {name: value[rows] if isinstance(value, Tensor) else value for name, value in values.items()}
         return Rollout(**values)
 
-    def replaced(self, rows: Tensor, by: Rollout) -> Rollout:
-        """These trajectories, but those of `by` where `rows` [B] is true."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, value in values.items():
+    def put(self, rows: Tensor, by: Rollout) -> None:
+        """Writes the trajectories `by` over those at `rows`."""
+        for field in fields(self):
+            value = getattr(self, field.name)
             if isinstance(value, Tensor):
-                values[name] = torch.where(rows.reshape(-1, *(1,) * (value.ndim - 1)), getattr(by, name), value)
-        return Rollout(**values)
+                value[rows] = getattr(by, field.name)
 
     def trajectory(
         self,

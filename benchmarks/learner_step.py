@@ -186,8 +186,11 @@ def memory_of(case: Case, variant: str, device: str) -> int:
     """Memory that steps take beyond what the process had before them; in a process of its own."""
     torch.set_num_threads(1)
     step = stepper(case, variant, device)
-    peak = peak_bytes if device == "cpu" else torch.cuda.max_memory_allocated
-    before = peak()
+    if device == "cpu":
+        before, peak = peak_bytes(), peak_bytes
+    else:
+        torch.cuda.reset_peak_memory_stats()
+        before, peak = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated
     for _ in range(2):
         step()
     return peak() - before
@@ -266,7 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.learner_step", description=__doc__)
     parser.add_argument("--short", action="store_true", help="three rounds")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the steps are made")
     known = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, float] = {}

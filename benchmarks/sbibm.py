@@ -88,7 +88,7 @@ def judged(task: str, observations: tuple[int, ...], seconds: float, count: int,
         middle = time.process_time()
         paths = resampled(parts, count, generator)
         assert paths is not None
-        right, accepted = moved(problem, posterior, paths, generator, sweeps=sweeps, rows=BATCH)
+        right, accepted = moved(problem, posterior, paths, generator, sweeps=sweeps)
         after = time.process_time()
         log_weight = torch.cat([part.log_weight for part in parts])
         samples, reference = torch.cat([part.states[:, -1] for part in parts]), published_draws(task, observation)

@@ -179,11 +179,15 @@ class InverseProblem:
                 f"problem {self.name!r}: a surrogate is for a likelihood without a gradient, but "
                 f"{type(self.likelihood).__name__} has one"
             )
-        shape = getattr(surrogate, "measurement_shape", None)
-        if not isinstance(surrogate, DifferentiableLikelihood) or shape != self.likelihood.measurement_shape:
+        if not isinstance(surrogate, DifferentiableLikelihood):
             raise ValueError(
-                f"problem {self.name!r}: the surrogate must be a likelihood with a gradient, of y of shape "
-                f"{tuple(self.likelihood.measurement_shape)}, got {type(surrogate).__name__} of shape {shape}"
+                f"problem {self.name!r}: the surrogate must be a likelihood with a gradient, got "
+                f"{type(surrogate).__name__}"
+            )
+        expected, shape = (tuple(each.measurement_shape) for each in (self.likelihood, self.guiding))
+        if shape != expected:
+            raise ValueError(
+                f"problem {self.name!r}: the surrogate must be of the same y, of shape {expected}, got one of {shape}"
             )
 
     def at(self, measurements: Tensor) -> InverseProblem:
@@ -256,7 +260,7 @@ class InverseProblem:
 
         def counted(value: Tensor, measurement: Tensor) -> Tensor:
             with self._asking(value, "the gradient of ", guiding):
-                return self._sound(gradient(value, measurement), value.shape, "the gradient of ")
+                return self._sound(gradient(value, measurement), value.shape, "the gradient of ", asked_of=guiding)
 
         return counted
 
@@ -365,10 +369,9 @@ class InverseProblem:
 
         The surrogate, which costs none of the likelihood's calls, is not counted.
         """
-        surrogate = asked_of is not None and asked_of is self.surrogate
-        self.calls.count += 0 if surrogate else len(value)
-        name, kind = ("surrogate", self.surrogate) if surrogate else ("likelihood", self.likelihood)
-        asked = f"{what}the {name} of problem {self.name!r} ({type(kind).__name__}), asked for "
+        if asked_of is None or asked_of is not self.surrogate:
+            self.calls.count += len(value)
+        asked = f"{what}{self._called(asked_of)}, asked for "
         asked += f"{len(value)} x,"
         try:
             with time_limit(self.time_limit, asked):
@@ -378,14 +381,27 @@ class InverseProblem:
         except Exception as error:
             raise LikelihoodError(f"{asked} raised {raised(error)}") from error
 
-    def _sound(self, found: object, shape: tuple[int, ...], what: str = "", expected: str | None = None) -> Tensor:
+    def _called(self, asked_of: Likelihood | None) -> str:
+        """What messages call the likelihood, or the surrogate."""
+        if asked_of is not None and asked_of is self.surrogate:
+            return f"the surrogate of problem {self.name!r} ({type(asked_of).__name__})"
+        return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__})"
+
+    def _sound(
+        self,
+        found: object,
+        shape: tuple[int, ...],
+        what: str = "",
+        expected: str | None = None,
+        asked_of: Likelihood | None = None,
+    ) -> Tensor:
         """What the likelihood gave, if it is a tensor of `shape`, or of what is `expected` in words."""
         if isinstance(found, Tensor) and found.shape == shape:
             return found
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise LikelihoodError(
-            f"{what}the likelihood of problem {self.name!r} ({type(self.likelihood).__name__}) must give a tensor "
-            f"of {expected or f'shape {tuple(shape)} for {shape[0]} x'}, got {got}"
+            f"{what}{self._called(asked_of)} must give a tensor of "
+            f"{expected or f'shape {tuple(shape)} for {shape[0]} x'}, got {got}"
         )
 
 

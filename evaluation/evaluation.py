@@ -159,22 +159,24 @@ class Correction:
 
     count: int
     """Number of samples."""
+    ancestors: int
+    """How many paths as drawn they come from."""
     distinct: int
     """How many of them differ: copies of one path that were not moved are the same."""
     accepted: float
-    """Share of proposals that was accepted."""
+    """Share of the proposed suffixes that was accepted."""
     reduced_chi2: float | None = None
-    """As `Evaluation.reduced_chi2`."""
+    """As `eval/reduced_chi2`."""
     sliced_w2: float | None = None
-    """As `Evaluation.sliced_w2`, for as many exact samples as there are of these."""
+    """As `eval/sliced_w2`, to as many exact samples as there are of these."""
     sliced_w2_floor: float | None = None
     """The same between two exact samples of that size."""
     mean_error: float | None = None
-    """As `Evaluation.mean_error`."""
+    """As `eval/mean_error`."""
     std_error: float | None = None
-    """As `Evaluation.std_error`."""
+    """As `eval/std_error`."""
     class_l1: float | None = None
-    """As `Evaluation.class_l1`."""
+    """As `eval/class_l1`."""
 
     def as_metrics(self) -> dict[str, float]:
         """The numbers that are known, as `eval/corrected/reduced_chi2` and so on."""
@@ -184,9 +186,9 @@ class Correction:
 
 @torch.no_grad()
 def evaluate_corrected(
-    problem: InverseProblem, measurement_id: int, samples: Tensor, accepted: float, *, seed: int = 0
+    problem: InverseProblem, measurement_id: int, samples: Tensor, *, ancestors: int, accepted: float, seed: int = 0
 ) -> Correction:
-    """Judges corrected `samples` [N, *D] of measurement `measurement_id`; `accepted` is told as it is."""
+    """Judges corrected `samples` [N, *D] of measurement `measurement_id`; how they were made is told as it is."""
     known: dict[str, float | None] = {}
     if problem.exact:
         generator = torch.Generator().manual_seed(seed)
@@ -195,6 +197,7 @@ def evaluate_corrected(
     learned, exact = _class_probabilities(problem, measurement_id, samples)
     return Correction(
         count=len(samples),
+        ancestors=ancestors,
         distinct=len(samples.flatten(1).unique(dim=0)),
         accepted=accepted,
         reduced_chi2=_reduced_chi2(problem, measurement_id, samples),

@@ -99,7 +99,7 @@ def corrected_rows(correction: Correction | None) -> tuple[SummaryRow, ...]:
     if correction is None:
         return ()
     c = correction
-    hint = f"resampled by weight, then moved; {100 * c.accepted:.0f} % of proposals accepted"
+    hint = f"drawn by weight among the paths, {c.ancestors:,} of them, then moved; {100 * c.accepted:.0f} % accepted"
     told = f"{c.distinct:,} of {c.count:,}"
     rows = [SummaryRow(quantity="corrected samples, distinct", learned=told, hint=hint)]
     if c.reduced_chi2 is not None:

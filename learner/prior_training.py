@@ -135,7 +135,8 @@ class PriorTrainer:
         """On a processor the one stream; on a GPU, which draws far faster, one for each update, without a state."""
         if self._device.type == "cpu":
             return self._generator
-        return torch.Generator(self._device).manual_seed(self._seed + self.updates)
+        seed = np.random.SeedSequence((self._seed, self.updates)).generate_state(1, np.uint64)[0]
+        return torch.Generator(self._device).manual_seed(int(seed >> 1))
 
     @property
     def learning_rate(self) -> float:

@@ -51,7 +51,8 @@ class EvaluationConfig:
     """Trajectories of the last evaluation."""
     corrected: int = 256
     """Samples that the last evaluation corrects, at most as many as its trajectories: drawn among them by importance
-    weight, and moved by path search with the posterior as one of its kernels; 0: none."""
+    weight, and moved by a Markov chain that leaves the posterior as it is, at the cost of about four rollouts each; 0:
+    none."""
     per_measurement: int = 64
     """Trajectories of each measurement in the last evaluation, where there are several."""
     calibration_pairs: int = 0
@@ -68,6 +69,8 @@ class EvaluationConfig:
             "per_measurement": 2,
         }
         require(self, "evaluation", at_least=least | {"calibration_pairs": 0, "calibration_trajectories": 1})
+        if self.corrected == 1:
+            raise ValueError("evaluation.corrected must be 0 or at least 2, got 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +158,8 @@ class RunConfig:
     """x that training may ask the likelihood about, for one that is a slow simulator; density, gradient and simulation
     each count. The run ends with the turn of an actor that spends them (on Ray one turn of each); schedules then follow
     what is furthest on. Evaluations, which go by the clock, are counted apart: about twice `evaluation.trajectories`
-    each (chi square asks again; where exact samples are known several times), and at the end `final_trajectories`."""
+    each (chi square asks again; where exact samples are known several times), and at the end `final_trajectories` and
+    five times `evaluation.corrected`."""
     plugins: tuple[str, ...] = ()
     """Modules to import first, which register problems of yours."""
     problem: ProblemConfig = field(default_factory=ProblemConfig)

@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import json
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,15 +68,17 @@ class Draws:
     """[N] float64, the log importance weights of their paths."""
     corrected: torch.Tensor | None = None
     """[M, *D] of the chain's posterior (`actors.resample_move`), where they were asked for and any path has weight."""
-    accepted: float = math.nan
-    """Share of the proposals that was accepted while these were moved."""
+    ancestors: int = 0
+    """How many of the paths as drawn these come from."""
+    accepted: float = 0.0
+    """Share of the proposed suffixes that was accepted while they were moved."""
 
     def save(self, path: Path) -> None:
         """Writes them to an npz file without pickles."""
-        arrays = {"samples": self.samples.float().numpy(), "log_weight": self.log_weight.numpy()}
+        arrays: dict[str, Any] = {"samples": self.samples.float().numpy(), "log_weight": self.log_weight.numpy()}
         if self.corrected is not None:
             arrays["corrected"] = self.corrected.float().numpy()
-        np.savez_compressed(path, allow_pickle=False, **arrays)
+        np.savez_compressed(path, **arrays)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,25 +107,32 @@ def draw(
     corrected: int = 0,
 ) -> Draws:
     """`count` samples under `posterior`, and so many corrected ones."""
-    generator, samples, log_weights = problem.generator(seed), [], []
+    samples, log_weights = [], []
 
     def parts() -> Iterator[Rollout]:
-        for part in _paths(problem, posterior, torch.full((count,), measurement_id), generator):
+        for part in _paths(problem, posterior, torch.full((count,), measurement_id), problem.generator(seed)):
             samples.append(part.states[:, -1].cpu())
             log_weights.append(part.log_weight.cpu())
             yield part
 
-    moves, right, accepted = problem.generator(seed + 1), None, math.nan
+    moves = problem.generator(int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0] >> 1))
+    found: list[torch.Tensor] = []
+    accepted, ancestors = 0.0, 0
     with problem.placement(), torch.no_grad():
-        if corrected:
-            paths = resampled(parts(), corrected, moves)
-            if paths is not None:
-                right, accepted = moved(problem, posterior, paths, moves, rows=BATCH)
-        else:
-            for _ in parts():
-                pass
-    right = None if right is None else right.cpu()
-    return Draws(samples=torch.cat(samples), log_weight=torch.cat(log_weights), corrected=right, accepted=accepted)
+        paths = resampled(parts(), corrected, moves) if corrected else deque(parts(), maxlen=0)
+        if isinstance(paths, Rollout):
+            ancestors = len(paths.states[:, -1].flatten(1).unique(dim=0))
+            for rows in torch.arange(corrected).split(BATCH):
+                ends, share = moved(problem, posterior, paths.take(rows), moves)
+                found.append(ends.cpu())
+                accepted += share * len(rows) / corrected
+    return Draws(
+        samples=torch.cat(samples),
+        log_weight=torch.cat(log_weights),
+        corrected=torch.cat(found) if found else None,
+        ancestors=ancestors,
+        accepted=accepted,
+    )
 
 
 def judge(
@@ -141,7 +152,9 @@ def judge(
     evaluation = evaluate(problem, measurement_id, draws.samples, draws.log_weight, posterior, seed=seed, quick=quick)
     correction = None
     if draws.corrected is not None:
-        correction = evaluate_corrected(problem, measurement_id, draws.corrected, draws.accepted, seed=seed)
+        correction = evaluate_corrected(
+            problem, measurement_id, draws.corrected, ancestors=draws.ancestors, accepted=draws.accepted, seed=seed
+        )
     return Judgement(evaluation=evaluation, draws=draws, correction=correction)
 
 
@@ -227,6 +240,8 @@ def final_report(
     evaluation = judgement.evaluation
     metrics = judgement.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
     notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, evaluation, history, measurement_id)]
+    if config.evaluation.corrected and judgement.correction is None:
+        notes.append("no path has any weight, so there are no corrected samples")
     # Without an update q is what it began with, and its ELBO beside the prior's is sampling noise.
     diverged = bool(_newest(history, "learner/updates")) and has_diverged(metrics)
     if diverged:
@@ -259,7 +274,7 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
     ended has diverged too, and has no evaluation. Of a likelihood that is zero on paths of the prior the ELBO is minus
     infinity for any posterior that strays there at all, and says nothing.
     """
-    silent = {"eval/prior_elbo"}
+    silent = {"eval/prior_elbo"} | {key for key in metrics if key.startswith("eval/corrected/")}
     if metrics["eval/prior_elbo"] == -math.inf:
         silent |= {"eval/elbo", "eval/elbo_standard_error", "eval/gap"}
     numbers = {key: value for key, value in metrics.items() if key not in silent}
@@ -318,7 +333,7 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
     if ess < LOW_ESS:
         notes.append(
             f"an effective sample size of {100 * ess:.2g} % is {ess * evaluation.count:.0f} paths: neither log Z nor "
-            "its error can be trusted"
+            "its error can be trusted, and corrected samples all come from about as many"
         )
     return notes
 

@@ -250,9 +250,22 @@ def test_a_surrogate_is_refused_where_there_is_a_gradient_or_it_does_not_fit(gau
     likelihood = gaussian_problem.likelihood
     with pytest.raises(ValueError, match="for a likelihood without a gradient, but GaussianLikelihood has one"):
         dataclasses.replace(gaussian_problem, surrogate=likelihood)
-    for other in (WithoutGradient(likelihood), GaussianLikelihood(Pixels(torch.ones(4)), 1.0), "text"):
-        with pytest.raises(ValueError, match=r"surrogate must be a likelihood with a gradient, of y of shape \(2,\)"):
+    others = (
+        (WithoutGradient(likelihood), "must be a likelihood with a gradient, got WithoutGradient"),
+        ("text", "must be a likelihood with a gradient, got str"),
+        (GaussianLikelihood(Pixels(torch.ones(4)), 1.0), r"of the same y, of shape \(2,\), got one of \(4,\)"),
+    )
+    for other, message in others:
+        with pytest.raises(ValueError, match=message):
             dataclasses.replace(gaussian_problem, likelihood=WithoutGradient(likelihood), surrogate=other)
+
+
+def test_a_surrogate_that_fails_is_named(gaussian_problem):
+    problem = _black_box(gaussian_problem)
+    problem.surrogate.gradient = lambda value, measurement: value[:, :1]
+    named = r"gradient of the surrogate of problem 'gaussian-linear' \(GaussianLikelihood\)"
+    with pytest.raises(LikelihoodError, match=named + r" must give a tensor of shape \(1, 4\)"):
+        problem.gradient(torch.ones(1, 4), problem.measurements[:1])
 
 
 @pytest.mark.parametrize("objective", ["path_kl", "adjoint_matching"])
