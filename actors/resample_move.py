@@ -27,13 +27,15 @@ __all__ = ["SWEEPS", "moved", "resampled"]
 SWEEPS = 4
 
 
-def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) -> Rollout | None:
-    """`count` draws by weight, independent and with replacement, from all paths of `parts`; None if none has weight.
+def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) -> tuple[Rollout, Tensor] | None:
+    """(`count` paths, their numbers [count]): draws by weight, independent and with replacement, from all of `parts`.
 
     One part at a time: each draw stays what it was, or is one of the new part's paths, in proportion to their weights.
+    None if no path has weight.
     """
-    drawn, total = None, -math.inf
+    drawn, numbers, total, seen = None, torch.zeros(count, dtype=torch.int64), -math.inf, 0
     for part in parts:
+        offset, seen = seen, seen + len(part.states)
         log_weight = part.log_weight
         log_weight = torch.where(log_weight.isfinite(), log_weight, -math.inf)
         mass = float(log_weight.logsumexp(0))
@@ -45,12 +47,13 @@ def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) 
         if not len(renewed):
             continue
         weight = (log_weight - mass).exp()
-        chosen = part.take(torch.multinomial(weight, len(renewed), replacement=True, generator=generator))
+        rows = torch.multinomial(weight, len(renewed), replacement=True, generator=generator)
+        numbers[renewed.cpu()] = offset + rows.cpu()
         if drawn is None:
-            drawn = chosen
+            drawn = part.take(rows)
         else:
-            drawn.put(renewed, chosen)
-    return drawn
+            drawn.put(renewed, part.take(rows))
+    return None if drawn is None else (drawn, numbers)
 
 
 def moved(

@@ -86,9 +86,9 @@ def judged(task: str, observations: tuple[int, ...], seconds: float, count: int,
         generator, before = torch.Generator().manual_seed(observation), time.process_time()
         parts = drawn(problem, posterior, count, generator)
         middle = time.process_time()
-        paths = resampled(parts, count, generator)
-        assert paths is not None
-        right, accepted = moved(problem, posterior, paths, generator, sweeps=sweeps)
+        taken = resampled(parts, count, generator)
+        assert taken is not None
+        right, accepted = moved(problem, posterior, taken[0], generator, sweeps=sweeps)
         after = time.process_time()
         log_weight = torch.cat([part.log_weight for part in parts])
         samples, reference = torch.cat([part.states[:, -1] for part in parts]), published_draws(task, observation)

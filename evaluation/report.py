@@ -69,7 +69,10 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
     percent = f"{100 * e.effective_sample_size:.3g} %"
     rows.append(
         SummaryRow(
-            quantity="effective sample size", learned=percent, exact="100 %", hint="of the paths; low: distrust log Z"
+            quantity="effective sample size",
+            learned=percent,
+            exact="" if exact is None else "100 %",
+            hint="of the paths; low: distrust log Z",
         )
     )
     distances = (("W2", e.w2, e.w2_floor), ("sliced W2", e.sliced_w2, e.sliced_w2_floor))
@@ -103,7 +106,11 @@ def corrected_rows(correction: Correction | None) -> tuple[SummaryRow, ...]:
     told = f"{c.distinct:,} of {c.count:,}"
     rows = [SummaryRow(quantity="corrected samples, distinct", learned=told, hint=hint)]
     if c.reduced_chi2 is not None:
-        rows.append(SummaryRow(quantity="corrected: reduced χ²", learned=number(c.reduced_chi2, 3), hint="as above"))
+        rows.append(
+            SummaryRow(
+                quantity="corrected: reduced χ²", learned=number(c.reduced_chi2, 3), hint="also 1 if modes are missing"
+            )
+        )
     if c.sliced_w2 is not None and c.sliced_w2_floor is not None:
         rows.append(_pair("corrected: sliced W2", c.sliced_w2, c.sliced_w2_floor, "as above, of as many samples"))
     if c.class_l1 is not None:

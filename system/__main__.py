@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, help="npz file (default: RUN/samples.npz or RUN/exact.npz, which is replaced)"
     )
     sample.add_argument(
-        "--corrected", action="store_true", help="as many samples, resampled by weight and moved, beside those as drawn"
+        "--corrected", type=int, default=0, metavar="M", help="also M samples drawn among them by weight and moved"
     )
     exact = sample.add_argument_group("exact posterior samples by path-space search, without training")
     exact.add_argument(
@@ -227,10 +227,15 @@ def _sample(arguments: argparse.Namespace, overrides: list[str]) -> int:
         corrected=arguments.corrected,
     )
     with np.load(path) as file:
-        log_weight, corrected = torch.from_numpy(file["log_weight"]), "corrected" in file
+        log_weight, ancestor = torch.from_numpy(file["log_weight"]), file.get("ancestor")
     share, bound = bounds.effective_sample_size(log_weight), bounds.elbo(log_weight)
     sys.stdout.write(f"{arguments.num} samples: {path} (ELBO {bound:.2f}, effective sample size {100 * share:.2g} %)\n")
-    if arguments.corrected and not corrected:
+    if ancestor is not None:
+        count = len(np.unique(ancestor))
+        sys.stdout.write(
+            f"{len(ancestor)} corrected, made of {count} of them: the fewer, the less they tell of modes\n"
+        )
+    elif arguments.corrected:
         sys.stderr.write("rtb: warning: no path has any weight, so none could be corrected\n")
     return 0
 

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 BATCH = 512  # trajectories at once
-LOW_ESS = 0.01  # fraction below which the report warns
+LOW_ESS, FEW_PATHS = 0.01, 10  # fraction of the paths, and number of them, below which the report warns
 
 
 def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32]) -> Posterior:
@@ -68,8 +68,8 @@ class Draws:
     """[N] float64, the log importance weights of their paths."""
     corrected: torch.Tensor | None = None
     """[M, *D] of the chain's posterior (`actors.resample_move`), where they were asked for and any path has weight."""
-    ancestors: int = 0
-    """How many of the paths as drawn these come from."""
+    ancestor: torch.Tensor | None = None
+    """[M] int64, the number among `samples` of the one that each of these was made of."""
     accepted: float = 0.0
     """Share of the proposed suffixes that was accepted while they were moved."""
 
@@ -77,7 +77,8 @@ class Draws:
         """Writes them to an npz file without pickles."""
         arrays: dict[str, Any] = {"samples": self.samples.float().numpy(), "log_weight": self.log_weight.numpy()}
         if self.corrected is not None:
-            arrays["corrected"] = self.corrected.float().numpy()
+            assert self.ancestor is not None
+            arrays |= {"corrected": self.corrected.float().numpy(), "ancestor": self.ancestor.numpy()}
         np.savez_compressed(path, **arrays)
 
 
@@ -117,11 +118,12 @@ def draw(
 
     moves = problem.generator(int(np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0] >> 1))
     found: list[torch.Tensor] = []
-    accepted, ancestors = 0.0, 0
+    accepted, ancestor = 0.0, None
     with problem.placement(), torch.no_grad():
-        paths = resampled(parts(), corrected, moves) if corrected else deque(parts(), maxlen=0)
-        if isinstance(paths, Rollout):
-            ancestors = len(paths.states[:, -1].flatten(1).unique(dim=0))
+        if not corrected:
+            deque(parts(), maxlen=0)
+        elif (taken := resampled(parts(), corrected, moves)) is not None:
+            paths, ancestor = taken
             for rows in torch.arange(corrected).split(BATCH):
                 ends, share = moved(problem, posterior, paths.take(rows), moves)
                 found.append(ends.cpu())
@@ -130,7 +132,7 @@ def draw(
         samples=torch.cat(samples),
         log_weight=torch.cat(log_weights),
         corrected=torch.cat(found) if found else None,
-        ancestors=ancestors,
+        ancestor=ancestor,
         accepted=accepted,
     )
 
@@ -151,9 +153,10 @@ def judge(
     draws = draw(problem, posterior, count, seed=seed, measurement_id=measurement_id, corrected=corrected)
     evaluation = evaluate(problem, measurement_id, draws.samples, draws.log_weight, posterior, seed=seed, quick=quick)
     correction = None
-    if draws.corrected is not None:
+    if draws.corrected is not None and draws.ancestor is not None:
+        ancestors = len(draws.ancestor.unique())
         correction = evaluate_corrected(
-            problem, measurement_id, draws.corrected, ancestors=draws.ancestors, accepted=draws.accepted, seed=seed
+            problem, measurement_id, draws.corrected, ancestors=ancestors, accepted=draws.accepted, seed=seed
         )
     return Judgement(evaluation=evaluation, draws=draws, correction=correction)
 
@@ -330,10 +333,11 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
         )
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
-    if ess < LOW_ESS:
+    if ess < LOW_ESS or ess * evaluation.count < FEW_PATHS:
         notes.append(
-            f"an effective sample size of {100 * ess:.2g} % is {ess * evaluation.count:.0f} paths: neither log Z nor "
-            "its error can be trusted, and corrected samples all come from about as many"
+            f"an effective sample size of {100 * ess:.2g} % is that of {ess * evaluation.count:.1f} paths: neither log "
+            "Z nor its error can be trusted, nor the shares of modes among corrected samples, which come from about "
+            "as many"
         )
     return notes
 

@@ -207,6 +207,9 @@ def _train(
                     validation_seconds=config.evaluation.interval_seconds,
                     checkpoint_seconds=config.checkpoint.interval_seconds,
                 )
+            if not quiet:
+                sys.stdout.write(_evaluating(config))
+                sys.stdout.flush()
             judgement = judge(config, judged, runner.weights(), quick=False)
             each, calibration = judge_each(config, judged, runner.weights())
         finally:
@@ -215,6 +218,13 @@ def _train(
         final_report(config, judged, run, judgement, notes, each=each, calibration=calibration)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(way_on(run, store)) from None
+
+
+def _evaluating(config: RunConfig) -> str:
+    """What the last evaluation does, a line: it may take longer than the training."""
+    settings = config.evaluation
+    corrected = f", of which {min(settings.corrected, settings.final_trajectories):,} are corrected"
+    return f"evaluating {settings.final_trajectories:,} paths{corrected if settings.corrected else ''}\n"
 
 
 def _judge_calls(run: RunDirectory) -> int:
@@ -246,7 +256,7 @@ def sample(
     output: Path | None,
     measurement: int | Path = 0,
     *,
-    corrected: bool = False,
+    corrected: int = 0,
 ) -> Path:
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file.
 
@@ -254,13 +264,14 @@ def sample(
     """
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")
+    if corrected < 0:
+        raise ConfigError(f"--corrected must be at least 0, got {corrected}")
     _check_output(output)
     run, config, problem, weights = _trained(directory)
     posterior = load_posterior(config, problem, weights)
     problem, row = measured(problem, measurement, config, posterior)
-    number = count if corrected else 0
     path = run.samples if output is None else output
-    draw(problem, posterior, count, seed=seed, measurement_id=row, corrected=number).save(path)
+    draw(problem, posterior, count, seed=seed, measurement_id=row, corrected=corrected).save(path)
     return path
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import envs.likelihoods
 import envs.operators
@@ -138,6 +139,19 @@ def test_the_worked_example_of_a_new_problem_passes_its_checks_and_takes_a_step(
     python("-m", "system", *words, "--updates", "3", "--runner", "local", "--run", "run", cwd=tmp_path)
 
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_black_box_that_problems_shows_has_a_surrogate_that_is_like_it():
+    parts: dict = {}
+    exec(next(text for text in snippets("docs/problems.md") if "Stairs" in text), parts)
+    likelihood, surrogate = parts["likelihood"], parts["surrogate"]
+    x, y = torch.linspace(-1, 1, 20).reshape(5, 4), torch.zeros(5, 4)
+    assert surrogate.gradient(x, y).shape == x.shape and not hasattr(likelihood, "gradient")
+    drawn, smooth = (
+        each.sample(x.repeat(2_000, 1), torch.Generator().manual_seed(0)) for each in (likelihood, surrogate)
+    )
+    assert float((drawn - smooth).mean().abs()) < 0.05
+    assert float((drawn - 3 * (2 * x).sin().repeat(2_000, 1)).std()) == pytest.approx(surrogate.noise_std, rel=0.2)
 
 
 def test_the_worked_example_of_amortised_posteriors_learns_measurements_that_it_has_not_seen():

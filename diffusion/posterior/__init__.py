@@ -112,8 +112,9 @@ def make_posterior(
             )
         if moves and shift is None:
             raise ValueError(
-                f"likelihood_gradient {config.likelihood_gradient} needs a likelihood with a gradient and residuals in "
-                "standard deviations of its noise (`standardised`), and this one lacks them; use state"
+                f"likelihood_gradient {config.likelihood_gradient} needs `shift`, the guide of a problem whose "
+                "likelihood has a gradient and residuals in standard deviations of its noise (`standardised`): "
+                "problem.guide if problem.shiftable, with that `guidance`; where the likelihood lacks them use state"
             )
         return ControlPosterior(
             prior,

@@ -66,10 +66,15 @@ def test_residuals_of_the_exact_posterior_have_a_reduced_chi_square_of_one(name)
     assert error < 0.1
 
 
-def test_quantisation_is_a_black_box():
-    problem = make_problem("image-quantisation", {"num_steps": 2})
-    assert problem.gradient is None
+def test_quantisation_is_a_black_box_whose_surrogate_takes_rounding_for_noise(generator):
+    problem = make_problem("image-quantisation", {"num_steps": 2, "levels": 9, "noise_std": 0.05})
+    assert not problem.differentiable
     assert problem.simulable
+    value = 2 * torch.rand(2_000, 1, 8, 8, generator=generator) - 1
+    error = problem.simulate(value, generator) - value
+    assert float(error.std()) == pytest.approx(problem.surrogate.noise_std, rel=0.01)
+    rows = problem.measurements.expand(2_000, 1, 8, 8)
+    assert problem.gradient(value, rows).shape == value.shape
 
 
 def test_options_of_the_operator_and_of_all_images_are_keys_of_the_problem():
@@ -81,7 +86,7 @@ def test_options_of_the_operator_and_of_all_images_are_keys_of_the_problem():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image": 297}, "297 held-out images, got 1 from number 297"),
+        ({"image": 297}, "297 held-out images, numbers 0 to 296, got 1 from number 297"),
         ({"image": -1}, "got 1 from number -1"),
         ({"count": 0}, "got 0 from number 0"),
         ({"truth": "real"}, "truth must be held-out or prior, got 'real'"),

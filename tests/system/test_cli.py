@@ -83,7 +83,8 @@ def _rtb(*arguments, cwd, path):
         (("evaluate", "no/such/run"), "expected the directory of a run, but no/such/run does not exist"),
         (("resume", "run", "--updates", "5"), "unknown argument '--updates' of `rtb resume`; see `rtb resume --help`"),
         (("sample", "run", "--chains", "5"), "--chains is for `rtb sample --exact`"),
-        (("sample", "run", "--exact", "--corrected"), "--corrected is for samples of a learned posterior"),
+        (("sample", "run", "--exact", "--corrected", "3"), "--corrected is for samples of a learned posterior"),
+        (("sample", "run", "--corrected"), "argument --corrected: expected one argument"),
         (("sample", "run", "--num", "many"), "argument --num: invalid int value: 'many'; see `rtb sample --help`"),
         (("problems", "gausian-linear"), "unknown problem 'gausian-linear'; did you mean 'gaussian-linear'?"),
     ],
@@ -201,11 +202,13 @@ def test_train_resume_sample_and_evaluate_of_one_run(config, tmp_path, monkeypat
         assert stored["samples"].shape == (12, 2) and stored["log_weight"].shape == (12,)
         assert "corrected" not in stored
 
-    assert main(["sample", "mine", "--num", "12", "--corrected", "--output", "corrected.npz"]) == 0
-    assert capsys.readouterr().err == ""
+    assert main(["sample", "mine", "--num", "12", "--corrected", "30", "--output", "corrected.npz"]) == 0
+    told = re.search(r"\n30 corrected, made of (\d+) of them: the fewer, .*\n$", capsys.readouterr().out)
     with np.load("corrected.npz", allow_pickle=False) as stored:
-        assert stored["samples"].shape == stored["corrected"].shape == (12, 2)
-        assert not np.array_equal(stored["samples"], stored["corrected"])
+        samples, ancestor = stored["samples"], stored["ancestor"]
+        assert samples.shape == (12, 2) and stored["corrected"].shape == (30, 2) and ancestor.shape == (30,)
+        assert len(np.unique(ancestor)) == int(told[1])
+        assert (stored["corrected"] != samples[ancestor]).any()
 
     # Samples of a run that diverged are none of the posterior.
     results = json.loads(Path("mine/results.json").read_text(encoding="utf-8"))

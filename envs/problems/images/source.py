@@ -65,8 +65,8 @@ class ImageSource:
                 raise ValueError("truth held-out needs a prior that states its data set; take truth prior")
             if not (first >= 0 and 1 <= count <= len(self.held_out) - first):
                 raise ValueError(
-                    f"image and count must name some of the {len(self.held_out)} held-out images, got {count} from "
-                    f"number {first} on"
+                    f"image and count must name some of the {len(self.held_out)} held-out images, numbers 0 to "
+                    f"{len(self.held_out) - 1}, got {count} from number {first} on"
                 )
             return self.held_out[first : first + count]
         if truth != "prior":
@@ -114,7 +114,9 @@ def stored_source(name: str, num_steps: int, schedule: str, *, with_data: bool) 
         if "/" in name:
             raise
         known = (*BANDWIDTHS, *image_priors())
-        raise ValueError(f"unknown prior {name!r}; {nearest(name, known)}, or the folder of a stored one") from error
+        raise ValueError(
+            f"unknown prior {name!r}; {nearest(name, known)} (or give the folder of a stored one)"
+        ) from error
     if not _is_image(stored):
         raise ValueError(
             f"problems of images need a prior over [C, H, W] with one channel or three, but x of {name} has shape "
