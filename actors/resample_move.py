@@ -18,6 +18,7 @@ from torch import Tensor
 
 from actors.rollout import Rollout
 from actors.stored_paths import StoredPaths
+from actors.suffix_choice import window_sizes
 from diffusion.posterior import Posterior
 from diffusion.trajectory import Origin
 from envs.problem import InverseProblem
@@ -61,16 +62,18 @@ def moved(
 ) -> tuple[Tensor, float]:
     """(samples [N, *D] of the moved `paths`, share of the suffixes that was accepted).
 
-    Sweep i of n proposes suffixes from a step of the i-th n-th of the chain, the same for all paths, then prefixes.
+    Sweep i of n proposes suffixes from a step of the i-th n-th of the chain, the same for all paths, then prefixes. The
+    earlier the step, the smaller the window of x that its suffix is new in: each has its chance to be accepted.
     """
     if sweeps < 1:
         raise ValueError(f"sweeps must be at least 1, got {sweeps}")
     message = paths.trajectory(np.arange(len(paths.states), dtype=np.uint64), 0, Origin.ON_POLICY)
     stored = StoredPaths(problem, message, generator=generator, guided=posterior.uses_guidance)
-    accepted = 0.0
+    accepted, windows = 0.0, window_sizes(problem.event_shape)[::-1]
     for index in range(sweeps):
         place = (index + float(torch.rand((), generator=generator, device=paths.states.device))) / sweeps
-        suffixes = stored.redraw_suffix(int(place * problem.num_steps), posterior.control)
+        sides = windows[index * len(windows) // sweeps]
+        suffixes = stored.redraw_suffix(int(place * problem.num_steps), posterior.control, sides)
         accepted += float(suffixes.double().mean()) / sweeps
         length = torch.randint(problem.num_steps, (), generator=generator, device=paths.states.device)
         stored.renoise_prefix(1 + int(length))
