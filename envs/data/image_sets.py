@@ -88,7 +88,7 @@ def cifar10() -> Dataset:
         held_out=held_out,
         train_labels=train_labels,
         held_out_labels=held_out_labels,
-        split="16,000 of the published training set, 4,000 of the test set, classes in equal shares",
+        split="16,000 of the published training set, 4,000 of the test set are held out, classes in equal shares",
         source=CIFAR10,
         licence="none stated by its authors",
         value_range=RANGE,
