@@ -228,7 +228,7 @@ def test_only_a_likelihood_with_residuals_has_a_shift(features):
     problem = dataclasses.replace(make_problem("gmm-25"), guidance="shift")
     assert problem.gradient is not None and not problem.shiftable
     config = PosteriorConfig(likelihood_gradient=features)
-    with pytest.raises(ValueError, match=f"likelihood_gradient {features} needs a likelihood with a gradient and"):
+    with pytest.raises(ValueError, match=f"likelihood_gradient {features} needs `shift`, the guide of a problem whose"):
         make_posterior(config, problem.prior, (1,), problem.gradient)
 
 

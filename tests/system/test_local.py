@@ -179,11 +179,11 @@ def test_a_posterior_of_joint_paths_alone_is_right_at_a_measurement_it_never_saw
     for measurement in (own, -own, own + 1.5):
         exact = ChainPosterior(prior, likelihood.operator.matrix, likelihood.noise_std, measurement[0])
         at_y = dataclasses.replace(problem, measurements=measurement, exact=(exact,))
-        samples, log_weight = draw(at_y, posterior, 4_000, seed=1)
-        samples, spread = torch.as_tensor(samples).double(), exact.variance.sqrt()
+        draws = draw(at_y, posterior, 4_000, seed=1)
+        samples, spread = draws.samples.double(), exact.variance.sqrt()
         assert float(((samples.mean(0) - exact.mean) / spread).abs().max()) < 0.25
         assert (samples.std(0) / spread).numpy() == pytest.approx(np.ones(4), abs=0.25)
-        assert exact.log_partition - float(log_weight.mean()) < 0.6
+        assert exact.log_partition - float(draws.log_weight.mean()) < 0.6
         moved.append(float(((exact.mean - prior.denoiser.mean) / spread).abs().max()))
     assert min(moved) > 1.4 and max(moved) > 2.5  # so far is the prior's mean off
     assert "learner/residual_std" not in runner._metrics and runner._metrics["learner/loss"] == 0.0

@@ -512,7 +512,7 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     once = history | {"learner/rollbacks": (np.array([1]), np.array([1.0]), np.array([1.0]))}
     assert "batches aside and rolled back once: lower" in _doubts(problem, evaluation, once, 0)[0]
     assert refused == "655 trajectories were refused, as a number in them was not finite"
-    assert weight.startswith("an effective sample size of 0.1 % is 1 paths")
+    assert weight.startswith("an effective sample size of 0.1 % is that of 1.0 paths")
     assert _doubts(problem, evaluation, {}, 0)[0].startswith("the run ended before its first update")
     run = type(finished)(path=tmp_path)
     write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
