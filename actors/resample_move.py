@@ -34,7 +34,8 @@ def resampled(parts: Iterable[Rollout], count: int, generator: torch.Generator) 
     One part at a time: each draw stays what it was, or is one of the new part's paths, in proportion to their weights.
     None if no path has weight.
     """
-    drawn, numbers, total, seen = None, torch.zeros(count, dtype=torch.int64), -math.inf, 0
+    numbers = torch.zeros(count, dtype=torch.int64, device="cpu")  # also where the paths are on a GPU
+    drawn, total, seen = None, -math.inf, 0
     for part in parts:
         offset, seen = seen, seen + len(part.states)
         log_weight = part.log_weight

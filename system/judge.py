@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +120,8 @@ def draw(
     accepted, ancestor = 0.0, None
     with problem.placement(), torch.no_grad():
         if not corrected:
-            deque(parts(), maxlen=0)
+            for _ in parts():
+                pass  # what is kept of each is enough
         elif (taken := resampled(parts(), corrected, moves)) is not None:
             paths, ancestor = taken
             for rows in torch.arange(corrected).split(BATCH):

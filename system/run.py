@@ -260,7 +260,7 @@ def sample(
 ) -> Path:
     """Draws `count` samples of x given one measurement from the newest checkpoint of a run into an npz file.
 
-    `measurement` is a row of the problem's, or a file with another one; `corrected` corrects as many of them.
+    `measurement` is a row of the problem's, or a file with another one; so many are `corrected` as well.
     """
     if count < 1:
         raise ConfigError(f"--num must be at least 1, got {count}")

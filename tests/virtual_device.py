@@ -90,6 +90,8 @@ def _call(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not here and (device is None or device.type != NAME):
         return function(*args, **kwargs)
     indexes = "index" in function.name()  # a GPU's tensors may be indexed by those of the processor
+    if "index_put" in function.name():  # but what is written there may not be the processor's
+        tensors, indexes = [args[0], args[2]], False
     if here and not indexes and any(not isinstance(value, VirtualTensor) and value.ndim for value in tensors):
         raise RuntimeError(f"{function.name()}: expected all tensors to be on {NAME}, but found some on cpu")
     inner_kwargs = {key: torch.device("cpu") if key == "device" else _inner(value) for key, value in kwargs.items()}
