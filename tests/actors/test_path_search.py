@@ -329,3 +329,15 @@ def test_paths_without_a_finite_likelihood_are_refused(gaussian_problem):
     search.log_likelihood.fill_(-math.inf)
     with pytest.raises(ValueError, match=r"not one of 4 paths has a finite log p\(y \| x\)"):
         search.temper()
+
+
+def test_prefixes_that_are_noised_anew_leave_the_chain_as_it_is_where_it_is_coarse():
+    """Of a mixture in four steps noised samples are no paths of the chain: taken all, they would change its states."""
+    problem, count = make_problem("gmm-linear", {"num_steps": 4}), 20_000
+    search = PathSearch(problem, 0, count, generator=torch.Generator().manual_seed(0))
+    before = search.states[:, 1:4].double().square().sum(2)
+    taken = [float(search.renoise_prefix(last).double().mean()) for last in (4, 3, 4, 2, 4)]
+    after = search.states[:, 1:4].double().square().sum(2)
+    error = (before.var(0) / count + after.var(0) / count).sqrt()
+    assert 0.05 < taken[0] < 0.95
+    assert float(((after.mean(0) - before.mean(0)) / error).abs().max()) < 4.5
