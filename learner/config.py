@@ -94,8 +94,8 @@ class LearnerConfig:
     third of the memory a transition for a fifth more time. Where one transition's graph fits, it is not needed."""
     compile: bool = False
     """Have torch.compile fuse the network's operations: an update of an MLP takes a CPU a sixth less, after a minute of
-    compiling at the start, for which it needs a C++ compiler; the U-Net's takes it ten. The actors' networks stay as
-    they are: batches of a rollout are too small to gain."""
+    compiling at the start, for which it needs a C++ compiler; the U-Net's takes it ten. On a GPU it makes an MLP's
+    several times slower. The actors' networks stay as they are: batches of a rollout are too small to gain."""
     graph_bytes: int = 512 * 2**20
     """Memory for the graph of the gradient: transitions that do not fit it are scored in two passes and chunks."""
 

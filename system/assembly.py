@@ -31,6 +31,7 @@ __all__ = [
     "find_device",
     "noising_generator",
     "stream_seed",
+    "where_possible",
 ]
 
 
@@ -57,6 +58,15 @@ def find_device(config: RunConfig | PriorConfig) -> torch.device:
             f"{str(error).splitlines()[0]}"
         ) from None
     return device
+
+
+def where_possible(config: RunConfig) -> RunConfig:
+    """`config` on its device, or on the one at hand: what a GPU has trained is looked at on a laptop too."""
+    try:
+        find_device(config)
+    except ConfigError:
+        return dataclasses.replace(config, device="auto")
+    return config
 
 
 def build_problem(config: RunConfig) -> InverseProblem:

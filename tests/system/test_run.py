@@ -345,6 +345,15 @@ def test_sample_and_evaluate_need_only_the_learners_part_of_a_checkpoint(copy):
     assert evaluate_run(copy.path, 16).path == copy.path
 
 
+def test_a_run_of_a_gpu_is_sampled_and_evaluated_where_there_is_none_but_not_resumed(copy):
+    text = copy.config.read_text(encoding="utf-8")
+    copy.config.write_text(text.replace("device: auto", "device: cuda:7"), encoding="utf-8")
+    assert sample(copy.path, 5, 0, None) == copy.samples
+    assert evaluate_run(copy.path, 16).path == copy.path
+    with pytest.raises(ConfigError, match=r"device must be auto, or one that this process has.*got 'cuda:7'"):
+        resume(copy.path, quiet=True)
+
+
 def test_evaluate_with_the_configured_number_repeats_the_runs_own_results(copy):
     before = json.loads(copy.results.read_text(encoding="utf-8"))["summary"]
     copy.results.unlink()
