@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol, overload
@@ -16,21 +16,19 @@ from diffusion.kernel import expand
 from diffusion.newton import ITERATIONS, Product, newton_shift
 from diffusion.posterior import GuidanceForm, LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
+from envs.asked import Asked, LikelihoodCalls
 from envs.information import information
 from envs.likelihoods import (
     DifferentiableLikelihood,
     GaussianLikelihood,
     Likelihood,
-    LikelihoodError,
     RelaxedLikelihood,
     SimulableLikelihood,
     StandardisedLikelihood,
 )
-from envs.likelihoods.base import raised
 from envs.operators import LinearOperator
-from envs.time_limit import LikelihoodTimeout, time_limit
 
-__all__ = ["Classes", "ExactPosterior", "InverseProblem", "LikelihoodCalls"]
+__all__ = ["Classes", "ExactPosterior", "InverseProblem"]
 
 
 class ExactPosterior(Protocol):
@@ -73,14 +71,6 @@ REPEATS = 3  # of a repeated guidance
 SHIFTS, SHIFT_ITERATIONS = 2, 4  # of one that is repeated with the covariance, and conjugate gradients of each
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
-
-
-@dataclass(slots=True, eq=False)
-class LikelihoodCalls:
-    """A count of the x that a likelihood was asked about: for its density, its gradient or a simulation."""
-
-    count: int = 0
-    """So far; an x counts each time."""
 
 
 class _Solutions(Sequence[ExactPosterior]):
@@ -256,11 +246,10 @@ class InverseProblem:
         guiding = self.guiding
         if not isinstance(guiding, DifferentiableLikelihood):
             return None
-        gradient = guiding.gradient
+        gradient, asked = guiding.gradient, self._asked_guiding
 
         def counted(value: Tensor, measurement: Tensor) -> Tensor:
-            with self._asking(value, "the gradient of ", guiding):
-                return self._sound(gradient(value, measurement), value.shape, "the gradient of ", asked_of=guiding)
+            return asked.tensor(lambda: gradient(value, measurement), value, value.shape, "the gradient of ")
 
         return counted
 
@@ -296,7 +285,7 @@ class InverseProblem:
     def _shift(self, value: Tensor, measurement: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
         gradient, guiding = self.gradient, self.guiding
         assert gradient is not None and isinstance(guiding, StandardisedLikelihood)
-        with self._asking(value, "the residuals of ", guiding):  # which count beside the gradient
+        with self._asked_guiding.about(value, "the residuals of "):  # which count beside the gradient
             sharpness = information(guiding, value, measurement)
         return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
 
@@ -312,8 +301,10 @@ class InverseProblem:
         if not isinstance(guiding, GaussianLikelihood) or not isinstance(guiding.operator, LinearOperator):
             return None
 
+        asked = self._asked_guiding
+
         def counted(value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:
-            with self._asking(value, "the gradient of ", guiding):
+            with asked.about(value, "the gradient of "):
                 return guiding.marginal_gradient(value, measurement, variance)
 
         return counted
@@ -328,12 +319,12 @@ class InverseProblem:
         Raises:
             LikelihoodError: the likelihood gave something else, or failed.
         """
-        with self._asking(value):
-            return self._sound(
-                self.likelihood.log_prob(value, measurement.to(value)),
-                (len(value),),
-                expected=f"one number for each of the {len(value)} x, log p(y | x) [{len(value)}]",
-            )
+        return self._asked.tensor(
+            lambda: self.likelihood.log_prob(value, measurement.to(value)),
+            value,
+            (len(value),),
+            expected=f"one number for each of the {len(value)} x, log p(y | x) [{len(value)}]",
+        )
 
     @property
     def simulable(self) -> bool:
@@ -347,62 +338,36 @@ class InverseProblem:
             ValueError: the likelihood is a density only.
             LikelihoodError: it gave something else than measurements, or failed.
         """
-        if not isinstance(self.likelihood, SimulableLikelihood):
+        likelihood = self.likelihood
+        if not isinstance(likelihood, SimulableLikelihood):
             raise ValueError(
-                f"the likelihood of problem {self.name!r}, {type(self.likelihood).__name__}, has no method `sample` "
+                f"the likelihood of problem {self.name!r}, {type(likelihood).__name__}, has no method `sample` "
                 "that measurements can be drawn with"
             )
-        with self._asking(value, "a simulation of "):
-            shape = (len(value), *self.likelihood.measurement_shape)
-            return self._sound(self.likelihood.sample(value, generator), shape, "a simulation of ")
+        shape = (len(value), *likelihood.measurement_shape)
+        return self._asked.tensor(lambda: likelihood.sample(value, generator), value, shape, "a simulation of ")
 
     def violation(self, value: Tensor, measurement_id: Tensor) -> Tensor:
         """[N] how far x = `value` [N, *D] is from where its likelihood is not zero: see `RelaxedLikelihood`."""
-        assert isinstance(self.likelihood, RelaxedLikelihood)
-        with self._asking(value, "the violation of "):
-            measurement = self.measurements[measurement_id].to(value)
-            return self._sound(self.likelihood.violation(value, measurement), (len(value),), "the violation of ")
-
-    @contextlib.contextmanager
-    def _asking(self, value: Tensor, what: str = "", asked_of: Likelihood | None = None) -> Iterator[None]:
-        """Counts x = `value`; within it time is limited, and whatever code that is not ours raises is named.
-
-        The surrogate, which costs none of the likelihood's calls, is not counted.
-        """
-        if asked_of is None or asked_of is not self.surrogate:
-            self.calls.count += len(value)
-        asked = f"{what}{self._called(asked_of)}, asked for "
-        asked += f"{len(value)} x,"
-        try:
-            with time_limit(self.time_limit, asked):
-                yield
-        except (LikelihoodError, LikelihoodTimeout):
-            raise
-        except Exception as error:
-            raise LikelihoodError(f"{asked} raised {raised(error)}") from error
-
-    def _called(self, asked_of: Likelihood | None) -> str:
-        """What messages call the likelihood, or the surrogate."""
-        if asked_of is not None and asked_of is self.surrogate:
-            return f"the surrogate of problem {self.name!r} ({type(asked_of).__name__})"
-        return f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__})"
-
-    def _sound(
-        self,
-        found: object,
-        shape: tuple[int, ...],
-        what: str = "",
-        expected: str | None = None,
-        asked_of: Likelihood | None = None,
-    ) -> Tensor:
-        """What the likelihood gave, if it is a tensor of `shape`, or of what is `expected` in words."""
-        if isinstance(found, Tensor) and found.shape == shape:
-            return found
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise LikelihoodError(
-            f"{what}{self._called(asked_of)} must give a tensor of "
-            f"{expected or f'shape {tuple(shape)} for {shape[0]} x'}, got {got}"
+        likelihood, measurement = self.likelihood, self.measurements[measurement_id].to(value)
+        assert isinstance(likelihood, RelaxedLikelihood)
+        return self._asked.tensor(
+            lambda: likelihood.violation(value, measurement), value, (len(value),), "the violation of "
         )
+
+    @property
+    def _asked(self) -> Asked:
+        """The likelihood."""
+        called = f"the likelihood of problem {self.name!r} ({type(self.likelihood).__name__})"
+        return Asked(called, self.time_limit, self.calls)
+
+    @property
+    def _asked_guiding(self) -> Asked:
+        """`guiding`; a surrogate costs none of the likelihood's calls."""
+        if self.surrogate is None:
+            return self._asked
+        called = f"the surrogate of problem {self.name!r} ({type(self.surrogate).__name__})"
+        return Asked(called, self.time_limit, None)
 
 
 def _moved(likelihood: Likelihood, device: torch.device | str) -> Likelihood:

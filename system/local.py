@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from actors.exploration import StartBy
 from diffusion.trajectory import Trajectory
 from envs import InverseProblem
-from envs.problem import LikelihoodCalls
+from envs.asked import LikelihoodCalls
 from learner import Diverged
 from system.assembly import build_actor, build_learner, build_shard, noising_generator
 from system.config import RunConfig

@@ -16,8 +16,8 @@ import yaml
 from numpy.typing import NDArray
 
 from envs import InverseProblem
+from envs.asked import LikelihoodCalls
 from envs.likelihoods import LikelihoodError
-from envs.problem import LikelihoodCalls
 from envs.time_limit import LikelihoodTimeout
 from system.assembly import build_problem, where_possible
 from system.checkpoint import Checkpoint, CheckpointStore

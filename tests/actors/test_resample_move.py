@@ -11,7 +11,7 @@ from actors.resample_move import SWEEPS, moved, resampled
 from actors.rollout import Rollout
 from diffusion.path import denoise_path, path_log_prior
 from diffusion.posterior import ControlPosterior
-from envs.problem import LikelihoodCalls
+from envs.asked import LikelihoodCalls
 from evaluation import bounds
 from evaluation.bounds import effective_sample_size
 

@@ -7,6 +7,7 @@ import torch
 from actors import rollout
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
+from envs.asked import LikelihoodCalls
 from envs.likelihoods import (
     GaussianLikelihood,
     LikelihoodError,
@@ -15,7 +16,6 @@ from envs.likelihoods import (
     WithoutGradient,
 )
 from envs.operators import FourierMagnitudes, Pixels
-from envs.problem import LikelihoodCalls
 from evaluation import bounds
 from learner import Learner, LearnerConfig
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import system.local
+from envs.asked import LikelihoodCalls
 from envs.exact.chain import ChainPosterior
-from envs.problem import LikelihoodCalls
 from system.assembly import build_problem
 from system.config_file import config_from_tree
 from system.errors import ConfigError, RunnerError

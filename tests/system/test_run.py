@@ -22,8 +22,8 @@ import system.loop
 import system.part
 import system.run
 from envs import InverseProblem, make_problem
+from envs.asked import LikelihoodCalls
 from envs.likelihoods import GaussianLikelihood
-from envs.problem import LikelihoodCalls
 from envs.registry import register
 from evaluation import evaluate
 from evaluation.report import corrected_rows, summary_rows
