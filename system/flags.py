@@ -113,4 +113,9 @@ def _one_line(box: str) -> str:
     text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
     # Of a value that fits none of several types it tells what each of them said.
     several = re.match(r"(--\S+): no type matching (.*) could be instantiated from \[(.*?)\]", text)
-    return f"invalid value {several[3]} for {several[1]}; expected {several[2]}" if several else text
+    if several:
+        return f"invalid value {several[3]} for {several[1]}; expected {several[2]}"
+    number = re.match(r"(--\S+): (?:invalid literal for (int)\(\).*|could not convert string to (float)): (.*)", text)
+    if number:
+        return f"invalid value {number[4]} for {number[1]}; expected {(number[2] or number[3]).upper()}"
+    return text

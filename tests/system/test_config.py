@@ -292,7 +292,11 @@ def test_switches_nulls_and_shares_can_be_given_as_flags(load):
         (("--updats", "3"), "command line: unknown option --updats; did you mean --updates?"),
         (("--problem.dimm", "3"), "command line: unknown option --problem.dimm; did you mean --problem.dim?"),
         (("--qqqqqqqq", "3"), "command line: unknown option --qqqqqqqq; `rtb train CONFIG --help` lists them all"),
-        (("--updates", "1.5"), "command line: --updates: invalid literal for int() with base 10: '1.5'"),
+        (("--updates", "1.5"), "command line: invalid value '1.5' for --updates; expected INT"),
+        (
+            ("--learner.learning-rate", "fast"),
+            "command line: invalid value 'fast' for --learner.learning-rate; expected FLOAT",
+        ),
         (("--updates",), "command line: Missing value for argument '--updates'."),
         (("--updates", "0"), "command line: updates must be at least 1, got 0"),
         (("--runner", "mpi"), "command line: invalid choice 'mpi' for argument '--runner'"),
