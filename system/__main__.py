@@ -313,9 +313,6 @@ def _prior_inspect(arguments: argparse.Namespace, _: list[str]) -> None:
     given = {
         key: getattr(arguments, key) for key in ("steps", "num_steps", "bound") if getattr(arguments, key) is not None
     }
-    if not arguments.quiet:
-        sys.stdout.write("drawing samples and measuring errors, which takes a network of images a minute or two\n")
-        sys.stdout.flush()
     found = inspect_prior(
         arguments.name,
         schedule=arguments.schedule,
