@@ -13,7 +13,7 @@ run: $(STAMP)
 	$(BIN)/rtb train configs/experiments/digits_half.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

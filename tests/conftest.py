@@ -22,6 +22,13 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is not a f
 settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of a file stay together, and those with processes of Ray do."""
+    for item in items:
+        place = str(item.path.parent if item.path.parent.name == "distributed" else item.path)
+        item.add_marker(pytest.mark.xdist_group(place))
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A fresh random stream with a fixed seed."""
