@@ -16,12 +16,12 @@ SMALL = {
     "--runner": "local",
     "--updates": "1",
     "--max-seconds": "null",
-    "--actor.batch-size": "16",
-    "--actor.path-search.population": "16",
-    "--learner.batch-size": "16",
+    "--actor.batch-size": "8",
+    "--actor.path-search.population": "8",
+    "--learner.batch-size": "8",
     "--learner.warmup-updates": "0",
-    "--replay.min-size": "16",
-    "--evaluation.trajectories": "8",
+    "--replay.min-size": "8",
+    "--evaluation.trajectories": "4",
 }
 
 
@@ -42,7 +42,7 @@ def test_a_shipped_configuration_takes_one_step_that_changes_the_weights(path):
     assert (runner.weights() != before).any() and np.isfinite(runner.weights()).all()
     judgement = judge(config, problem, runner.weights(), quick=True)
     evaluation, log_weight = judgement.evaluation, judgement.draws.log_weight.numpy()
-    assert judgement.draws.samples.shape == (8, *problem.event_shape)
+    assert judgement.draws.samples.shape == (4, *problem.event_shape)
     if isinstance(problem.likelihood, RelaxedLikelihood):  # zero in places, and q hardly reaches where it is not
         assert (log_weight < np.inf).all()
     else:
