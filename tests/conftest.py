@@ -22,11 +22,15 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is not a f
 settings.load_profile("untimed")
 
 
+MANY_PROCESSES = ("distributed", "test_ranks.py", "test_sharding.py")
+"""Folders and files whose tests start several processes that wait for each other."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file stay together, and those with processes of Ray do."""
+    """Where tests run side by side, those of a file stay together, and those of many processes come one by one."""
     for item in items:
-        place = str(item.path.parent if item.path.parent.name == "distributed" else item.path)
-        item.add_marker(pytest.mark.xdist_group(place))
+        many = set(MANY_PROCESSES) & {item.path.parent.name, item.path.name}
+        item.add_marker(pytest.mark.xdist_group("processes" if many else str(item.path)))
 
 
 @pytest.fixture
