@@ -26,6 +26,7 @@ MANY_PROCESSES = ("distributed", "test_ranks.py", "test_sharding.py")
 """Folders and files whose tests start several processes that wait for each other."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before the plug-in reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those of a file stay together, and those of many processes come one by one."""
     for item in items:
