@@ -12,8 +12,10 @@ export OMP_NUM_THREADS := 1
 run: $(STAMP)
 	$(BIN)/rtb train configs/experiments/digits_half.yaml
 
+# Files side by side on the cores; those with processes of Ray, which take all cores, after them.
 test: $(STAMP)
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --ignore tests/system/distributed
+	$(BIN)/python -m pytest tests/system/distributed
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow

@@ -22,18 +22,6 @@ settings.register_profile("untimed", deadline=None)  # a busy machine is not a f
 settings.load_profile("untimed")
 
 
-MANY_PROCESSES = ("distributed", "test_ranks.py", "test_sharding.py")
-"""Folders and files whose tests start several processes that wait for each other."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before the plug-in reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those of a file stay together, and those of many processes come one by one."""
-    for item in items:
-        many = set(MANY_PROCESSES) & {item.path.parent.name, item.path.name}
-        item.add_marker(pytest.mark.xdist_group("processes" if many else str(item.path)))
-
-
 @pytest.fixture
 def generator() -> torch.Generator:
     """A fresh random stream with a fixed seed."""
