@@ -286,7 +286,7 @@ def test_a_measurement_that_is_not_finite_or_of_another_shape_is_refused(plugin,
     nan, shape, kind, key = done.stderr.splitlines()
     assert nan.endswith("problem 'from-outside': the measurement must be finite, got 1 NaN or infinite values")
     assert shape.endswith("problem 'from-outside': measurements must be [M, 1], got [1, 3]")
-    assert kind == "rtb: error: command line: --problem.offset: could not convert string to float: 'much'"
+    assert kind == "rtb: error: command line: invalid value 'much' for --problem.offset; expected FLOAT"
     assert key == "rtb: error: command line: unknown option --problem.ofset; did you mean --problem.offset?"
     assert not (tmp_path / "runs").exists()  # a run that cannot start leaves nothing behind
 
