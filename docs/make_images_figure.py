@@ -23,7 +23,7 @@ from envs import InverseProblem
 from envs.data import load_dataset
 from evaluation.figures.images import colour_last, deviation, show
 from evaluation.figures.picture import render, styled
-from system.assembly import build_problem, where_possible
+from system.assembly import build_problem, on_device_at_hand
 from system.run import open_run
 
 FIGURES = Path(__file__).parent / "figures"
@@ -75,7 +75,7 @@ def draw(name: str, runs: Sequence[Path]) -> None:
     panels = figure.subplots(len(runs), 4 + SHOWN, squeeze=False)
     for row, directory in enumerate(runs):
         run, config = open_run(directory)
-        problem, axes = build_problem(where_possible(config)), panels[row]
+        problem, axes = build_problem(on_device_at_hand(config)), panels[row]
         assert problem.truth is not None
         truth = colour_last(problem.truth[0].double().numpy())
         with np.load(run.samples) as stored:

@@ -300,7 +300,6 @@ class InverseProblem:
         guiding = self.guiding
         if not isinstance(guiding, GaussianLikelihood) or not isinstance(guiding.operator, LinearOperator):
             return None
-
         asked = self._asked_guiding
 
         def counted(value: Tensor, measurement: Tensor, variance: Tensor) -> Tensor:

@@ -30,8 +30,8 @@ __all__ = [
     "build_shard",
     "find_device",
     "noising_generator",
+    "on_device_at_hand",
     "stream_seed",
-    "where_possible",
 ]
 
 
@@ -60,7 +60,7 @@ def find_device(config: RunConfig | PriorConfig) -> torch.device:
     return device
 
 
-def where_possible(config: RunConfig) -> RunConfig:
+def on_device_at_hand(config: RunConfig) -> RunConfig:
     """`config` on its device, or on the one at hand: what a GPU has trained is looked at on a laptop too."""
     try:
         find_device(config)

@@ -19,7 +19,7 @@ from envs import InverseProblem
 from envs.asked import LikelihoodCalls
 from envs.likelihoods import LikelihoodError
 from envs.time_limit import LikelihoodTimeout
-from system.assembly import build_problem, where_possible
+from system.assembly import build_problem, on_device_at_hand
 from system.checkpoint import Checkpoint, CheckpointStore
 from system.config import RunConfig
 from system.config_file import config_from_tree, load_config
@@ -337,7 +337,7 @@ def _check_output(output: Path | None) -> None:
 
 def _trained(directory: Path) -> tuple[RunDirectory, RunConfig, InverseProblem, NDArray[np.float32]]:
     run, config = open_run(directory)
-    config = where_possible(config)
+    config = on_device_at_hand(config)
     checkpoint = CheckpointStore(run.checkpoints, config.checkpoint.keep).load(only=("learner",))
     return run, config, build_problem(config), checkpoint.parts["learner"].arrays["average"].astype(np.float32)
 
