@@ -1,7 +1,7 @@
-"""The priors `spectra` and `clusters` against fresh draws of the models that they were trained on.
+"""The priors `spectra`, `clusters` and `fields` against fresh draws of the models that they were trained on.
 
-Draws of each by chains of 50 and 200 steps, of the exact prior of the same model that the problem makes by itself, a
-kernel density, by its chain of 50, and fresh ones of the model, from another seed than the
+Draws of each by chains of 50 and 200 steps, of the exact prior of the same model that the problem makes by itself (a
+kernel density; of fields the model itself) by its chain of 50, and fresh ones of the model, from another seed than the
 training's. Compared are the means and standard deviations of the elements of x, the sliced 2-Wasserstein distance, and
 the distributions of what one looks for in such x, by the distance of Kolmogorov and Smirnov. What fresh draws score
 against others, the floor, stands beside: that distance of 1,000 and 1,000 exceeds 0.061 one time in twenty. What the
@@ -30,6 +30,7 @@ from evaluation.distance import sliced_wasserstein2
 Features = dict[str, NDArray[np.float64]]
 
 DRAWS, SHORT_DRAWS = 1_000, 100
+BANDS = ((1, 2), (2, 4), (4, 6), (6, 12))  # cycles per box, for fields of 16 x 16 cells
 IRON = (4.9, 6.8)  # keV, where a line of iron is seen at redshifts of 0 to 0.3
 
 
@@ -63,12 +64,30 @@ def of_clusters(value: Tensor) -> Features:
     }
 
 
+def of_fields(value: Tensor) -> Features:
+    """Log power in bands of frequency (cycles per box), level and fullest cell, of x = `value` [N, 1, n, n]."""
+    x = value[:, 0].double()
+    size = x.shape[-1]
+    frequency = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
+    radius = torch.hypot(frequency[:, None], frequency[None])
+    power = torch.fft.fft2(x).abs().square() / size**2
+    bands = {
+        f"power_{low}_{high}": power[:, (radius >= low) & (radius < high)].mean(1).log().numpy() for low, high in BANDS
+    }
+    return bands | {"level": x.mean((1, 2)).numpy(), "fullest": x.amax((1, 2)).numpy()}
+
+
 PRIORS: dict[str, tuple[Callable[[Tensor], Features], tuple[int, ...]]] = {
     "spectra": (of_spectra, (50, 200)),
     "clusters": (of_clusters, (50, 200)),
+    "fields": (of_fields, (50, 200)),
 }
 """What one looks for, and numbers of steps."""
-PROBLEMS = {"spectra": "xray-spectrum", "clusters": "cluster-sz-xray"}
+PROBLEMS: dict[str, tuple[str, dict[str, object]]] = {
+    "spectra": ("xray-spectrum", {}),
+    "clusters": ("cluster-sz-xray", {}),
+    "fields": ("galaxy-field", {"size": 16}),
+}
 """That take the prior, and have an exact one."""
 
 
@@ -103,7 +122,7 @@ def main() -> None:
     for name, (features, steps) in PRIORS.items():
         model = fresh(name, count, 1)
         chains = {f"trained, {number} steps": load_prior(name, number) for number in steps}
-        chains["exact, 50 steps"] = make_problem(PROBLEMS[name]).prior
+        chains["exact, 50 steps"] = make_problem(*PROBLEMS[name]).prior
         sets = {kind: prior.sample(count, torch.Generator().manual_seed(0)) for kind, prior in chains.items()}
         rows = {kind: compared(draws, model, features) for kind, draws in sets.items()}
         rows["floor"] = compared(fresh(name, count, 2), model, features)

@@ -242,7 +242,7 @@ def final_report(
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     evaluation = judgement.evaluation
     metrics = judgement.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
-    notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, evaluation, history, measurement_id)]
+    notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, judgement, history, measurement_id)]
     if config.evaluation.corrected and judgement.correction is None:
         notes.append("no path has any weight, so there are no corrected samples")
     # Without an update q is what it began with, and its ELBO beside the prior's is sampling noise.
@@ -301,10 +301,11 @@ def _newest(history: History, key: str) -> float:
     return float(history[key][2][-1]) if key in history and len(history[key][2]) else 0.0
 
 
-def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, measurement_id: int) -> list[str]:
+def _doubts(problem: InverseProblem, judgement: Judgement, history: History, measurement_id: int) -> list[str]:
     """Sentences about what should keep the reader from taking the numbers at face value."""
     newest = functools.partial(_newest, history)
-    notes, ess = [], evaluation.effective_sample_size
+    notes, evaluation = [], judgement.evaluation
+    ess = evaluation.effective_sample_size
     if len(problem.measurements) > 1:
         notes.append(
             f"all this is for measurement {measurement_id} of 0..{len(problem.measurements) - 1}; "
@@ -334,10 +335,14 @@ def _doubts(problem: InverseProblem, evaluation: Evaluation, history: History, m
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
     if ess < LOW_ESS or ess * evaluation.count < FEW_PATHS:
+        corrected = (
+            ", nor the shares of modes among corrected samples, which come from about as many"
+            if judgement.correction is not None
+            else ""
+        )
         notes.append(
             f"an effective sample size of {100 * ess:.2g} % is that of {ess * evaluation.count:.1f} paths: neither log "
-            "Z nor its error can be trusted, nor the shares of modes among corrected samples, which come from about "
-            "as many"
+            f"Z nor its error can be trusted{corrected}"
         )
     return notes
 

@@ -26,12 +26,13 @@ from envs.asked import LikelihoodCalls
 from envs.likelihoods import GaussianLikelihood
 from envs.registry import register
 from evaluation import evaluate
+from evaluation.evaluation import evaluate_corrected
 from evaluation.report import corrected_rows, summary_rows
 from system.checkpoint import CheckpointStore
 from system.config_file import config_from_tree
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig
-from system.judge import _calls_spent, _doubts
+from system.judge import Draws, Judgement, _calls_spent, _doubts
 from system.metrics import read_metrics
 from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
 from system.run_directory import RunDirectory, write_text
@@ -87,7 +88,7 @@ def _short_slices_and_a_plain_report(monkeypatch):
             {"quantity": row.quantity, "learned": row.learned, "exact": row.exact}
             for row in (*summary_rows(evaluation), *corrected_rows(judgement.correction))
         ]
-        notes = [*notes, *_doubts(problem, evaluation, read_metrics(run.metrics), measurement_id)]
+        notes = [*notes, *_doubts(problem, judgement, read_metrics(run.metrics), measurement_id)]
         write_text(run.results, json.dumps({"summary": rows, "notes": notes}))
 
     monkeypatch.setattr(system.run, "final_report", results_only)
@@ -513,16 +514,21 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     problem = make_problem("gaussian-linear", {"dim": 2, "measurement_dim": 1, "num_steps": 5})
     log_weight = torch.zeros(1000, dtype=torch.float64)
     log_weight[0] = 50.0  # one path outweighs all others
-    evaluation = evaluate(problem, 0, torch.randn(1000, 2), log_weight)
+    drawn = Draws(samples=torch.randn(1000, 2), log_weight=log_weight)
+    judgement = Judgement(evaluation=evaluate(problem, 0, drawn.samples, log_weight), draws=drawn)
     newest = {"learner/updates": 20.0, "learner/set_aside": 11.0, "learner/rollbacks": 2.0, "replay/refused": 655.0}
     history = {key: (np.array([1]), np.array([1.0]), np.array([value])) for key, value in newest.items()}
-    skipped, refused, weight = _doubts(problem, evaluation, history, 0)
+    skipped, refused, weight = _doubts(problem, judgement, history, 0)
     assert skipped.startswith("the guard set 11 of 20 batches aside and rolled back 2 times")
     once = history | {"learner/rollbacks": (np.array([1]), np.array([1.0]), np.array([1.0]))}
-    assert "batches aside and rolled back once: lower" in _doubts(problem, evaluation, once, 0)[0]
+    assert "batches aside and rolled back once: lower" in _doubts(problem, judgement, once, 0)[0]
     assert refused == "655 trajectories were refused, as a number in them was not finite"
     assert weight.startswith("an effective sample size of 0.1 % is that of 1.0 paths")
-    assert _doubts(problem, evaluation, {}, 0)[0].startswith("the run ended before its first update")
+    assert weight.endswith("can be trusted")  # and nothing of corrected samples, where there are none
+    correction = evaluate_corrected(problem, 0, drawn.samples, ancestors=1, accepted=0.5)
+    *_, also = _doubts(problem, dataclasses.replace(judgement, correction=correction), history, 0)
+    assert also.startswith(f"{weight}, nor the shares of modes among corrected samples")
+    assert _doubts(problem, judgement, {}, 0)[0].startswith("the run ended before its first update")
     run = type(finished)(path=tmp_path)
     write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
     assert f"note: {weight}\n" in closing_lines(run)
