@@ -108,7 +108,8 @@ class FlowDensity(nn.Module):
         if tuple(value.shape[1:]) != self.event_shape:
             raise ValueError(f"x must be [N, {', '.join(map(str, self.event_shape))}], got {list(value.shape)}")
         if self._offset is None:
-            white = torch.randn(1, *self.event_shape, generator=torch.Generator().manual_seed(0), dtype=self._dtype)
+            generator = torch.Generator().manual_seed(0)  # on the processor, so that every device has the same offset
+            white = torch.randn(1, *self.event_shape, generator=generator, dtype=self._dtype, device="cpu")
             draw, unit = self._carried(white.to(self.probes.device)), trace_probes(self.event_shape, None)
             self._offset = float(self._log_prob(draw, unit.to(self.probes)) - self._log_prob(draw, self.probes))
         return self._offset + torch.cat([self._log_prob(rows, self.probes) for rows in self._typed(value).split(ROWS)])

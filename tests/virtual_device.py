@@ -1,7 +1,8 @@
 """A device of torch that computes on the processor, but refuses tensors of another device as a GPU would.
 
 What runs on it gives bit for bit what it gives on the processor, so that a machine without a GPU can tell whether every
-tensor is where it has to be. Random numbers come from the processor's generator: torch has none for such a device.
+tensor is where it has to be. Random numbers come from a generator of the processor, as torch has none for such a device;
+it is told which device it stands for, and refused for numbers on another, as on a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
@@ -64,12 +66,31 @@ class _Dispatch(TorchDispatchMode):
         return _call(function, args, kwargs or {})
 
 
-_of_torch = torch.Generator
+class _Generator(torch.Generator):
+    def __new__(cls, device: Any = "cpu") -> _Generator:
+        made = super().__new__(cls)
+        made.stands_for = torch.device(device)
+        return made
+
+    stands_for: torch.device
+
+    @property
+    def device(self) -> torch.device:
+        return self.stands_for
 
 
-class _Generator:
-    def __new__(cls, device: Any = "cpu") -> Any:
-        return _of_torch()
+class _Generators(TorchFunctionMode):
+    """Looks at generators before the dispatcher, which does not hand on what they are told."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for generator in (value for value in (*args, *kwargs.values()) if isinstance(value, _Generator)):
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            wanted = tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
+            given = generator.device
+            if given.type != wanted.type:
+                raise RuntimeError(f"Expected a '{wanted.type}' device type for generator but found '{given.type}'")
+        return function(*args, **kwargs)
 
 
 @contextmanager
@@ -77,7 +98,7 @@ def virtual_device() -> Iterator[torch.device]:
     """The device, within a block; where there is a GPU, of which it takes the place, the test is skipped."""
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, and torch has one accelerator a process")
-    with _Dispatch(), patch.object(torch, "Generator", _Generator):
+    with _Generators(), _Dispatch(), patch.object(torch, "Generator", _Generator):
         yield torch.device(NAME, 0)
 
 

@@ -13,8 +13,11 @@ import torch.distributed as dist
 
 from actors import Actor, ActorConfig
 from diffusion.denoiser import NetworkDenoiser
-from diffusion.network import MLP
+from diffusion.flow_density import FlowDensity
+from diffusion.network import MLP, Plane
 from diffusion.posterior import ControlPosterior
+from envs.likelihoods import LearnedNoiseLikelihood
+from envs.operators import Convolution
 from learner import Learner, LearnerConfig
 from learner.objectives import OBJECTIVES
 from learner.prior_config import PriorTrainingConfig
@@ -39,6 +42,11 @@ def test_the_virtual_device_refuses_tensors_of_the_processor():
             value + torch.ones(3)
         with pytest.raises(RuntimeError, match="numpy"):
             value.numpy()
+        with pytest.raises(RuntimeError, match="Expected a 'virtual' device type for generator but found 'cpu'"), device:
+            torch.randn(2, generator=torch.Generator())
+        with device:
+            assert isinstance(torch.randn(2, generator=torch.Generator(device)), VirtualTensor)
+            assert torch.randn(2, generator=torch.Generator(), device="cpu").shape == (2,)
 
 
 KINDS = ["noise-inflated", "prior", "path-search", "backtracking", "langevin", "teacher", "dps", "dps-cla", "pigdm"]
@@ -132,6 +140,26 @@ def test_an_amortised_posterior_of_the_digits_and_its_calibration_are_the_same()
         )
     )
     assert len(arrays) == 8
+
+
+def test_the_likelihood_of_learned_noise_is_the_same():
+    torch.manual_seed(0)
+    density = FlowDensity(NetworkDenoiser(Plane(1, 4, 1), 1.0), (1, 4, 4), 1.0, num_steps=2, spacing=2)
+    likelihood = LearnedNoiseLikelihood(Convolution((1, 4, 4), torch.ones(3, 3) / 9, "zero"), density, 0.5)
+    value, measurement = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4)
+
+    def found(likelihood, device):
+        here = (value.to(device), measurement.to(device))
+        likelihood = copy.deepcopy(likelihood).to(device)
+        drawn = likelihood.sample(here[0], torch.Generator(device).manual_seed(0))
+        results = [likelihood.log_prob(*here), likelihood.gradient(*here), likelihood.standardised(*here), drawn]
+        return [result.detach().cpu().numpy() for result in (*results, likelihood.curvature(*here)(here[1]))]
+
+    expected = found(likelihood, torch.device("cpu"))
+    with virtual_device() as device, device:
+        there = found(likelihood, device)
+    for one, other in zip(expected, there, strict=True):
+        assert other == pytest.approx(one, rel=1e-6, abs=1e-6)
 
 
 def test_the_exact_sampler_is_the_same():
