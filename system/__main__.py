@@ -11,10 +11,12 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
 from system.errors import UserError
+from system.log import problems_are_heard
 
 __all__ = ["main"]
 
@@ -32,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and not (known.overrides or (known.command == "sample" and known.exact)):
             command = " ".join([known.command, *([known.action] if known.command == "prior" else [])])
             raise UserError(f"unknown argument {rest[0]!r} of `rtb {command}`; see `rtb {command} --help`")
-        return int(known.run(known, rest) or 0)
+        with nullcontext() if known.quiet else problems_are_heard():
+            return int(known.run(known, rest) or 0)
     except UserError as error:
         if "--debug" in given:
             traceback.print_exc()

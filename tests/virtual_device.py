@@ -1,8 +1,8 @@
 """A device of torch that computes on the processor, but refuses tensors of another device as a GPU would.
 
 What runs on it gives bit for bit what it gives on the processor, so that a machine without a GPU can tell whether every
-tensor is where it has to be. Random numbers come from a generator of the processor, as torch has none for such a device;
-it is told which device it stands for, and refused for numbers on another, as on a GPU.
+tensor is where it has to be. Random numbers come from a generator of the processor, as torch has none for such a
+device; it is told which one it stands for, and refused for numbers on another, as on a GPU.
 """
 
 from __future__ import annotations

@@ -151,6 +151,20 @@ def test_problems_lists_each_with_a_sentence_and_the_options_of_one(capsys):
     assert "--problem.noise-std (0.5)" in out and "--problem.measurement-dim (8)" in out
 
 
+def test_what_a_problem_leaves_out_of_its_data_is_told_once_and_not_if_quiet(tmp_path, capfd, no_report):
+    counts, selection = np.ones((4, 4)), np.ones((4, 4))
+    counts[1, 2] = selection[1, 2] = 0
+    np.savez(tmp_path / "survey.npz", counts=counts, selection=selection)
+    problem = f"{{name: galaxy-field, data: {tmp_path / 'survey.npz'}, num_steps: 2}}"
+    path = tmp_path / "field.yaml"
+    path.write_text(re.sub("problem: .*", f"problem: {problem}", TINY), encoding="utf-8")
+    said = "1 of 16 cells have a selection of 0 and no measurement"
+    assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 0
+    assert capfd.readouterr().err == f"rtb: {tmp_path / 'survey.npz'}: {said}\n"
+    assert main(["train", str(path), "--run", str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_doctor_prints_its_checks(capsys):
     assert main(["doctor"]) in (0, 2)
     out = capsys.readouterr().out
