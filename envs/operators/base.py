@@ -62,14 +62,19 @@ class LinearOperator(nn.Module, ABC):
     def adjoint(self, measurement: Tensor) -> Tensor:
         """A^T y [N, *D] for y = `measurement` [N, *Y]."""
 
+    @property
+    def has_matrix(self) -> bool:
+        """Whether A is small enough for `as_matrix`: 2^26 numbers."""
+        return torch.Size(self.measurement_shape).numel() * torch.Size(self.event_shape).numel() <= MAX_DENSE
+
     def as_matrix(self) -> Tensor:
-        """A as [Y, D] float64, for x and y flattened; of small operators.
+        """A as [Y, D] float64, for x and y flattened; of small operators (`has_matrix`).
 
         Raises:
             ValueError: it would have more than 2^26 numbers.
         """
         rows, columns = torch.Size(self.measurement_shape).numel(), torch.Size(self.event_shape).numel()
-        if rows * columns > MAX_DENSE:
+        if not self.has_matrix:
             raise ValueError(
                 f"{type(self).__name__} as a matrix of {rows} x {columns} numbers is more than the {MAX_DENSE} that "
                 "are made; use its methods forward, adjoint and spectrum"

@@ -109,10 +109,15 @@ def source_map(image: int, size: int) -> Tensor:
     return averaged / averaged.max()
 
 
-def solved_linear(source: GalaxyDensity, likelihood: GaussianLikelihood) -> Solve:
-    """The posterior in closed form of a linear measurement of `source`; noise may differ from element to element."""
+def solved_linear(source: GalaxyDensity, likelihood: GaussianLikelihood) -> Solve | None:
+    """The posterior in closed form of a linear measurement of `source`, unless that is too large to be worked out.
+
+    Noise may differ from element to element.
+    """
     operator, noise_std = likelihood.operator, likelihood.noise_std
     assert isinstance(operator, LinearOperator)
+    if not operator.has_matrix:
+        return None
 
     def solve(measurement: Tensor) -> tuple[MixturePosterior, None]:
         density, seen = source.density, measurement.flatten()

@@ -29,6 +29,18 @@ def _plane_density():
     return MixtureDenoiser(means, covariance, torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log())
 
 
+def test_of_more_visibilities_and_pixels_than_make_a_matrix_the_exact_posterior_is_not_worked_out(tmp_path):
+    rng = np.random.default_rng(0)
+    u, v = rng.uniform(-1e5, 1e5, (2, 8_193))
+    table = np.stack([u, v, np.ones(8_193), np.zeros(8_193), np.ones(8_193)], 1)
+    np.savetxt(tmp_path / "day.txt", table, header="u [lambda] v [lambda] Re(V) [Jy] Im(V) [Jy] weight [Jy^-2]")
+    options = {"data": str(tmp_path / "day.txt"), "prior": "field", "field_of_view": 1.0, "num_steps": 3, "cell": 0.0}
+    problem = make_problem("radio-uv", options | {"size": 64})
+    assert not problem.exact
+    assert torch.isfinite(problem.likelihood.log_prob(torch.zeros(1, 1, 64, 64), problem.measurements)).all()
+    assert len(make_problem("radio-uv", options | {"size": 16}).exact) == 1
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_conditioning_on_noise_of_many_sizes_is_the_sum_over_components(count, generator):
     """Fewer, as many and more numbers than x has; evidence and mean against scipy and numpy."""

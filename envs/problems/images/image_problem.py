@@ -102,9 +102,9 @@ def _problem(
 
 
 def _exact(source: ImageSource, operator: ForwardOperator, noise_std: float) -> Solve | None:
-    """The posterior in closed form, where the prior is a kernel density and the operator is linear."""
+    """The posterior in closed form, where the prior is a kernel density and the operator linear, and not too large."""
     density, one_hot = source.density, source.one_hot
-    if density is None or one_hot is None or not isinstance(operator, LinearOperator):
+    if density is None or one_hot is None or not (isinstance(operator, LinearOperator) and operator.has_matrix):
         return None
 
     def solve(measurement: Tensor) -> tuple[MixturePosterior, Tensor]:

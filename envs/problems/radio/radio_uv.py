@@ -1,4 +1,4 @@
-r"""`radio-uv`: an image of the radio sky from visibilities with Gaussian noise; the posterior is exact.
+r"""`radio-uv`: an image of the radio sky from visibilities with Gaussian noise; the posterior is known exactly.
 
     (Re V_k, Im V_k) = [A x]_k + noise of standard deviation 1 / sqrt(w_k) each,
 
@@ -49,7 +49,8 @@ def radio_uv(
 
     `data` is simulated, alma, as209, m87 or the path of a file, of which `flagged` rows are refused or dropped.
     Visibilities that the pixels alias are left out (and logged), others averaged in cells of `cell` / field of view; 0:
-    not at all. `noise_std` in Jy, and `seed`, are of the simulated ones, whose truth is a draw of the prior.
+    not at all. Of more than 2^25 visibilities times pixels the exact posterior is not worked out. `noise_std` in Jy,
+    and `seed`, are of the simulated ones, whose truth is a draw of the prior.
     """
     if not cell >= 0:
         raise ValueError(f"cell must be a width in units of 1 / field of view, or 0, got {cell}")
@@ -91,5 +92,5 @@ def radio_uv(
         truth=None if truth is None else truth.float(),
         image_shape=(size, size),
         measurement_image=dirty,
-        solve=solve,
+        solve=solve if operator.has_matrix else None,
     ).solved()
