@@ -8,7 +8,7 @@ no gain is left (Jennison 1958; Twiss et al. 1960; Blackburn et al. 2020, ApJ 89
 (n - 1)(n - 2) / 2 phases and n (n - 3) / 2 amplitudes are independent: of all that there are those of least variance
 are taken, as long as each is independent of those before. With r = std / |V| both arg V and log|V| have the variance
 r^2 and no covariance, to first order in r; closures that share a baseline are correlated, and their whole covariance is
-kept. log|V| needs no correction for noise: its mean is off by E_1(1 / 2 r^2) / 2, 6e-4 for r = 1/3.
+kept. log|V| needs no correction for noise: its mean is off by E_1(1 / 2 r^2) / 2, 1e-3 for r = 1/3.
 """
 
 from __future__ import annotations

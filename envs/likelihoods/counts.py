@@ -23,6 +23,7 @@ __all__ = ["BernoulliLikelihood", "PoissonGaussianLikelihood", "PoissonLikelihoo
 WIDTH = 8.0  # standard deviations of n given y that the sum reaches to each side
 NEWTON_STEPS = 8
 LOG_TWO_PI = math.log(2 * math.pi)
+LEAST = 1e-30  # expected counts where there are none, so that logarithms and ratios are numbers
 
 
 class PoissonLikelihood(AutogradLikelihood):
@@ -62,7 +63,7 @@ class PoissonLikelihood(AutogradLikelihood):
     def standardised(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `StandardisedLikelihood`: Pearson's residuals."""
         mean = self.mean(value)
-        return (measurement.to(value) - mean) / mean.clamp_min(1e-30).sqrt()
+        return (measurement.to(value) - mean) / mean.clamp_min(LEAST).sqrt()
 
     def log_prob(self, value: Tensor, measurement: Tensor) -> Tensor:
         """See `Likelihood`; -inf where a count is not one, or lambda is negative, or zero for counts above zero."""
@@ -70,7 +71,7 @@ class PoissonLikelihood(AutogradLikelihood):
         whole = (counts >= 0) & (counts == counts.round())
         possible = whole & torch.isfinite(mean) & ((mean > 0) | ((mean == 0) & (counts == 0)))
         mean = torch.where(possible, mean, 0.0)  # what is impossible has no gradient, not one of NaN
-        log_prob = torch.xlogy(counts, mean.clamp_min(1e-30)) - mean - torch.lgamma(counts + 1)
+        log_prob = torch.xlogy(counts, mean.clamp_min(LEAST)) - mean - torch.lgamma(counts + 1)
         return torch.where(possible.flatten(1).all(1), log_prob.flatten(1).sum(1), -torch.inf).to(value)
 
     def sample(self, value: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -110,7 +111,7 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
         mean = self.mean(value).double()
         unsound = (mean < 0) | ~torch.isfinite(mean)
         wrong = unsound.flatten(1).any(1)
-        mean = torch.where(unsound, 1.0, mean.clamp_min(1e-30))
+        mean = torch.where(unsound, 1.0, mean.clamp_min(LEAST))
         each, _ = self._terms(mean, measurement.to(value).double() / self.gain)
         log_prob = each.logsumexp(-1) - math.log(self.read_std) - 0.5 * LOG_TWO_PI
         return torch.where(wrong, -torch.inf, log_prob.flatten(1).sum(1)).to(value)
@@ -122,8 +123,8 @@ class PoissonGaussianLikelihood(PoissonLikelihood):
             leaf = value.detach().requires_grad_(True)
             mean = self.mean(leaf)
             with torch.no_grad():
-                sound = (mean > 0) & torch.isfinite(mean)
-                known = torch.where(sound, mean, 1.0).double()
+                sound = (mean >= 0) & torch.isfinite(mean)
+                known = torch.where(sound, mean, 1.0).double().clamp_min(LEAST)
                 each, number = self._terms(known, seen)
                 slope = (each.softmax(-1) * number).sum(-1) / known - 1
                 slope = torch.where(sound.flatten(1).all(1)[(...,) + (None,) * (mean.ndim - 1)], slope, 0.0)

@@ -4,7 +4,7 @@ r"""Noise of which there is no formula, but images: its density is that of a dif
 
 for y of m numbers, p_n being the density of the noise by the probability flow of its denoiser, in nats and with its
 constant (`diffusion.flow_density`, which states its cost and its errors: 1e-3 nats for 256 pixels of correlated
-Gaussian noise, and 2e-3 for mixtures). Score-based likelihood
+Gaussian noise, more where powers are far above the mean, and 2e-3 for mixtures). Score-based likelihood
 characterisation (SLIC: Legin, Adam, Hezaveh and Perreault-Levasseur 2023, ApJL 949 L41, arXiv 2302.03046) takes from
 that model the score alone; with the density evidences can be compared, and weights are exact.
 

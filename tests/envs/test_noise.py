@@ -149,6 +149,17 @@ def test_an_intensity_below_zero_is_impossible_and_of_zero_gives_no_count():
     assert camera.log_prob(value, counts).tolist()[1:] == pytest.approx(stats.norm.logpdf([0.0, 1.0]), abs=1e-6)
 
 
+def test_an_element_of_which_nothing_is_expected_leaves_the_others_their_gradient():
+    for likelihood in (PoissonLikelihood(Matrix(torch.eye(2))), PoissonGaussianLikelihood(Matrix(torch.eye(2)), 0.5)):
+        value = torch.tensor([[0.0, 2.0]], dtype=torch.float64)
+        measurement = torch.tensor([[0.0, 5.0]], dtype=torch.float64)
+        shift = torch.tensor([[0.0, 1e-5]], dtype=torch.float64)
+        ahead, behind = (float(likelihood.log_prob(value + sign * shift, measurement)) for sign in (1, -1))
+        gradient = likelihood.gradient(value, measurement)[0]
+        assert float(gradient[1]) == pytest.approx((ahead - behind) / 2e-5, rel=1e-4)
+        assert math.isfinite(float(gradient[0]))
+
+
 def test_an_intensity_that_overflows_is_impossible():
     value, counts = torch.tensor([[89.0, 0.0], [0.0, 0.0]]), torch.tensor([[3.0, 1.0], [3.0, 1.0]])
     for likelihood in (PoissonLikelihood(Intensity()), PoissonGaussianLikelihood(Intensity(), 1.0)):
