@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 BATCH = 512  # trajectories at once
+MISFIT = 6.0  # standard deviations of χ² beyond which the report warns
 LOW_ESS, FEW_PATHS = 0.01, 10  # fraction of the paths, and number of them, below which the report warns
 
 
@@ -334,6 +335,13 @@ def _doubts(problem: InverseProblem, judgement: Judgement, history: History, mea
         )
     if newest("replay/refused"):
         notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
+    unknown = int(judgement.draws.log_weight.isnan().sum())
+    if unknown:
+        notes.append(
+            f"the likelihood of {unknown} of {evaluation.count} final paths is not a number, so neither is the "
+            "evidence: training sets such x aside, a judgement cannot"
+        )
+    notes += _misfit(problem, judgement)
     if ess < LOW_ESS or ess * evaluation.count < FEW_PATHS:
         corrected = (
             ", nor the shares of modes among corrected samples, which come from about as many"
@@ -345,6 +353,20 @@ def _doubts(problem: InverseProblem, judgement: Judgement, history: History, mea
             f"Z nor its error can be trusted{corrected}"
         )
     return notes
+
+
+def _misfit(problem: InverseProblem, judgement: Judgement) -> list[str]:
+    judged = judgement.evaluation if judgement.correction is None else judgement.correction
+    exact = judgement.evaluation.exact_reduced_chi2
+    count = problem.measurements[0].numel()
+    chance = MISFIT * math.sqrt(2 / count)  # of noise alone, in standard deviations
+    if judged.reduced_chi2 is None or not judged.reduced_chi2 > (1 if exact is None else exact) + chance:
+        return []
+    return [
+        f"a reduced χ² of {judged.reduced_chi2:.2g} for y of {count} numbers: the samples miss y by more than its "
+        "noise; "
+        + ("train longer" if exact is not None else "train longer, or doubt the noise, the units or the prior")
+    ]
 
 
 def _times(count: float) -> str:

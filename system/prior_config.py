@@ -26,7 +26,7 @@ class NetworkConfig:
     """The network F of the denoiser (`diffusion.denoiser.NetworkDenoiser`)."""
 
     kind: str = "mlp"
-    """mlp (vectors), ring (sites of a ring), unet (images), or a kind that a plug-in adds to
+    """mlp (vectors), ring (sites of a ring), plane (noise), unet (images), or a kind that a plug-in adds to
     `diffusion.registry.NETWORKS`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network's builder; in YAML and on the command line they stand beside the kind."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -263,7 +264,7 @@ def _store(runner: PriorRunner, run: RunDirectory) -> None:
         denoiser=runner.description,
         denoising_error=error,
         value_range=data.value_range,
-        data={"name": config.data.name, **config.data.options},
+        data={"name": config.data.name, **_found_from_anywhere(config.data.options)},
     )
     text = card(
         config,
@@ -281,6 +282,11 @@ def _store(runner: PriorRunner, run: RunDirectory) -> None:
     except StoredPriorError as problem:
         raise UserError(str(problem)) from None
     _draw(run, runner.picture(denoiser, error))
+
+
+def _found_from_anywhere(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a data set with a relative path made whole, as the prior is used from other folders too."""
+    return {key: str(Path(value).resolve()) if key == "path" and value else value for key, value in options.items()}
 
 
 def _draw(run: RunDirectory, picture: Picture) -> None:

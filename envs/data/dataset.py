@@ -86,7 +86,12 @@ def scaled(values: NDArray[Any], limits: tuple[float, ...] | None = None) -> Ten
     if limits is None and values.dtype.kind == "u":
         limits = (0.0, float(np.iinfo(values.dtype).max))
     if not np.isfinite(values).all():
-        raise ValueError(f"values must be finite, got {np.count_nonzero(~np.isfinite(values))} others of {values.size}")
+        wrong = np.argwhere(~np.isfinite(values))
+        place = tuple(wrong[0])
+        raise ValueError(
+            f"values must be finite, got {len(wrong)} others of {values.size}, the first {values[place]} at "
+            f"{[int(index) for index in place]}"
+        )
     limits = (float(values.min()), float(values.max())) if limits is None else limits
     if len(limits) != 2:
         raise ValueError(f"limits are two numbers, those that become -1 and 1, got {len(limits)}")

@@ -62,7 +62,7 @@ def read_npz(path: Path, key: str | None = None) -> NDArray[Any]:
         if key is None and len(file.files) == 1:
             key = file.files[0]
         if key not in file.files:
-            asked = "several arrays" if key is None else f"no array {key!r}"
+            asked = "several arrays and needs a key" if key is None else f"no array {key!r}"
             raise ValueError(f"{path} has {asked}; choose one of {', '.join(file.files)}")
         try:
             return file[key]

@@ -94,7 +94,10 @@ def average_in_time(table: VisibilityTable, seconds: float) -> VisibilityTable:
     A span starts at the first time that the one before does not reach; its rows get one time, their mean.
     """
     if table.time is None or table.stations is None:
-        raise ValueError(f"{table.name} has no times and stations to average by; average in cells of u and v")
+        raise ValueError(
+            f"{table.name} has no times and stations, which closures and averages in time need: read a csv with them, "
+            "or UVFITS"
+        )
     if not seconds > 0:
         raise ValueError(f"visibilities are averaged over a positive number of seconds, got {seconds}")
     times, row = np.unique(table.time, return_inverse=True)

@@ -47,6 +47,7 @@ NAMES = {
     "weight": r"\bweights?",
 }
 """What columns of a table are called in a comment."""
+OTHER_UNITS = re.compile(r"(?<![A-Za-z])(?:[mukµμ]Jy|[kMG](?:lambda|λ))(?![A-Za-z])")  # than those of a table
 LOWEST = 1e6  # Hz: what is below is no radio frequency, but one in MHz or GHz
 UVFITS = (".uvfits", ".uvf", ".fits")
 
@@ -98,6 +99,12 @@ def _table(path: Path, comments: list[str], rows: list[tuple[int, str]], flagged
         said = {name: match[1] for name, match in found.items() if match}
         if {"u", "v"} <= set(said):  # else it is a comment about something else
             _check_units(path, said, {name: TABLE[name] for name in said})
+        other = OTHER_UNITS.search(text)
+        if other is not None:
+            raise ValueError(
+                f"{path}: columns must be in {', '.join(TABLE.values())}; a comment speaks of {other[0]}: convert them "
+                "first, or take it out"
+            )
     u, v, real, imaginary, weight = _numbers(path, [(number, text.split()) for number, text in rows], list(TABLE))
     places = [f"line {number}" for number, _ in rows]
     value = (real + 1j * imaginary).astype(np.complex128)

@@ -59,6 +59,7 @@ HST = "the test data of scarlet (pmelchior/scarlet, data/test_resampling): Cut_H
 STACK = "the example of sf_deconvolve (CosmoStat/sf_deconvolve, example): example_image_stack.npy and example_psfs.npy"
 SCALE = 0.06  # arcsec, of pixels that are simulated
 SIMULATED_NOISE = 0.05
+CAMERA = {"exposure": 200.0, "background": 5.0, "read_std": 2.0, "gain": 1.0}  # of what is simulated
 NOISES = ("poisson-gaussian", "gaussian", "learned")
 
 
@@ -89,14 +90,14 @@ def psf_deconvolution(
     binning: int = 1,
     unit: float = 1.0,
     mask: str | None = None,
-    psf: str = "gaussian",
+    psf: str | None = None,
     psf_fwhm: float = 0.15,
     pixel_scale: float | None = None,
     noise: str = "poisson-gaussian",
-    exposure: float = 200.0,
-    background: float = 5.0,
-    read_std: float = 2.0,
-    gain: float = 1.0,
+    exposure: float | None = None,
+    background: float | None = None,
+    read_std: float | None = None,
+    gain: float | None = None,
     noise_std: float = 0.0,
     noise_prior: str = "hst-noise",
     noise_spacing: int = 8,
@@ -110,7 +111,9 @@ def psf_deconvolution(
     `unit` is what it has where the brightness is 1 (of counts that is `exposure`). `pixel_scale` (arcsec) before
     binning, of what is simulated (0.06 by default) and for files that do not say. Pixels where the FITS image `mask` is
     1 are left out, and so is a block with one of them; the log says how many. `noise_std` is in the units of
-    brightness; 0: 0.05 if simulated, else that of the image's sky, 1.4826 times the median absolute deviation.
+    brightness; 0: 0.05 if simulated, else that of the image's sky, 1.4826 times the median absolute deviation. What is
+    simulated has by default the `psf` gaussian, an `exposure` of 200, a `background` of 5, a `read_std` of 2 and a
+    `gain` of 1; of what is measured they have to be given (the last four for the noise poisson-gaussian).
     """
     if noise not in NOISES:
         raise ValueError(f"noise must be {', '.join(NOISES[:-1])} or {NOISES[-1]}, got {noise!r}")
@@ -122,6 +125,15 @@ def psf_deconvolution(
         raise ValueError("counts are not averaged: noise poisson-gaussian needs binning 1")
     if mask is not None and (measured in ("simulated", "stack") or noise == "learned"):
         raise ValueError(f"a mask is of a measured image, and learned noise of a whole one: got {measured} and {noise}")
+    camera = {"exposure": exposure, "background": background, "read_std": read_std, "gain": gain}
+    needed = {"psf": psf} | (camera if noise == "poisson-gaussian" else {})
+    missing = [name for name, given in needed.items() if given is None]
+    if measured != "simulated" and missing:
+        raise ValueError(
+            f"a measured image under {noise} noise needs {', '.join(needed)}, got no {', '.join(missing)}"
+            + ("; the noise gaussian takes that of the sky" if noise == "poisson-gaussian" else "")
+        )
+    camera = {name: CAMERA[name] if given is None else given for name, given in camera.items()}
     source = galaxy_density(prior, pixels, galaxies)
     shape, generator = source.density.event_shape, torch.Generator().manual_seed(seed)
     field, sky, scale = None, SIMULATED_NOISE, binning * (SCALE if pixel_scale is None else pixel_scale)
@@ -131,7 +143,7 @@ def psf_deconvolution(
         if not (noise_std or sky or noise == "poisson-gaussian"):
             raise ValueError(f"{measured}: half of the sky or more has one value: give its noise, noise_std, got 0")
         field, sky = (field, sky) if noise == "poisson-gaussian" else (field / unit, sky / unit)
-    operator, keep = _blur(psf, shape, image, psf_fwhm, scale, binning), Pixels(seen[None])
+    operator, keep = _blur(psf or "gaussian", shape, image, psf_fwhm, scale, binning), Pixels(seen[None])
     whole = bool(seen.all())
     if not whole:
         operator = LinearlyComposed(keep, operator)
@@ -143,7 +155,7 @@ def psf_deconvolution(
         likelihood = LearnedNoiseLikelihood(operator, density, (noise_std or sky) / density.data_std)
     else:
         positive = Composed(operator, NotNegative(shape))
-        likelihood = PoissonGaussianLikelihood(positive, read_std, gain, exposure, background)
+        likelihood = PoissonGaussianLikelihood(positive, **camera)
     known = source.truth(truth, image, generator) if field is None else None
     measurement = likelihood.sample(known, generator) if known is not None else field
     assert measurement is not None

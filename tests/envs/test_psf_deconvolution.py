@@ -16,6 +16,7 @@ from envs.operators.space_variant import SpaceVariantBlur, corner_weights
 from envs.problems.psf_deconvolution import NotNegative
 
 TINY = {"galaxies": 12, "pixels": 8, "num_steps": 3}
+CAMERA = {"exposure": 200.0, "background": 5.0, "read_std": 2.0, "gain": 1.0}
 DATA = Path(os.environ.get("RTB_DATA", "nowhere"))
 needs_hst = pytest.mark.skipif(not (DATA / "hst_hsc_scarlet").is_dir(), reason="RTB_DATA has no hst_hsc_scarlet")
 needs_stack = pytest.mark.skipif(
@@ -111,7 +112,7 @@ def test_masked_pixels_of_ones_own_image_have_no_measurement(files, tmp_path, ca
     mask = np.zeros((20, 24))
     mask[7, 9], mask[0, 0] = 1, 1  # the second lies outside the field, and not in the sky either
     fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
-    mine = TINY | {"noise": noise, "measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    mine = TINY | {"noise": noise, "measured": str(image), "psf": str(spread), "row": 10, "column": 12} | CAMERA
     whole = make_problem("psf-deconvolution", mine)
     with caplog.at_level(logging.INFO):
         problem = make_problem("psf-deconvolution", mine | {"mask": str(tmp_path / "mask.fits")})
@@ -131,10 +132,19 @@ def test_masked_pixels_of_ones_own_image_have_no_measurement(files, tmp_path, ca
     assert torch.isfinite(problem.likelihood.log_prob(value, problem.measurements)).all()
 
 
+def test_of_a_measured_image_the_camera_and_the_point_spread_are_not_those_of_the_simulated_one(files):
+    image, spread, _ = files
+    mine = TINY | {"measured": str(image), "row": 10, "column": 12}
+    with pytest.raises(ValueError, match="needs psf, exposure, background, read_std, gain, got no exposure, read_std;"):
+        make_problem("psf-deconvolution", mine | {"psf": str(spread), "background": 3.0, "gain": 1.0})
+    with pytest.raises(ValueError, match="a measured image under gaussian noise needs psf, got no psf"):
+        make_problem("psf-deconvolution", mine | {"noise": "gaussian"})
+
+
 def test_a_mask_that_hides_all_or_has_nothing_to_hide_is_refused(files, tmp_path):
     image, spread, _ = files
     fits.PrimaryHDU(np.ones((20, 24))).writeto(tmp_path / "all.fits")
-    mine = TINY | {"measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    mine = TINY | {"measured": str(image), "psf": str(spread), "row": 10, "column": 12} | CAMERA
     mine["mask"] = str(tmp_path / "all.fits")
     with pytest.raises(ValueError, match=r"all.fits masks all of the 8 x 8 pixels of the field"):
         make_problem("psf-deconvolution", mine)
@@ -181,7 +191,7 @@ def test_options_that_cannot_be(options, message):
 
 def test_fields_beyond_the_image_and_another_pixel_scale_are_refused(files):
     image, spread, _ = files
-    mine = TINY | {"measured": str(image), "psf": str(spread), "row": 10, "column": 12}
+    mine = TINY | {"measured": str(image), "psf": str(spread), "row": 10, "column": 12} | CAMERA
     with pytest.raises(ValueError, match=r"8 x 8 pixels around row 2 and column 12 do not lie within the 20 x 24"):
         make_problem("psf-deconvolution", mine | {"row": 2})
     with pytest.raises(
@@ -232,4 +242,4 @@ def test_each_galaxy_of_the_stack_has_its_point_spread():
 def test_without_the_data_it_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("RTB_DATA", raising=False)
     with pytest.raises(MissingDataError, match=r"needs hst_hsc_scarlet/Cut_HST1\.fits"):
-        make_problem("psf-deconvolution", TINY | {"measured": "hst"})
+        make_problem("psf-deconvolution", TINY | {"measured": "hst", "psf": "hst", "noise": "gaussian"})

@@ -174,7 +174,7 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {"data": str(table), "flagged": "drop"})
     with pytest.raises(ValueError, match=r"1 of 60 rows are flagged by their weight, the first in line 61; read them"):
         make_problem("radio-uv", {"data": str(table), "field_of_view": 4.0})
-    with pytest.raises(ValueError, match=r"mine\.txt has no times and stations to average by"):
+    with pytest.raises(ValueError, match=r"mine\.txt has no times and stations, which closures and averages"):
         make_problem("radio-closure", {"data": str(table), "field_of_view": 4.0, "flagged": "drop"})
     with pytest.raises(ValueError, match="prior must be one of shapes, galaxies, field, got 'star'"):
         make_problem("radio-uv", {**SMALL, "prior": "star"})

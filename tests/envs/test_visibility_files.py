@@ -58,6 +58,8 @@ def test_the_csv_is_read_by_the_names_of_its_columns(tmp_path):
         ("a.txt", "# u(m) v(m) Re(V)(Jy) Im(V)(Jy)\n1 2 3 4 5\n", r"a.txt: u must be in \[lambda\], .* says \[m\]"),
         ("a.txt", "# u[lambda] v[klambda] Re Im w\n1 2 3 4 5\n", r"v must be in \[lambda\], .* says \[klambda\]"),
         ("a.txt", "# u[lambda] v[lambda] Re(V)[mJy] Im(V) w\n1 2 3 4 5\n", r"Re\(V\) must be in \[Jy\], .* \[mJy\]"),
+        ("a.txt", "# u v Re[mJy] Im[mJy] w\n1 2 3 4 5\n", r"a.txt: columns must be in lambda, .* speaks of mJy: conv"),
+        ("a.txt", "# units: klambda, Jy\n1 2 3 4 5\n", r"a.txt: columns must be in lambda, .* speaks of klambda: conv"),
         ("a.txt", "# u[lambda] v[lambda] weight [Jy]\n1 2 3 4 5\n", r"weight must be in \[Jy\^-2\], .* \[Jy\]"),
         ("a.txt", "# nothing\n", "a.txt has no row of numbers"),
         ("a.csv", ROW, r"a.csv must name its columns time, T1, .* missing: time, T1, T2, U, V, Iamp, Iphase, Isigma"),
@@ -263,7 +265,7 @@ def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time():
     assert averaged.u == pytest.approx([1, 5.5, 3.5, 7])
     assert averaged.time == pytest.approx(np.array([10, 10, 315, 315]) / 3600)
     assert len(np.unique(averaged.time)) == 2
-    with pytest.raises(ValueError, match="made has no times and stations to average by"):
+    with pytest.raises(ValueError, match="made has no times and stations, which closures and averages"):
         average_in_time(_table([1.0], [1.0]), 60.0)
     with pytest.raises(ValueError, match="a positive number of seconds, got 0"):
         average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 0.0)

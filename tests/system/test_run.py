@@ -529,6 +529,15 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     *_, also = _doubts(problem, dataclasses.replace(judgement, correction=correction), history, 0)
     assert also.startswith(f"{weight}, nor the shares of modes among corrected samples")
     assert _doubts(problem, judgement, {}, 0)[0].startswith("the run ended before its first update")
+    misfit = dataclasses.replace(correction, reduced_chi2=30.0)
+    assert (
+        "a reduced χ² of 30 for y of 1 numbers"
+        in _doubts(problem, dataclasses.replace(judgement, correction=misfit), history, 0)[2]
+    )
+    lost = dataclasses.replace(drawn, log_weight=torch.full_like(log_weight, torch.nan))
+    assert _doubts(problem, dataclasses.replace(judgement, draws=lost), history, 0)[2].startswith(
+        "the likelihood of 1000 of 1000 final paths is not a number"
+    )
     run = type(finished)(path=tmp_path)
     write_text(run.results, json.dumps({"summary": [], "notes": [weight]}))
     assert f"note: {weight}\n" in closing_lines(run)

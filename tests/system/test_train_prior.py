@@ -70,6 +70,12 @@ def test_a_prior_is_trained_and_stored_with_its_card_metrics_and_figure(config, 
     assert f"Validation loss: {loss:.4f} on 16 held-out x" in text
 
 
+def test_a_prior_trained_with_a_relative_path_finds_its_data_from_any_folder(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _train(config, tmp_path / "run", "--data.path", "x.npy") == 0
+    assert read_prior(tmp_path / "run" / "prior").data["path"] == str(tmp_path / "x.npy")
+
+
 def test_an_interrupted_training_that_is_resumed_is_the_uninterrupted_one_bit_for_bit(config, tmp_path, monkeypatch):
     monkeypatch.setattr("system.train_prior.SLICE_SECONDS", 0.0)  # an update a slice
     assert _train(config, tmp_path / "whole") == 0
