@@ -150,7 +150,8 @@ class RunConfig:
     updates: int = 2_000
     """Optimiser steps; schedules run over them."""
     max_seconds: float | None = None
-    """Training time after which the run ends early; schedules then follow whichever is further on."""
+    """Training time after which the run ends early; schedules then follow whichever is further on. Evaluations come on
+    top, and the update that is under way is finished."""
     clock: Literal["wall", "cpu"] = "wall"
     """What max_seconds counts: wall-clock time, or processor time (cpu, of the local runner), which work beside the run
     on a busy machine does not change."""
