@@ -133,7 +133,6 @@ def psf_deconvolution(
             f"a measured image under {noise} noise needs {', '.join(needed)}, got no {', '.join(missing)}"
             + ("; the noise gaussian takes that of the sky" if noise == "poisson-gaussian" else "")
         )
-    camera = {name: CAMERA[name] if given is None else given for name, given in camera.items()}
     source = galaxy_density(prior, pixels, galaxies)
     shape, generator = source.density.event_shape, torch.Generator().manual_seed(seed)
     field, sky, scale = None, SIMULATED_NOISE, binning * (SCALE if pixel_scale is None else pixel_scale)
@@ -155,7 +154,9 @@ def psf_deconvolution(
         likelihood = LearnedNoiseLikelihood(operator, density, (noise_std or sky) / density.data_std)
     else:
         positive = Composed(operator, NotNegative(shape))
-        likelihood = PoissonGaussianLikelihood(positive, **camera)
+        likelihood = PoissonGaussianLikelihood(
+            positive, **{name: CAMERA[name] if given is None else given for name, given in camera.items()}
+        )
     known = source.truth(truth, image, generator) if field is None else None
     measurement = likelihood.sample(known, generator) if known is not None else field
     assert measurement is not None
