@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +16,21 @@ from actors.resample_move import moved, resampled
 from actors.rollout import Rollout
 from diffusion.posterior import Posterior
 from envs import InverseProblem
-from evaluation import Evaluation, evaluate
+from evaluation import evaluate
 from evaluation.amortised import AmortisedEvaluation, evaluate_amortised
 from evaluation.calibration import Calibration, calibrate
-from evaluation.evaluation import Correction, evaluate_corrected
+from evaluation.evaluation import evaluate_corrected
 from evaluation.figures import amortised_picture, bounds_picture, loss_picture, problem_pictures
-from evaluation.figures.history import History
 from evaluation.report import amortised_rows, corrected_rows, summary_rows, write_report
 from system.assembly import build_posterior, stream_seed
 from system.config import RunConfig
 from system.errors import ConfigError
+from system.judgement import Draws, Judgement
 from system.metrics import read_metrics
+from system.notes import calls_spent, doubts, latest
 from system.run_directory import RunDirectory, write_text
-from system.runner import only_impossible
 
 __all__ = [
-    "Draws",
-    "Judgement",
     "draw",
     "draw_each",
     "final_report",
@@ -47,8 +41,6 @@ __all__ = [
 ]
 
 BATCH = 512  # trajectories at once
-MISFIT = 6.0  # standard deviations of χ² beyond which the report warns
-LOW_ESS, FEW_PATHS = 0.01, 10  # fraction of the paths, and number of them, below which the report warns
 
 
 def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[np.float32]) -> Posterior:
@@ -56,46 +48,6 @@ def load_posterior(config: RunConfig, problem: InverseProblem, weights: NDArray[
     posterior = build_posterior(config, problem).requires_grad_(False)
     torch.nn.utils.vector_to_parameters(torch.from_numpy(np.array(weights)), posterior.parameters())
     return posterior.to(problem.device)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Draws:
-    """Samples of x given one measurement."""
-
-    samples: torch.Tensor
-    """[N, *D] as the posterior draws them."""
-    log_weight: torch.Tensor
-    """[N] float64, the log importance weights of their paths."""
-    corrected: torch.Tensor | None = None
-    """[M, *D] of the chain's posterior (`actors.resample_move`), where they were asked for and any path has weight."""
-    ancestor: torch.Tensor | None = None
-    """[M] int64, the number among `samples` of the one that each of these was made of."""
-    accepted: float = 0.0
-    """Share of the proposed suffixes that was accepted while they were moved."""
-
-    def save(self, path: Path) -> None:
-        """Writes them to an npz file without pickles."""
-        arrays: dict[str, Any] = {"samples": self.samples.float().numpy(), "log_weight": self.log_weight.numpy()}
-        if self.corrected is not None:
-            assert self.ancestor is not None
-            arrays |= {"corrected": self.corrected.float().numpy(), "ancestor": self.ancestor.numpy()}
-        np.savez_compressed(path, **arrays)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judgement:
-    """What an evaluation found."""
-
-    evaluation: Evaluation
-    """Of the samples as they are drawn."""
-    draws: Draws
-    """The samples."""
-    correction: Correction | None = None
-    """Of those that were corrected."""
-
-    def as_metrics(self) -> dict[str, float]:
-        """All its numbers."""
-        return self.evaluation.as_metrics() | ({} if self.correction is None else self.correction.as_metrics())
 
 
 def draw(
@@ -243,11 +195,11 @@ def final_report(
     prior, history = started.states[:, -1].cpu(), read_metrics(run.metrics)
     evaluation = judgement.evaluation
     metrics = judgement.as_metrics() | {"eval/prior_elbo": float(started.log_likelihood.double().mean())}
-    notes = [*notes, *_calls_spent(config, problem, history), *_doubts(problem, judgement, history, measurement_id)]
+    notes = [*notes, *calls_spent(config, problem, history), *doubts(problem, judgement, history, measurement_id)]
     if config.evaluation.corrected and judgement.correction is None:
         notes.append("no path has any weight, so there are no corrected samples")
     # Without an update q is what it began with, and its ELBO beside the prior's is sampling noise.
-    diverged = bool(_newest(history, "learner/updates")) and has_diverged(metrics)
+    diverged = bool(latest(history, "learner/updates")) and has_diverged(metrics)
     if diverged:
         notes.insert(0, "DIVERGED: the posterior is worse than the prior that training began with, or not a number")
     pictures = [
@@ -285,89 +237,3 @@ def has_diverged(metrics: Mapping[str, float]) -> bool:
     return not all(math.isfinite(value) for value in numbers.values()) or (
         metrics["eval/elbo"] < metrics["eval/prior_elbo"]
     )
-
-
-def _calls_spent(config: RunConfig, problem: InverseProblem, history: History) -> list[str]:
-    """What the run took in likelihood calls, where it has a budget of them; `problem` has counted the judge's."""
-    if config.max_likelihood_calls is None or "system/likelihood_calls" not in history:
-        return []
-    calls = history["system/likelihood_calls"][2][-1]
-    return [
-        f"training took {calls:,.0f} likelihood calls (max_likelihood_calls: {config.max_likelihood_calls:,}), "
-        f"evaluations and this report {problem.calls.count:,} more"
-    ]
-
-
-def _newest(history: History, key: str) -> float:
-    return float(history[key][2][-1]) if key in history and len(history[key][2]) else 0.0
-
-
-def _doubts(problem: InverseProblem, judgement: Judgement, history: History, measurement_id: int) -> list[str]:
-    """Sentences about what should keep the reader from taking the numbers at face value."""
-    newest = functools.partial(_newest, history)
-    notes, evaluation = [], judgement.evaluation
-    ess = evaluation.effective_sample_size
-    if len(problem.measurements) > 1:
-        notes.append(
-            f"all this is for measurement {measurement_id} of 0..{len(problem.measurements) - 1}; "
-            "`rtb evaluate RUN --measurement N` judges another"
-        )
-    if not newest("learner/updates"):
-        notes.append(
-            "the run ended before its first update: what is shown is the prior, its guide (initial_gain) "
-            "or the run that `init` names"
-        )
-    nothing = only_impossible({key: newest(key) for key in history})
-    if nothing is not None:
-        notes.append(nothing)
-    if newest("learner/set_aside"):
-        notes.append(
-            f"the guard set {newest('learner/set_aside'):.0f} of {newest('learner/updates'):.0f} batches aside and "
-            f"rolled back {_times(newest('learner/rollbacks'))}: lower learner.learning_rate, or look at the "
-            "likelihood"
-        )
-    if newest("learner/reinitialised"):
-        notes.append(f"the network was re-initialised {_times(newest('learner/reinitialised'))}, as configured")
-    if "learner/beta" in history and newest("learner/beta") < 1:
-        notes.append(
-            f"beta ended at {newest('learner/beta'):.2f}, so this is the posterior of a tempered likelihood: give the "
-            "run more updates, or lower learner.beta_until or learner.beta_ess"
-        )
-    if newest("replay/refused"):
-        notes.append(f"{newest('replay/refused'):.0f} trajectories were refused, as a number in them was not finite")
-    unknown = int(judgement.draws.log_weight.isnan().sum())
-    if unknown:
-        notes.append(
-            f"the likelihood of {unknown} of {evaluation.count} final paths is not a number, so neither is the "
-            "evidence: training sets such x aside, a judgement cannot"
-        )
-    notes += _misfit(problem, judgement)
-    if ess < LOW_ESS or ess * evaluation.count < FEW_PATHS:
-        corrected = (
-            ", nor the shares of modes among corrected samples, which come from about as many"
-            if judgement.correction is not None
-            else ""
-        )
-        notes.append(
-            f"an effective sample size of {100 * ess:.2g} % is that of {ess * evaluation.count:.1f} paths: neither log "
-            f"Z nor its error can be trusted{corrected}"
-        )
-    return notes
-
-
-def _misfit(problem: InverseProblem, judgement: Judgement) -> list[str]:
-    judged = judgement.evaluation if judgement.correction is None else judgement.correction
-    exact = judgement.evaluation.exact_reduced_chi2
-    count = problem.measurements[0].numel()
-    chance = MISFIT * math.sqrt(2 / count)  # of noise alone, in standard deviations
-    if judged.reduced_chi2 is None or not judged.reduced_chi2 > (1 if exact is None else exact) + chance:
-        return []
-    return [
-        f"a reduced χ² of {judged.reduced_chi2:.2g} for y of {count} numbers: the samples miss y by more than its "
-        "noise; "
-        + ("train longer" if exact is not None else "train longer, or doubt the noise, the units or the prior")
-    ]
-
-
-def _times(count: float) -> str:
-    return "once" if count == 1 else f"{count:.0f} times"

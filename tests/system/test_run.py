@@ -32,8 +32,9 @@ from system.checkpoint import CheckpointStore
 from system.config_file import config_from_tree
 from system.errors import CheckpointError, ConfigError, RunnerError, UserError
 from system.exact import ExactConfig
-from system.judge import Draws, Judgement, _calls_spent, _doubts
+from system.judgement import Draws, Judgement
 from system.metrics import read_metrics
+from system.notes import calls_spent, doubts
 from system.run import closing_lines, evaluate_run, resume, sample, sample_exact, train
 from system.run_directory import RunDirectory, write_text
 
@@ -88,7 +89,7 @@ def _short_slices_and_a_plain_report(monkeypatch):
             {"quantity": row.quantity, "learned": row.learned, "exact": row.exact}
             for row in (*summary_rows(evaluation), *corrected_rows(judgement.correction))
         ]
-        notes = [*notes, *_doubts(problem, judgement, read_metrics(run.metrics), measurement_id)]
+        notes = [*notes, *doubts(problem, judgement, read_metrics(run.metrics), measurement_id)]
         write_text(run.results, json.dumps({"summary": rows, "notes": notes}))
 
     monkeypatch.setattr(system.run, "final_report", results_only)
@@ -518,24 +519,24 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     judgement = Judgement(evaluation=evaluate(problem, 0, drawn.samples, log_weight), draws=drawn)
     newest = {"learner/updates": 20.0, "learner/set_aside": 11.0, "learner/rollbacks": 2.0, "replay/refused": 655.0}
     history = {key: (np.array([1]), np.array([1.0]), np.array([value])) for key, value in newest.items()}
-    skipped, refused, weight = _doubts(problem, judgement, history, 0)
+    skipped, refused, weight = doubts(problem, judgement, history, 0)
     assert skipped.startswith("the guard set 11 of 20 batches aside and rolled back 2 times")
     once = history | {"learner/rollbacks": (np.array([1]), np.array([1.0]), np.array([1.0]))}
-    assert "batches aside and rolled back once: lower" in _doubts(problem, judgement, once, 0)[0]
+    assert "batches aside and rolled back once: lower" in doubts(problem, judgement, once, 0)[0]
     assert refused == "655 trajectories were refused, as a number in them was not finite"
     assert weight.startswith("an effective sample size of 0.1 % is that of 1.0 paths")
     assert weight.endswith("can be trusted")  # and nothing of corrected samples, where there are none
     correction = evaluate_corrected(problem, 0, drawn.samples, ancestors=1, accepted=0.5)
-    *_, also = _doubts(problem, dataclasses.replace(judgement, correction=correction), history, 0)
+    *_, also = doubts(problem, dataclasses.replace(judgement, correction=correction), history, 0)
     assert also.startswith(f"{weight}, nor the shares of modes among corrected samples")
-    assert _doubts(problem, judgement, {}, 0)[0].startswith("the run ended before its first update")
+    assert doubts(problem, judgement, {}, 0)[0].startswith("the run ended before its first update")
     misfit = dataclasses.replace(correction, reduced_chi2=30.0)
     assert (
         "a reduced χ² of 30 for y of 1 numbers"
-        in _doubts(problem, dataclasses.replace(judgement, correction=misfit), history, 0)[2]
+        in doubts(problem, dataclasses.replace(judgement, correction=misfit), history, 0)[2]
     )
     lost = dataclasses.replace(drawn, log_weight=torch.full_like(log_weight, torch.nan))
-    assert _doubts(problem, dataclasses.replace(judgement, draws=lost), history, 0)[2].startswith(
+    assert doubts(problem, dataclasses.replace(judgement, draws=lost), history, 0)[2].startswith(
         "the likelihood of 1000 of 1000 final paths is not a number"
     )
     run = type(finished)(path=tmp_path)
@@ -555,7 +556,7 @@ def test_a_run_that_has_spent_its_likelihood_calls_ends_in_good_order_and_says_w
     assert _checkpoint(run).parts["run"].scalars["likelihood_calls"] == 200 and run.samples.exists()
     assert system.run._judge_calls(run) == 64  # what the count goes on from if the run is resumed
     problem = dataclasses.replace(make_problem("gaussian-linear"), calls=LikelihoodCalls(5_000))
-    assert _calls_spent(_config(max_likelihood_calls=200), problem, history) == [
+    assert calls_spent(_config(max_likelihood_calls=200), problem, history) == [
         "training took 200 likelihood calls (max_likelihood_calls: 200), evaluations and this report 5,000 more"
     ]
-    assert _calls_spent(_config(), problem, history) == []
+    assert calls_spent(_config(), problem, history) == []
