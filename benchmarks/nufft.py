@@ -59,6 +59,11 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     figures: dict[str, float] = {}
     ratios: list[tuple[int, float]] = []
+    try:  # first, as what later cases leave in memory would count
+        count, figures["day_mib"] = day_mib()
+        print(f"a day of {count:,} visibilities: {figures['day_mib']:.0f} MiB at most\n")
+    except MissingDataError as missing:
+        print(f"{missing}\n")
     print("| pixels | visibilities | direct, ms | fast, ms | direct / fast | error |")
     print("|---:|---:|---:|---:|---:|---:|")
     for size, count in SHORT_CASES if benchmark.short else CASES:
@@ -80,11 +85,6 @@ def main() -> None:
     if ahead:
         figures["fast_from"] = float(min(ahead))
         print(f"\nfast from K = {min(ahead)} on, error at most {figures['largest_error']:.1e}")
-    try:
-        count, figures["day_mib"] = day_mib()
-        print(f"a day of {count:,} visibilities: {figures['day_mib']:.0f} MiB at most")
-    except MissingDataError as missing:
-        print(missing)
     write_figures(benchmark.json, figures)
 
 
