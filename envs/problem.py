@@ -6,18 +6,20 @@ import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol, overload
 
 import torch
 from torch import Tensor, nn
 
-from diffusion.kernel import expand
+from diffusion.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser
 from diffusion.newton import ITERATIONS, Product, newton_shift
 from diffusion.posterior import GuidanceForm, LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
+from envs import guides
 from envs.asked import Asked, LikelihoodCalls
 from envs.information import information
+from envs.laplace import laplace_approximation
 from envs.likelihoods import (
     DifferentiableLikelihood,
     GaussianLikelihood,
@@ -66,9 +68,6 @@ class Classes:
     """[M, classes] exact posterior probability of each class for every measurement, unless `InverseProblem.solve` gives
     it."""
 
-
-REPEATS = 3  # of a repeated guidance
-SHIFTS, SHIFT_ITERATIONS = 2, 4  # of one that is repeated with the covariance, and conjugate gradients of each
 
 Solve = Callable[[Tensor], tuple[ExactPosterior, Tensor | None]]
 
@@ -136,6 +135,7 @@ class InverseProblem:
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
     calls: LikelihoodCalls = field(default_factory=LikelihoodCalls)
     """Of this likelihood through this object and those made of it, the problem at other measurements or elsewhere."""
+    _approximations: dict[int, Denoiser] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not hasattr(self.likelihood, "measurement_shape") or not hasattr(self.likelihood, "log_prob"):
@@ -153,6 +153,12 @@ class InverseProblem:
             raise ValueError(f"problem {self.name!r}: there must be at least one measurement, got none")
         if self.surrogate is not None:
             self._check_surrogate(self.surrogate)
+        known = isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser)
+        if self.guidance == "laplace" and not known:
+            raise ValueError(
+                f"problem {self.name!r}: guidance laplace needs a prior that is a Gaussian or a mixture of Gaussians, "
+                f"got {type(self.prior.denoiser).__name__}; covariance takes any"
+            )
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())
             raise ValueError(
@@ -260,34 +266,29 @@ class InverseProblem:
         """
         gradient = self.gradient
         assert gradient is not None
+        prior = self.prior
         if self.guidance == "gradient":
-            return self.prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
-        if self.guidance != "repeated":
-            return self._shifted(state, step, measurement)
-        variance = expand(self.prior.uncertainty[step].square(), state).to(state)
-        first = moved = self.prior.denoised(state, step)
-        for _ in range(REPEATS):
-            shift = self._shift(moved, measurement, lambda vector: variance * vector)
-            state = state + expand(self.prior.alpha[step], state) * shift
-            moved = self.prior.denoised(state, step)
-        return first, moved - first
+            return prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
+        if self.guidance == "laplace":
+            return guides.laplace(prior, self._approximation, self.measurements, state, step, measurement)
+        shifts = {"shift": guides.shifted, "repeated": guides.repeated, "repeated-shift": guides.repeated_shift}
+        return shifts[self.guidance](prior, partial(self._shift, measurement), state, step)
 
-    def _shifted(self, state: Tensor, step: Tensor, measurement: Tensor) -> tuple[Tensor, Tensor]:
-        moves, iterations = (0, ITERATIONS) if self.guidance == "shift" else (SHIFTS, SHIFT_ITERATIONS)
-        first, covariance = self.prior.covariance_given(state, step)
-        moved = first
-        for _ in range(moves):
-            shift = self._shift(moved, measurement, covariance, iterations)
-            state = state + expand(self.prior.alpha[step], state) * shift
-            moved, covariance = self.prior.covariance_given(state, step)
-        return first, moved - first + self._shift(moved, measurement, covariance, iterations)
-
-    def _shift(self, value: Tensor, measurement: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
+    def _shift(self, measurement: Tensor, value: Tensor, covariance: Product, iterations: int = ITERATIONS) -> Tensor:
         gradient, guiding = self.gradient, self.guiding
         assert gradient is not None and isinstance(guiding, StandardisedLikelihood)
         with self._asked_guiding.about(value, "the residuals of "):  # which count beside the gradient
             sharpness = information(guiding, value, measurement)
         return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
+
+    def _approximation(self, row: int) -> Denoiser:
+        """Laplace's, of the posterior of measurement `row`: worked out when it is first asked for."""
+        if row not in self._approximations:
+            prior, guiding = self.prior.denoiser, self.guiding
+            assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
+            own = self.measurements[row]
+            self._approximations[row] = laplace_approximation(prior, guiding, own, self._asked_guiding)
+        return self._approximations[row]
 
     @property
     def shiftable(self) -> bool:

@@ -238,9 +238,23 @@ class RunConfig:
         self._check_simulated()
         self.shard_config()
 
+    def _check_own_measurements(self) -> None:
+        """A guide that is worked out for each measurement must not meet others."""
+        others = [f"actor.mixture {name}" for name in ("joint", "annealed-measurement") if name in self.actor.kinds]
+        if self.actor.simulated_measurements:
+            others.append("actor.simulated_measurements")
+        if self.learner.pretraining.until > 0 and self.learner.pretraining.fresh_measurements:
+            others.append("learner.pretraining.fresh_measurements")
+        if self.posterior.guidance == "laplace" and others:
+            raise ValueError(
+                "posterior.likelihood_gradient laplace is worked out for the problem's own measurements, and others are "
+                f"made by {', '.join(others)}: leave that out, or take repeated-covariance"
+            )
+
     def _check_simulated(self) -> None:
         """What measurements drawn by simulation allow."""
         learner, replay = self.learner, self.replay
+        self._check_own_measurements()
         network = learner.log_partition == "network" and learner.objective in ("rtb", "tb", "subtb", "trust_pcl")
         pretraining = learner.pretraining
         learns = learner.forward_kl > 0 or pretraining.until == 1 or network

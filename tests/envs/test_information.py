@@ -21,7 +21,8 @@ from envs.likelihoods import (
     joint,
 )
 from envs.operators import Lognormal, Matrix
-from envs.problem import REPEATS, SHIFTS, InverseProblem
+from envs.guides import REPEATS, SHIFTS
+from envs.problem import InverseProblem
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
 VALUE = torch.tensor([[0.3, 0.5, 0.2], [1.1, 0.4, 0.9]], dtype=torch.float64)
