@@ -17,7 +17,7 @@ from diffusion.kernel import expand
 from diffusion.newton import ITERATIONS, Product
 from diffusion.prior import Prior
 
-__all__ = ["Shift", "laplace", "repeated", "repeated_shift", "shifted"]
+__all__ = ["Shift", "repeated", "repeated_shift", "shifted", "variational"]
 
 REPEATS = 3  # of a repeated guidance
 SHIFTS, SHIFT_ITERATIONS = 2, 4  # of one that is repeated with the covariance, and conjugate gradients of each
@@ -58,7 +58,7 @@ def repeated(prior: Prior, shift: Shift, state: Tensor, step: Tensor) -> tuple[T
     return first, moved - first
 
 
-def laplace(
+def variational(
     prior: Prior,
     approximation: Callable[[int], Denoiser],
     known: Tensor,
@@ -80,7 +80,7 @@ def laplace(
             left &= ~here
     if bool(left.any()):
         raise ValueError(
-            f"guidance laplace is worked out for the problem's own {len(known)} measurements, and {int(left.sum())} of "
+            f"guidance variational is worked out for the problem's own {len(known)} measurements, and {int(left.sum())} of "
             f"{len(left)} states are of others"
         )
     return first, moved - first

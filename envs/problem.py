@@ -19,7 +19,6 @@ from diffusion.prior import Prior
 from envs import guides
 from envs.asked import Asked, LikelihoodCalls
 from envs.information import information
-from envs.laplace import laplace_approximation
 from envs.likelihoods import (
     DifferentiableLikelihood,
     GaussianLikelihood,
@@ -29,6 +28,7 @@ from envs.likelihoods import (
     StandardisedLikelihood,
 )
 from envs.operators import LinearOperator
+from envs.variational import variational_mixture
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
 
@@ -154,9 +154,9 @@ class InverseProblem:
         if self.surrogate is not None:
             self._check_surrogate(self.surrogate)
         known = isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser)
-        if self.guidance == "laplace" and not known:
+        if self.guidance == "variational" and not known:
             raise ValueError(
-                f"problem {self.name!r}: guidance laplace needs a prior that is a Gaussian or a mixture of Gaussians, "
+                f"problem {self.name!r}: guidance variational needs a prior that is a Gaussian or a mixture of Gaussians, "
                 f"got {type(self.prior.denoiser).__name__}; covariance takes any"
             )
         if not bool(torch.isfinite(self.measurements).all()):
@@ -269,8 +269,8 @@ class InverseProblem:
         prior = self.prior
         if self.guidance == "gradient":
             return prior.pull_back(state, step, lambda denoised: gradient(denoised, measurement))
-        if self.guidance == "laplace":
-            return guides.laplace(prior, self._approximation, self.measurements, state, step, measurement)
+        if self.guidance == "variational":
+            return guides.variational(prior, self._approximation, self.measurements, state, step, measurement)
         shifts = {"shift": guides.shifted, "repeated": guides.repeated, "repeated-shift": guides.repeated_shift}
         return shifts[self.guidance](prior, partial(self._shift, measurement), state, step)
 
@@ -282,12 +282,12 @@ class InverseProblem:
         return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
 
     def _approximation(self, row: int) -> Denoiser:
-        """Laplace's, of the posterior of measurement `row`: worked out when it is first asked for."""
+        """The posterior of measurement `row`, approximately: worked out when it is first asked for."""
         if row not in self._approximations:
             prior, guiding = self.prior.denoiser, self.guiding
             assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
             own = self.measurements[row]
-            self._approximations[row] = laplace_approximation(prior, guiding, own, self._asked_guiding)
+            self._approximations[row] = variational_mixture(prior, guiding, own, self._asked_guiding)
         return self._approximations[row]
 
     @property

@@ -245,9 +245,9 @@ class RunConfig:
             others.append("actor.simulated_measurements")
         if self.learner.pretraining.until > 0 and self.learner.pretraining.fresh_measurements:
             others.append("learner.pretraining.fresh_measurements")
-        if self.posterior.guidance == "laplace" and others:
+        if self.posterior.guidance == "variational" and others:
             raise ValueError(
-                "posterior.likelihood_gradient laplace is worked out for the problem's own measurements, and others are "
+                "posterior.likelihood_gradient variational is worked out for the problem's own measurements, and others are "
                 f"made by {', '.join(others)}: leave that out, or take repeated-covariance"
             )
 

@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-GRADIENT_FREE = ("none", "covariance", "repeated-covariance", "laplace")  # features without the gradient at x^
+GRADIENT_FREE = ("none", "covariance", "repeated-covariance", "variational")  # features without the gradient at x^
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,7 @@ class PosteriorConfig:
     """control with an mlp only: width of a network that every element of x goes through by itself, 0 for none. It pays
     where the elements of x hardly depend on each other, as in many energies."""
     likelihood_gradient: Literal[
-        "none", "estimate", "state", "pseudoinverse", "covariance", "repeated", "repeated-covariance", "laplace"
+        "none", "estimate", "state", "pseudoinverse", "covariance", "repeated", "repeated-covariance", "variational"
     ] = "state"
     """control only: features from grad log p(y | x) at the denoised estimate x^, where the likelihood has one: none;
     estimate (the gradient with respect to x^); state (that, and the one with respect to the state, which goes back
@@ -70,12 +70,11 @@ class PosteriorConfig:
     mixtures do); repeated (the gradient with respect to x^, and how far x^ moves when the state is moved towards y and
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser);
     repeated-covariance (both, twice over: where y bends too much for one step and modes are many, as of a galaxy and
-    its lens; three times as dear as covariance, and no better where that does); laplace (how far x^ moves under
-    Laplace's approximation of the posterior, a Gaussian for each component of the prior that y speaks for: the best
-    guide where the prior is a Gaussian mixture of at most a thousand or so elements of x, worked out in seconds, once
+    its lens; three times as dear as covariance, and no better where that does); variational (how far x^ moves
+    under an approximation of the posterior, the best Gaussian for each component of the prior that y speaks for: the best guide where the prior is a Gaussian mixture of at most a thousand or so elements of x, worked out in seconds, once
     for each of the problem's measurements, and cheap from then on). The last four need a likelihood with residuals."""
     initial_gain: float = 0.0
-    """control with likelihood_gradient covariance, repeated, both or laplace: the gain on how far x^ moves that training starts
+    """control with likelihood_gradient covariance, repeated, both or variational: the gain on how far x^ moves that training starts
     from. 0 is the prior, 1 what the guide says: better where there is time for few updates."""
 
     @property
@@ -85,7 +84,7 @@ class PosteriorConfig:
             "covariance": "shift",
             "repeated": "repeated",
             "repeated-covariance": "repeated-shift",
-            "laplace": "laplace",
+            "variational": "variational",
         }
         return moves.get(self.likelihood_gradient, "gradient") if self.form == "control" else "gradient"
 
@@ -107,7 +106,7 @@ def make_posterior(
     if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
         raise ValueError(
             "initial_gain must be finite, and zero but for form control with likelihood_gradient covariance, "
-            f"repeated, both or laplace, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
+            f"repeated, both or variational, got {config.initial_gain} for {config.form} with {config.likelihood_gradient}"
         )
     if config.form == "control":
         inverts = config.likelihood_gradient == "pseudoinverse"
