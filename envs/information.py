@@ -25,7 +25,7 @@ from envs.likelihoods import (
 )
 from envs.operators import LinearOperator
 
-__all__ = ["information"]
+__all__ = ["information", "information_matrix"]
 
 
 def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: Tensor) -> Callable[[Tensor], Tensor]:
@@ -50,10 +50,40 @@ def information(likelihood: StandardisedLikelihood, value: Tensor, measurement: 
             return lambda vector: forward.adjoint(curvature(forward(vector))).reshape(vector.shape)
         push, pull = _linearised(forward, value)
         return lambda vector: pull(curvature(push(vector)))
+    push, pull = _linearised(_residuals(likelihood, value, measurement), value)
+    return lambda vector: pull(push(vector))
+
+
+def information_matrix(
+    likelihood: StandardisedLikelihood, value: Tensor, measurement: Tensor, rows: int = 128
+) -> Tensor:
+    """[D, D] H at x = `value` [*D], y = `measurement` [*Y]; `rows` of it at a time.
+
+    Of G, if y has fewer elements than x and G no other form, or else of products with the axes.
+    """
+    own = isinstance(likelihood, JointLikelihood | GaussianLikelihood | LearnedNoiseLikelihood)
+    parts = []
+    if own or measurement.numel() >= value.numel():
+        for axes in torch.eye(value.numel()).to(value).split(rows):
+            at, seen = value.expand(len(axes), *value.shape), measurement.expand(len(axes), *measurement.shape)
+            parts.append(information(likelihood, at, seen)(axes.reshape(at.shape)).flatten(1))
+        return torch.cat(parts)
+    for axes in torch.eye(measurement.numel()).to(value).split(rows):
+        at, seen = value.expand(len(axes), *value.shape), measurement.expand(len(axes), *measurement.shape)
+        function = _residuals(likelihood, at, seen)
+        with torch.enable_grad():
+            leaf = at.detach().requires_grad_(True)
+            (pulled,) = torch.autograd.grad(function(leaf), leaf, axes.reshape(seen.shape))
+        parts.append(pulled.flatten(1))
+    slopes = torch.cat(parts)
+    return slopes.T @ slopes
+
+
+def _residuals(likelihood: StandardisedLikelihood, value: Tensor, measurement: Tensor) -> Callable[[Tensor], Tensor]:
+    """z as a function of x, its y and noise those at x = `value`."""
     with torch.no_grad():
         seen = likelihood.expected(value) if isinstance(likelihood, ExpectedLikelihood) else measurement
-    push, pull = _linearised(lambda x: likelihood.standardised(x, seen), value)
-    return lambda vector: pull(push(vector))
+    return lambda x: likelihood.standardised(x, seen)
 
 
 def _linearised(

@@ -23,19 +23,19 @@ from torch import Tensor
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from diffusion.newton import Product, newton_shift
 from envs.asked import Asked
-from envs.information import information
+from envs.information import information, information_matrix
 from envs.likelihoods import Likelihood
 
 __all__ = ["Components", "GuidingLikelihood"]
 
 POWERS = range(-12, 1)  # beta = 10^(power / 3)
-KEPT = {-12: 1000, -6: 200, -3: 80, 0: 32}
+KEPT = {-12: 1000, -6: 400, -3: 200, 0: 64}
 """How many components are left from that power on: those of the highest density of z and y."""
 ROUNDS = 20  # of steps at beta = 1, at most
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
 SETTLED = 1e-3  # nats that a step still gains
 ITERATIONS = 24  # conjugate gradients a step
-ROWS = 64  # x that the likelihood is asked about at a time, as the graph of one can be large
+ROWS = 128  # x that the likelihood is asked about at a time, as the graph of one can be large
 
 
 class GuidingLikelihood(Likelihood, Protocol):
@@ -94,13 +94,10 @@ class Components:
 
     def information_matrix(self, value: Tensor) -> Tensor:
         """[D, D] the mean of L^T H L over x = `value` [N, *D]."""
-        axes = torch.eye(len(self.root)).to(self.root)
-        total = torch.zeros_like(axes)
-        for each in value:
-            for first, part in enumerate(axes.split(ROWS)):
-                rows = slice(first * ROWS, first * ROWS + len(part))
-                total[rows] += self.information(each.expand(len(part), *each.shape))(part) / len(value)
-        return 0.5 * (total + total.T)
+        with self._asked.about(value, "the residuals of "):
+            parts = [information_matrix(self._likelihood, each, self._measurement, ROWS) for each in value]
+        mean = torch.stack(parts).mean(0)
+        return self.root.T @ (0.5 * (mean + mean.T)) @ self.root
 
     def modes(self) -> tuple[Tensor, Tensor]:
         """Components [C] that y speaks for, and z [C, D] at the modes of f."""

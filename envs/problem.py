@@ -28,7 +28,7 @@ from envs.likelihoods import (
     StandardisedLikelihood,
 )
 from envs.operators import LinearOperator
-from envs.variational import variational_mixture
+from envs.variational import VariationalMixtures
 
 __all__ = ["Classes", "ExactPosterior", "InverseProblem"]
 
@@ -135,7 +135,8 @@ class InverseProblem:
     """Seconds that a call of the likelihood, its gradient or its simulation may take; see `envs.time_limit`."""
     calls: LikelihoodCalls = field(default_factory=LikelihoodCalls)
     """Of this likelihood through this object and those made of it, the problem at other measurements or elsewhere."""
-    _approximations: dict[int, Denoiser] = field(init=False, repr=False, default_factory=dict)
+    approximations: VariationalMixtures = field(default_factory=VariationalMixtures)
+    """Of this problem's posteriors and of those made of it, for the guidance that needs them."""
 
     def __post_init__(self) -> None:
         if not hasattr(self.likelihood, "measurement_shape") or not hasattr(self.likelihood, "log_prob"):
@@ -282,13 +283,8 @@ class InverseProblem:
         return newton_shift(gradient(value, measurement), covariance, sharpness, iterations)
 
     def _approximation(self, row: int) -> Denoiser:
-        """The posterior of measurement `row`, approximately: worked out when it is first asked for."""
-        if row not in self._approximations:
-            prior, guiding = self.prior.denoiser, self.guiding
-            assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
-            own = self.measurements[row]
-            self._approximations[row] = variational_mixture(prior, guiding, own, self._asked_guiding)
-        return self._approximations[row]
+        """That of the posterior of measurement `row`."""
+        return self.approximations.of(self.prior.denoiser, self.guiding, self.measurements[row], self._asked_guiding)
 
     @property
     def shiftable(self) -> bool:

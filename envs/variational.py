@@ -19,18 +19,19 @@ so that its draws are far too unlikely: of closure phases by tens of nats, and o
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
 from diffusion.newton import LEAST_CURVATURE
 from diffusion.untied_mixture import UntiedMixtureDenoiser
 from envs.asked import Asked
-from envs.likelihoods import LikelihoodError
+from envs.likelihoods import Likelihood, LikelihoodError
 from envs.mixture_modes import Components, GuidingLikelihood
 
-__all__ = ["variational_mixture"]
+__all__ = ["VariationalMixtures", "variational_mixture"]
 
 BEHIND_AT_FIRST, BEHIND = 20.0, 12.0  # nats by which a component left out is behind the best: Laplace's, and the bound
 DRAWS, TRIALS = 8, 64  # of z: for the expectations of a step, and for the bound by which t is chosen
@@ -38,7 +39,7 @@ SHARES = (1.0, 0.5, 0.25, 0.1)  # t
 STEPS = 24  # at most
 LAST_DRAWS = 512  # for the bound at last
 SMALL, SMALL_STEPS = 0.1, 3  # nats that the bound gains, and after how many such steps it is left at that
-GAUSSIAN = 0.3  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
+GAUSSIAN = 1.0  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
 LEAST = -1e9  # nats: where the likelihood is zero or no number, so that bounds can be compared
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,22 @@ def variational_mixture(
     root = components.root @ torch.linalg.inv(torch.linalg.cholesky(precision[kept])).mT
     means = components.placed(row[kept], mean[kept]).flatten(1)
     return UntiedMixtureDenoiser(means, root @ root.mT, bound[kept], components.event_shape)
+
+
+class VariationalMixtures:
+    """Approximate posteriors, each worked out when it is first asked for and then kept."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, bytes], tuple[object, ...]] = {}
+
+    def of(self, prior: nn.Module, likelihood: Likelihood, measurement: Tensor, asked: Asked) -> UntiedMixtureDenoiser:
+        """See `variational_mixture`: of the density `prior`, and a `likelihood` with a gradient and residuals."""
+        key = id(prior), id(likelihood), measurement.cpu().numpy().tobytes()
+        if key not in self._known:
+            assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
+            found = variational_mixture(prior, cast(GuidingLikelihood, likelihood), measurement, asked)
+            self._known[key] = (found, prior, likelihood)  # both kept, so that no other gets their id
+        return cast(UntiedMixtureDenoiser, self._known[key][0])
 
 
 def _best_gaussian(
