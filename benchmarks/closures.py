@@ -26,9 +26,9 @@ from envs.likelihoods import ClosureLikelihood
 __all__ = ["ClosurePosterior", "Components", "closure_reference"]
 
 BETAS = (*(10.0 ** (power / 3) for power in range(-12, 0)), *(1.0,) * 20)
-KEPT = {1e-2: 200, 1e-1: 80, 1.0: 24}
+KEPT = {1e-1: 300, 1.0: 100}
 """How many components are left from that beta on, the likeliest by Laplace's approximation."""
-NEGLIGIBLE = 12.0  # nats below the likeliest component, at the end
+NEGLIGIBLE = 25.0  # nats below the likeliest component at the end, by Laplace's approximation, which may be off by ten
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
 ROWS = 50  # components at a time
 

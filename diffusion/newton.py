@@ -35,12 +35,21 @@ Product = Callable[[Tensor], Tensor]
 """A symmetric matrix of each row times [N, *D]."""
 
 
-def newton_shift(gradient: Tensor, covariance: Product, information: Product, iterations: int = ITERATIONS) -> Tensor:
-    """[N, *D] S (I + H S)^-1 g for g = `gradient` [N, *D], S = `covariance`, H = `information`."""
+def newton_shift(
+    gradient: Tensor,
+    covariance: Product,
+    information: Product,
+    iterations: int = ITERATIONS,
+    tolerance: float | None = None,
+) -> Tensor:
+    """[N, *D] S (I + H S)^-1 g for g = `gradient` [N, *D], S = `covariance`, H = `information`.
+
+    It ends where the residual, as g in the norm of S, is `tolerance` of what it was; None: where rounding ends it.
+    """
     residual = direction = gradient
     turned = covariance(residual)  # S times the direction
     square = _dot(residual, turned)
-    enough = torch.finfo(square.dtype).eps ** 1.5 * square
+    enough = (torch.finfo(square.dtype).eps ** 1.5 if tolerance is None else tolerance**2) * square
     shift, going = gradient.new_zeros(gradient.shape), torch.ones_like(square, dtype=torch.bool)
     for left in reversed(range(iterations)):
         curved = information(turned)

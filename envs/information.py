@@ -59,11 +59,13 @@ def information_matrix(
 ) -> Tensor:
     """[D, D] H at x = `value` [*D], y = `measurement` [*Y]; `rows` of it at a time.
 
-    Of G, if y has fewer elements than x and G no other form, or else of products with the axes.
+    It is made of G, a product with G^T for each element of y, or of a product with H for each of x where H has another
+    form or these are fewer: each is one with G too.
     """
-    own = isinstance(likelihood, JointLikelihood | GaussianLikelihood | LearnedNoiseLikelihood)
+    linear = isinstance(likelihood, GaussianLikelihood) and isinstance(likelihood.operator, LinearOperator)
+    own = linear or isinstance(likelihood, JointLikelihood | LearnedNoiseLikelihood)
     parts = []
-    if own or measurement.numel() >= value.numel():
+    if own or measurement.numel() > 2 * value.numel():
         for axes in torch.eye(value.numel()).to(value).split(rows):
             at, seen = value.expand(len(axes), *value.shape), measurement.expand(len(axes), *measurement.shape)
             parts.append(information(likelihood, at, seen)(axes.reshape(at.shape)).flatten(1))
@@ -80,7 +82,7 @@ def information_matrix(
 
 
 def _residuals(likelihood: StandardisedLikelihood, value: Tensor, measurement: Tensor) -> Callable[[Tensor], Tensor]:
-    """z as a function of x, its y and noise those at x = `value`."""
+    """A function of x: z, with y and noise as they are at x = `value`."""
     with torch.no_grad():
         seen = likelihood.expected(value) if isinstance(likelihood, ExpectedLikelihood) else measurement
     return lambda x: likelihood.standardised(x, seen)

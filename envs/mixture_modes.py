@@ -28,13 +28,13 @@ from envs.likelihoods import Likelihood
 
 __all__ = ["Components", "GuidingLikelihood"]
 
-POWERS = range(-12, 1)  # beta = 10^(power / 3)
-KEPT = {-12: 1000, -6: 400, -3: 200, 0: 64}
-"""How many components are left from that power on: those of the highest density of z and y."""
+BETAS = tuple(10.0 ** (power / 3) for power in range(-9, 0))
+MOST, NEARLY = 1000, 40  # components to begin with, by f, and at beta = 1, by Laplace's approximation of their evidence
+FAR = 30.0  # nats of f, behind which a mode's width does not make good
 ROUNDS = 20  # of steps at beta = 1, at most
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
 SETTLED = 1e-3  # nats that a step still gains
-ITERATIONS = 24  # conjugate gradients a step
+ITERATIONS, TOLERANCE = 16, 0.01  # conjugate gradients a step, and what they leave of the gradient
 ROWS = 128  # x that the likelihood is asked about at a time, as the graph of one can be large
 
 
@@ -61,10 +61,13 @@ class Components:
         asked: Asked,
     ) -> None:
         """For y = `measurement` [*Y]; `asked` is how the likelihood is."""
-        mixture = isinstance(prior, MixtureDenoiser)
-        self.event_shape = tuple(prior.event_shape if mixture else prior.mean.shape)
-        self.means = prior.means if mixture else prior.mean[None]
-        self.log_weights = prior.log_weights if mixture else prior.mean.new_zeros(1)
+        self.means: Tensor
+        self.log_weights: Tensor
+        if isinstance(prior, MixtureDenoiser):
+            self.event_shape, self.means, self.log_weights = prior.event_shape, prior.means, prior.log_weights
+        else:
+            self.event_shape, self.means = tuple(prior.mean.shape), prior.mean[None]
+            self.log_weights = prior.mean.new_zeros(1)
         scale = prior.eigenvalues.sqrt()
         self.root = torch.diag(scale) if prior.eigenvectors is None else prior.eigenvectors * scale  # L
         self._likelihood, self._measurement, self._asked = likelihood, measurement.double(), asked
@@ -86,12 +89,6 @@ class Components:
         with self._asked.about(value, "the gradient of "):
             return self._likelihood.gradient(value, self._seen(value)).flatten(1) @ self.root
 
-    def information(self, value: Tensor) -> Product:
-        """The product v [N, D] -> L^T H L v at x = `value` [N, *D]."""
-        with self._asked.about(value, "the residuals of "):
-            product = information(self._likelihood, value, self._seen(value))
-        return lambda vector: product((vector @ self.root.T).reshape(value.shape)).flatten(1) @ self.root
-
     def information_matrix(self, value: Tensor) -> Tensor:
         """[D, D] the mean of L^T H L over x = `value` [N, *D]."""
         with self._asked.about(value, "the residuals of "):
@@ -103,12 +100,13 @@ class Components:
         """Components [C] that y speaks for, and z [C, D] at the modes of f."""
         row = torch.arange(len(self.means), device=self.means.device)
         z = self.root.new_zeros(len(row), len(self.root))
-        for power in POWERS:
-            beta, most = 10.0 ** (power / 3), min(KEPT[first] for first in KEPT if first <= power)
-            if len(row) > most:
-                best = self.log_joint(row, z, beta).topk(most).indices
-                row, z = row[best], z[best]
+        row, z = _best(self.log_joint(row, z, BETAS[0]), MOST, row, z)
+        for beta in BETAS:
             z = self._stepped(row, z, beta)
+        reached = self.log_joint(row, z)
+        near = reached > reached.max() - FAR
+        row, z, reached = row[near], z[near], reached[near]
+        row, z = _best(reached - 0.5 * self.log_determinant(row, z), NEARLY, row, z)
         reached = self.log_joint(row, z)
         for _ in range(ROUNDS):
             z, before = self._stepped(row, z, 1.0), reached
@@ -117,12 +115,18 @@ class Components:
                 break
         return row, z
 
+    def log_determinant(self, row: Tensor, z: Tensor) -> Tensor:
+        """[N] of I + L^T H L: the narrower the mode of component `row` [N] around `z` [N, D], the larger."""
+        identity = torch.eye(len(self.root)).to(self.root)
+        parts = [self.information_matrix(value[None]) for value in self.placed(row, z)]
+        return torch.stack([torch.linalg.slogdet(identity + part).logabsdet for part in parts])
+
     def _stepped(self, row: Tensor, z: Tensor, beta: float) -> Tensor:
         """[N, D] the best of some steps from `z` [N, D] along Gauss and Newton's direction, or `z`."""
         directions = []
         for value, at in zip(self.placed(row, z).split(ROWS), z.split(ROWS), strict=True):
-            product, uphill = self.information(value), beta * self.gradient(value) - at
-            directions.append(newton_shift(uphill, _itself, lambda vector: beta * product(vector), ITERATIONS))
+            uphill = beta * self.gradient(value) - at
+            directions.append(newton_shift(uphill, _itself, self._information(value, beta), ITERATIONS, TOLERANCE))
         best, most = z, self.log_joint(row, z, beta)
         for length in LENGTHS:
             tried = z + length * torch.cat(directions)
@@ -130,8 +134,20 @@ class Components:
             best, most = torch.where((density > most)[:, None], tried, best), torch.maximum(density, most)
         return best
 
+    def _information(self, value: Tensor, beta: float) -> Product:
+        """The product v [N, D] -> beta L^T H L v at x = `value` [N, *D]."""
+        with self._asked.about(value, "the residuals of "):
+            product = information(self._likelihood, value, self._seen(value))
+        return lambda vector: beta * product((vector @ self.root.T).reshape(value.shape)).flatten(1) @ self.root
+
     def _seen(self, value: Tensor) -> Tensor:
         return self._measurement.expand(len(value), *self._measurement.shape)
+
+
+def _best(by: Tensor, most: int, row: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of components `row` [N] at `z` [N, D] those of the largest `by` [N], `most` of them at most."""
+    best = by.topk(min(most, len(by))).indices
+    return row[best], z[best]
 
 
 def _itself(vector: Tensor) -> Tensor:
