@@ -80,7 +80,7 @@ def variational(
             left &= ~here
     if bool(left.any()):
         raise ValueError(
-            f"guidance variational is worked out for the problem's own {len(known)} measurements, and {int(left.sum())} of "
-            f"{len(left)} states are of others"
+            f"guidance variational is worked out for the problem's own {len(known)} measurements, and "
+            f"{int(left.sum())} of {len(left)} states are of others"
         )
     return first, moved - first

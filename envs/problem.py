@@ -157,8 +157,8 @@ class InverseProblem:
         known = isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser)
         if self.guidance == "variational" and not known:
             raise ValueError(
-                f"problem {self.name!r}: guidance variational needs a prior that is a Gaussian or a mixture of Gaussians, "
-                f"got {type(self.prior.denoiser).__name__}; covariance takes any"
+                f"problem {self.name!r}: likelihood_gradient variational needs a prior that is a Gaussian or a mixture "
+                f"of Gaussians, got {type(self.prior.denoiser).__name__}; covariance takes any"
             )
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())

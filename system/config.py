@@ -247,8 +247,8 @@ class RunConfig:
             others.append("learner.pretraining.fresh_measurements")
         if self.posterior.guidance == "variational" and others:
             raise ValueError(
-                "posterior.likelihood_gradient variational is worked out for the problem's own measurements, and others are "
-                f"made by {', '.join(others)}: leave that out, or take repeated-covariance"
+                "posterior.likelihood_gradient variational is for the problem's own measurements, and others "
+                f"are made by {', '.join(others)}: leave that out, or take repeated-covariance"
             )
 
     def _check_simulated(self) -> None:

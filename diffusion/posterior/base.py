@@ -39,8 +39,8 @@ class MarginalGradient(Protocol):
 GuidanceForm = Literal["gradient", "shift", "repeated", "repeated-shift", "variational"]
 """gradient: that of log p(y | x^(s)) with respect to s. shift: by how much y moves x^, see `diffusion.newton`.
 repeated: by how much x^ moves when the state itself is moved towards y and its x^ estimated anew, some times over.
-repeated-shift: both, by how much x^ moves when the state does by shifts, and is shifted at last. variational: by how much
-the estimate under a variational approximation of the posterior differs from x^."""
+repeated-shift: both, by how much x^ moves when the state does by shifts, and is shifted at last. variational: by how
+much the estimate of x under an approximation of the posterior differs from x^."""
 
 
 class Guide(Protocol):

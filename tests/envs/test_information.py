@@ -10,6 +10,7 @@ from diffusion.posterior import PosteriorConfig, make_posterior
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import make_problem
+from envs.guides import REPEATS, SHIFTS
 from envs.information import information
 from envs.likelihoods import (
     ClosureLikelihood,
@@ -21,7 +22,6 @@ from envs.likelihoods import (
     joint,
 )
 from envs.operators import Lognormal, Matrix
-from envs.guides import REPEATS, SHIFTS
 from envs.problem import InverseProblem
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
