@@ -104,7 +104,7 @@ class Components:
         for beta in BETAS:
             z = self._stepped(row, z, beta)
         reached = self.log_joint(row, z)
-        near = reached > reached.max() - FAR
+        near = ~(reached < reached.max() - FAR)  # all of them, where none is a number
         row, z, reached = row[near], z[near], reached[near]
         row, z = _best(reached - 0.5 * self.log_determinant(row, z), NEARLY, row, z)
         reached = self.log_joint(row, z)

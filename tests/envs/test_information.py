@@ -11,7 +11,7 @@ from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
 from envs import make_problem
 from envs.guides import REPEATS, SHIFTS
-from envs.information import information
+from envs.information import information, information_matrix
 from envs.likelihoods import (
     ClosureLikelihood,
     CorrelatedGaussianLikelihood,
@@ -90,6 +90,24 @@ def test_the_information_of_a_curved_operator_is_that_of_its_jacobian(name, gene
     found = information(likelihood, value, seen)(vector)
     expected = slope.T @ (slope @ vector.flatten())
     assert found.flatten().numpy() == pytest.approx(expected.numpy(), rel=1e-6, abs=1e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("measured", [2, 9, "bent"])
+def test_the_matrix_is_that_of_the_products(generator, measured):
+    """From slopes where y has few elements, and from products with the axes where it has many."""
+    if measured == "bent":
+        measured, operator = 3, Lognormal((3,), 0.5)
+    else:
+        operator = Matrix(torch.rand(measured, 3, generator=generator, dtype=torch.float64))
+    seen = torch.ones(2, measured)
+    noise = [GaussianLikelihood(operator, 0.4), PoissonGaussianLikelihood(operator, 3.0, 2.0, 5.0, 2.0)]
+    for likelihood in (*noise, PoissonLikelihood(operator, 5.0, 2.0), joint(noise)):
+        both = seen.repeat(1, 2) if likelihood.measurement_shape != (measured,) else seen
+        expected = _dense(likelihood, VALUE, both)
+        for row in range(2):
+            for rows in (2, 128):
+                found = information_matrix(likelihood, VALUE[row], both[row].double(), rows)
+                assert found.numpy() == pytest.approx(expected[row].numpy(), rel=1e-6, abs=1e-9)
 
 
 def _problem(denoiser, event_shape, likelihood, seen):

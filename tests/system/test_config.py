@@ -107,7 +107,7 @@ def test_every_spelling_of_a_thousandth_is_a_thousandth(load, text):
         (
             "posterior: {likelihood_gradient: 1}",
             "posterior.likelihood_gradient must be one of none, estimate, state, pseudoinverse, covariance, repeated, "
-            "repeated-covariance, got 1",
+            "repeated-covariance, variational, got 1",
         ),
         ("runner: mpi", "runner must be one of local, ray, got 'mpi'"),
         ("replay: {priority: best}", "replay.priority must be one of uniform, residual, likelihood, importance, rank"),
@@ -162,6 +162,15 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
         (
             "actor: {mixture: {joint: 1}}",
             "joint have no residual and are learned from by learner.forward_kl alone, which",
+        ),
+        (
+            "{posterior: {likelihood_gradient: variational}, actor: {mixture: {annealed-measurement: 1}}}",
+            "for the problem's own measurements, and others are made by actor.mixture annealed-measurement: leave that",
+        ),
+        (
+            "posterior: {likelihood_gradient: variational}\nreplay: {priority: uniform}\n"
+            "actor: {mixture: {joint: 1}}\nlearner: {pretraining: {until: 0.5, fresh_measurements: true}}",
+            "are made by actor.mixture joint, learner.pretraining.fresh_measurements: leave that out, or take repeated",
         ),
         ("actor: {final_mixture: {joint: 1}}", "which is 0; raise it, or leave joint out of the mixture"),
         (

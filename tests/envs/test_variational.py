@@ -1,0 +1,168 @@
+"""The best Gaussian for each component of a posterior, and the guide that is made of it."""
+
+import dataclasses
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
+from diffusion.posterior import PosteriorConfig, make_posterior
+from diffusion.prior import Prior
+from diffusion.schedule import make_schedule
+from envs import InverseProblem, make_problem, variational
+from envs.asked import Asked
+from envs.exact.mixture import condition_mixture
+from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood
+from envs.operators import Lognormal, Matrix
+from envs.variational import variational_mixture
+
+MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
+COVARIANCE = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.3]], dtype=torch.float64)
+ASKED = Asked("the likelihood", None, None)
+
+
+def _moments(mixture):
+    """Means [C, D] and covariances [C, D, D]."""
+    basis = mixture.eigenvectors.double()
+    means = torch.einsum("ce,cde->cd", mixture.means.double(), basis)
+    return means, basis @ torch.diag_embed(mixture.eigenvalues.double()) @ basis.mT
+
+
+def test_of_a_linear_measurement_it_is_the_exact_posterior_and_its_evidence(generator, caplog):
+    means = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    prior = MixtureDenoiser(means, COVARIANCE, torch.randn(5, generator=generator, dtype=torch.float64))
+    noise, seen = torch.tensor([0.4, 0.7], dtype=torch.float64), torch.tensor([0.5, -0.3])
+    with caplog.at_level(logging.INFO, "envs"):
+        found = variational_mixture(prior, GaussianLikelihood(Matrix(MATRIX), noise), seen, ASKED)
+    exact = condition_mixture(means, COVARIANCE, prior.log_weights, MATRIX, noise, seen, (3,))
+    order = exact.log_weights.argsort(descending=True)
+    centres, covariances = _moments(found)
+    by = found.log_weights.argsort(descending=True)
+    assert found.log_weights[by].tolist() == pytest.approx(exact.log_weights[order].tolist(), abs=1e-4)
+    assert centres[by].numpy() == pytest.approx(exact.means[order].numpy(), abs=1e-5)
+    assert covariances.numpy() == pytest.approx(exact.covariance.expand(5, 3, 3).numpy(), abs=1e-6)
+    assert f"5 of the prior's 5 components, and log p(y) is at least about {exact.log_partition:.1f}" in caplog.text
+
+
+def test_of_one_that_bends_it_is_the_gaussian_of_the_largest_bound_by_quadrature(monkeypatch):
+    """Counts of exp(x), few and so not Gaussian: mean, deviation and bound, by an optimiser on a grid."""
+    monkeypatch.setattr(variational, "GAUSSIAN", 0.0)  # Laplace's approximation would do, but for 0.07 nats
+    prior, seen = GaussianDenoiser(torch.tensor([0.5], dtype=torch.float64), 4.0), 1.0
+    likelihood = PoissonLikelihood(Lognormal((1,), 0.5), 1.0)
+    found = variational_mixture(prior, likelihood, torch.tensor([seen]), ASKED)
+    nodes, share = np.polynomial.hermite_e.hermegauss(80)
+    weights = torch.from_numpy(share / share.sum())
+
+    def bound(parameters):
+        mean, std = parameters[0], math.exp(parameters[1])
+        x = mean + std * torch.from_numpy(nodes)[:, None]
+        density = likelihood.log_prob(x, torch.full((80, 1), seen)) + prior.log_prob(x)
+        return float(weights @ density) + math.log(std) + 0.5 * math.log(2 * math.pi * math.e)
+
+    best = minimize(lambda parameters: -bound(parameters), [0.0, 0.0], method="Nelder-Mead", tol=1e-9)
+    centres, covariances = _moments(found)
+    mean, std = float(centres), float(covariances) ** 0.5
+    # Fisher's information stands for the Hessian, and draws for expectations: the bound is what has to be the best.
+    assert bound([mean, math.log(std)]) == pytest.approx(-best.fun, abs=0.02)
+    assert (mean, std) == pytest.approx((best.x[0], math.exp(best.x[1])), abs=0.15)
+    mode = minimize(
+        lambda x: (
+            -float(
+                likelihood.log_prob(torch.tensor([[x[0]]]).double(), torch.tensor([[seen]]))
+                + prior.log_prob(torch.tensor([[x[0]]]))
+            )
+        ),
+        [0.0],
+    ).x[0]
+    rate = math.exp(mode - 0.125)
+    assert bound([mode, -0.5 * math.log(rate + 0.25)]) < -best.fun - 0.1  # Laplace's is worse
+
+
+def test_a_likelihood_that_is_zero_everywhere_is_refused():
+    class Nowhere:
+        measurement_shape = (1,)
+
+        def log_prob(self, value, measurement):
+            return torch.full((len(value),), -torch.inf)
+
+        def gradient(self, value, measurement):
+            return torch.zeros_like(value)
+
+        def standardised(self, value, measurement):
+            return measurement - value
+
+    with pytest.raises(LikelihoodError, match="the likelihood is zero, or no number, wherever modes of the"):
+        variational_mixture(GaussianDenoiser(torch.zeros(1), 1.0), Nowhere(), torch.zeros(1), ASKED)
+
+
+def _problem(measurements):
+    means = torch.tensor([[2.0, 2.0, 0.0], [-2.0, -2.0, 0.0]], dtype=torch.float64)
+    prior = MixtureDenoiser(means, 0.05)
+    levels = make_schedule("vp-cosine-zero-snr", 6)
+    return InverseProblem(
+        name="test",
+        prior=Prior(prior, levels, (3,), prior.denoising_variance),
+        likelihood=GaussianLikelihood(Matrix(MATRIX), 0.5),
+        measurements=measurements,
+        guidance="variational",
+    )
+
+
+def test_the_guide_moves_x_to_where_each_measurement_says(generator):
+    """The exact E[x | s, y], by the law of a mixture, of two measurements that speak for another component each."""
+    problem = _problem(torch.tensor([[2.5, 2.0], [-2.5, -2.0]]))
+    step, row = torch.arange(6), torch.tensor([0, 1, 1, 0, 0, 1])
+    state = torch.randn(6, 3, generator=generator)
+    denoised, shift = problem.guide(state, step, problem.measurements[row])
+    assert torch.equal(denoised, problem.prior.denoised(state, step))
+    prior = problem.prior.denoiser
+    for index in range(6):
+        seen = problem.measurements[row[index]].double()
+        exact = condition_mixture(prior.means, prior.covariance, prior.log_weights, MATRIX, 0.5, seen, (3,))
+        law = MixtureDenoiser(exact.means, exact.covariance, exact.log_weights)
+        at = problem.prior.alpha[index : index + 1], problem.prior.sigma[index : index + 1]
+        expected = law(state[index : index + 1], *at)[0]
+        assert (denoised + shift)[index].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_it_is_worked_out_once_for_each_measurement_likelihood_and_prior(generator):
+    problem = _problem(torch.tensor([[2.5, 2.0], [-2.5, -2.0]]))
+    state, step = torch.randn(2, 3, generator=generator), torch.tensor([2, 3])
+    assert problem.calls.count == 0
+    first = problem.guide(state, step, problem.measurements)[1]
+    asked = problem.calls.count
+    assert asked > 0
+    again = dataclasses.replace(problem)
+    assert torch.equal(again.guide(state, step, problem.measurements)[1], first) and problem.calls.count == asked
+    other = dataclasses.replace(problem, likelihood=GaussianLikelihood(Matrix(MATRIX), 5.0))
+    assert not torch.equal(other.guide(state, step, problem.measurements)[1], first) and problem.calls.count > asked
+
+
+def test_another_measurement_or_prior_is_refused(generator):
+    problem = _problem(torch.tensor([[2.5, 2.0]]))
+    with pytest.raises(ValueError, match=r"for the problem's own 1 measurements, and 2 of 2 states are of others"):
+        problem.guide(torch.zeros(2, 3), torch.tensor([2, 3]), torch.zeros(2, 2))
+    trained = make_problem("image-inpainting", {"prior": "mnist", "num_steps": 2})
+    with pytest.raises(
+        ValueError, match=r"variational needs a prior that is a Gaussian or a mixture .*, got \w+Denois"
+    ):
+        dataclasses.replace(trained, guidance="variational")
+
+
+def test_with_a_gain_of_one_a_posterior_is_nearly_exact_before_any_training(generator):
+    """gmm-linear: the bound of paths as they are drawn is within 0.3 nats of log Z, and the weights give log Z."""
+    from actors.rollout import rollout
+
+    problem = dataclasses.replace(make_problem("gmm-linear", {"num_steps": 100}), guidance="variational")
+    config = PosteriorConfig(hidden=8, likelihood_gradient="variational", initial_gain=1.0)
+    shape = problem.measurements.shape[1:]
+    posterior = make_posterior(config, problem.prior, shape, problem.gradient, None, problem.guide)
+    made = rollout(problem, posterior.control, torch.zeros(2_000, dtype=torch.int64), generator=generator, guided=True)
+    log_weight = made.log_likelihood.double() - made.log_behaviour_ratio
+    exact = problem.exact[0].log_partition
+    assert exact - 0.3 < float(log_weight.mean()) < exact + 0.05
+    assert float(log_weight.logsumexp(0)) - math.log(2_000) == pytest.approx(exact, abs=0.05)
