@@ -1,8 +1,11 @@
-"""Draws the figure of instruments.md: the black hole of M87, from closures alone, and the diameter of its ring.
+r"""Draws the figure of instruments.md: the black hole of M87, from closures alone, and the diameter of its ring.
 
-    python docs/make_m87_figure.py [--pixels N]
+    rtb train configs/experiments/radio_closure.yaml --problem.data m87 --problem.num-steps 200 \
+        --evaluation.final-trajectories 4096 --run runs/m87
+    python docs/make_m87_figure.py runs/m87
 
-The posterior is that of `benchmarks.closures`, without diffusion or training; the data are read from $RTB_DATA.
+Without the folder of a run the posterior is that of `benchmarks.closures`, without diffusion or training, and nothing
+is drawn, but the same numbers are printed. The data are read from $RTB_DATA.
 Closures know neither place nor flux, so images are moved to the middle of their ring and scaled to one flux before they
 are averaged. The diameter is that of the ridge, as in the publication (Event Horizon Telescope Collaboration 2019, ApJ
 875, L4, section 9): twice the mean radius of the brightest point along 36 rays from the centre at which these radii
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates, shift
 
 from benchmarks.closures import closure_reference
+from diffusion.denoiser import MixtureDenoiser
 from envs import make_problem
 from envs.problems.radio.sky import KINDS, shapes
 from evaluation.figures.picture import LEARNED, TRUTH, finish, render, styled
@@ -59,26 +63,34 @@ def ring(image: Image) -> tuple[float, float, tuple[float, float]]:
 def main() -> None:
     """Draws it."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pixels", type=int, default=16)
-    size = parser.parse_args().pixels
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a run of radio-closure with data m87")
+    folder: Path | None = parser.parse_args().run
     torch.set_num_threads(1)
-    problem = make_problem("radio-closure", {"data": "m87", "prior": "shapes", "size": size, "num_steps": 2})
-    found = closure_reference(problem)
-    images = found.draws[:, 0].numpy()
+    size = 16 if folder is None else np.load(folder / "samples.npz")["corrected"].shape[-1]
+    problem = make_problem("radio-closure", {"data": "m87", "size": size, "num_steps": 2})
+    if folder is None:
+        found = closure_reference(problem)
+        drawn = found.draws
+        sys.stdout.write(f"reference: log Z {found.log_partition:.1f}\n")
+    else:
+        drawn = torch.from_numpy(np.load(folder / "samples.npz")["corrected"])
+    images = drawn[:, 0].double().numpy()
     seen = problem.measurements.expand(len(images), *problem.measurements.shape[1:])
-    square = float(problem.likelihood.standardised(found.draws, seen.double()).square().mean())  # type: ignore[attr-defined]
+    square = float(problem.likelihood.standardised(drawn.double(), seen.double()).square().mean())  # type: ignore[attr-defined]
     measured = [ring(image) for image in images]
     diameter = np.array([each[0] for each in measured])
     low, middle, high = np.quantile(diameter, (0.16, 0.5, 0.84))
-    kinds, total = shapes(size)[1], np.logaddexp.reduce(list(found.components.values()))
-    share = {name: 0.0 for name in KINDS}
-    for index, value in found.components.items():
-        share[KINDS[int(kinds[index])]] += float(np.exp(value - total))
+    density = problem.prior.denoiser
+    assert isinstance(density, MixtureDenoiser)
+    component = density.classify(drawn.double()).mean(0)
+    share = {kind: float(component[shapes(size)[1] == index].sum()) for index, kind in enumerate(KINDS)}
     sys.stdout.write(
-        f"{problem.measurements.numel()} closures, log Z {found.log_partition:.1f}, chi2 {square:.2f}, shapes {share}\n"
+        f"{problem.measurements.numel()} closures, {len(images)} draws, chi2 {square:.2f}, shapes {share}\n"
         f"diameter {middle:.1f} +{high - middle:.1f} -{middle - low:.1f}, mean {diameter.mean():.1f} +- "
         f"{diameter.std():.1f} microarcseconds\n"
     )
+    if folder is None:
+        return
 
     centred = [
         shift(image, [size // 2 - place for place in each[2]], order=1) / image.sum()
