@@ -36,6 +36,10 @@ moved J times by the shift that allows for the covariance, and m_k has that of t
 
     m_k = (x^(s^J) + S (I + H S)^-1 grad_x log p(y | x) - x^(s)) / e_k,    S and H at s^J and its x^.
 
+Or, for a prior that is a mixture of Gaussians, the posterior itself is approximated by another before the run
+(`envs.variational`), and m_k = (x^_v(s) - x^(s)) / e_k with the estimate x^_v under that mixture: c'_k = 1 is right as
+far as it is the posterior, for every step and whatever the modes.
+
 h is one small network that every element of x goes through by itself, as in learned optimisers (Andrychowicz et al.
 2016, arXiv 1606.04474): what a gradient says about its own element is learned from all elements at once. It makes the
 difference where x has many elements that hardly depend on each other.
