@@ -33,7 +33,7 @@ MOST, NEARLY = 1000, 40  # components to begin with, by f, and at beta = 1, by L
 FAR = 30.0  # nats of f, behind which a mode's width does not make good
 ROUNDS = 20  # of steps at beta = 1, at most
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
-SETTLED = 1e-3  # nats that a step still gains
+SETTLED = 1e-6  # nats that a step still gains
 ITERATIONS, TOLERANCE = 16, 0.01  # conjugate gradients a step, and what they leave of the gradient
 ROWS = 128  # x that the likelihood is asked about at a time, as the graph of one can be large
 

@@ -70,3 +70,23 @@ def test_where_the_expansion_has_no_maximum_the_shift_stays_finite_and_small(cov
     gradient = torch.tensor([[1.0, 1.0], [0.3, -0.7], [1.0, 1e-9], [0.0, 0.0]], dtype=dtype)
     shift = newton_shift(gradient, lambda vector: first * vector, lambda vector: second * vector)
     assert bool(torch.isfinite(shift).all()) and float(shift.abs().max()) < 10
+
+
+def test_it_ends_where_the_residual_is_the_tolerance_of_what_it_was(generator):
+    """Of twelve different eigenvalues; with S = I the norm is the plain one."""
+    eigenvalues = torch.logspace(-1, 2, 12, dtype=torch.float64)
+    gradient = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+    asked = []
+
+    def information(vector):
+        asked.append(len(vector))
+        return eigenvalues * vector
+
+    left = []
+    for tolerance in (0.3, 0.03, None):
+        asked.clear()
+        shift = newton_shift(gradient, lambda vector: vector, information, 16, tolerance)
+        residual = (gradient - (1 + eigenvalues) * shift).norm(dim=1) / gradient.norm(dim=1)
+        left.append((float(residual.max()), len(asked)))
+    assert left[0][0] < 0.3 and left[1][0] < 0.03 and left[2][0] < 1e-4
+    assert left[0][0] > 0.03 and left[0][1] < left[1][1] < left[2][1]

@@ -16,8 +16,8 @@ from diffusion.schedule import make_schedule
 from envs import InverseProblem, make_problem, variational
 from envs.asked import Asked
 from envs.exact.mixture import condition_mixture
-from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood
-from envs.operators import Lognormal, Matrix
+from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood, WithoutGradient
+from envs.operators import Lognormal, Matrix, Pixels
 from envs.variational import variational_mixture
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
@@ -82,6 +82,67 @@ def test_of_one_that_bends_it_is_the_gaussian_of_the_largest_bound_by_quadrature
     assert bound([mode, -0.5 * math.log(rate + 0.25)]) < -best.fun - 0.05  # Laplace's is worse
 
 
+def test_where_it_ends_the_gradient_is_zero_and_the_precision_the_information_on_average(monkeypatch):
+    """The two conditions of the largest bound, by quadrature in the plane, for counts of two correlated elements."""
+    for name, value in {"GAUSSIAN": 0.0, "SMALL": 0.0, "DRAWS": 1_000, "TRIALS": 1_000}.items():
+        monkeypatch.setattr(variational, name, value)
+    mean, covariance = torch.tensor([0.5, -0.3]).double(), torch.tensor([[2.0, 0.8], [0.8, 1.0]]).double()
+    seen, std = torch.tensor([1.0, 4.0]), 0.5
+    likelihood = PoissonLikelihood(Lognormal((2,), std), 2.0)
+    found = variational_mixture(GaussianDenoiser(mean, covariance), likelihood, seen, ASKED)
+    (centre,), (spread,) = _moments(found)
+    nodes, share = np.polynomial.hermite_e.hermegauss(40)
+    point = torch.cartesian_prod(*[torch.from_numpy(nodes)] * 2)
+    weight = torch.from_numpy(np.outer(share, share).ravel() / share.sum() ** 2)
+    x = centre + point @ torch.linalg.cholesky(spread).T
+    rate = 2 * (x - std**2 / 2).exp()
+    uphill = weight @ (seen.double() - rate - (x - mean) @ torch.linalg.inv(covariance))
+    assert (torch.linalg.cholesky(spread).T @ uphill).tolist() == pytest.approx([0.0, 0.0], abs=0.05)
+    expected = torch.linalg.inv(torch.linalg.inv(covariance) + torch.diag(weight @ rate))
+    assert spread.numpy() == pytest.approx(expected.numpy(), rel=0.05)
+
+
+def test_components_have_the_weight_of_their_bound_not_of_their_mode(monkeypatch):
+    """Nothing was counted: of a wide component behind exp(x) Laplace's evidence is off, by quadrature."""
+    monkeypatch.setattr(variational, "GAUSSIAN", 0.0)
+    prior = MixtureDenoiser(torch.tensor([[0.0], [3.0]], dtype=torch.float64), 4.0)
+    likelihood = PoissonLikelihood(Lognormal((1,), 0.5), 1.0)
+    found = variational_mixture(prior, likelihood, torch.zeros(1), ASKED)
+    grid = torch.linspace(-20, 15, 70_001, dtype=torch.float64)
+    density = likelihood.log_prob(grid[:, None], torch.zeros(len(grid), 1))
+    exact = torch.stack([(density - 0.125 * (grid - centre) ** 2).logsumexp(0) for centre in (0.0, 3.0)])
+    by = _moments(found)[0][:, 0].argsort(descending=True)  # of the second component, the larger
+    difference = float(found.log_weights[by[1]] - found.log_weights[by[0]])
+    assert difference == pytest.approx(float(exact[0] - exact[1]), abs=0.1)
+
+
+def test_components_are_left_out_that_are_twelve_nats_behind():
+    """Evidences of a linear measurement, 11 and 13 nats below the first: far away in what y sees."""
+    away = [0.0, (2 * 1.25 * 11) ** 0.5, (2 * 1.25 * 13) ** 0.5]
+    means = torch.tensor([[place] for place in away], dtype=torch.float64)
+    likelihood = GaussianLikelihood(Matrix(torch.eye(1, dtype=torch.float64)), 0.5)
+    found = variational_mixture(MixtureDenoiser(means, 1.0), likelihood, torch.zeros(1), ASKED)
+    assert len(found.log_weights) == 2
+    assert float(found.log_weights.max() - found.log_weights.min()) == pytest.approx(11, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[3.0, 0.0], [0.0, -0.9]], [4.0, 0.0, 0.0, 0.5]),
+        ([[float("nan"), 0.0], [0.0, 1.0]], [1.0, 0.0, 0.0, 2.0]),
+    ],
+)
+def test_a_precision_is_positive_whatever_the_information_is(matrix, expected):
+    """That of learned noise may have either sign."""
+
+    class Given:
+        def information_matrix(self, value):
+            return torch.tensor(matrix, dtype=torch.float64)
+
+    assert variational._precision(Given(), torch.zeros(1, 2)).flatten().tolist() == pytest.approx(expected)
+
+
 def test_a_likelihood_that_is_zero_everywhere_is_refused():
     class Nowhere:
         measurement_shape = (1,)
@@ -114,7 +175,7 @@ def _problem(measurements):
 
 def test_the_guide_moves_x_to_where_each_measurement_says(generator):
     """The exact E[x | s, y], by the law of a mixture, of two measurements that speak for another component each."""
-    problem = _problem(torch.tensor([[2.5, 2.0], [-2.5, -2.0]]))
+    problem = _problem(torch.tensor([[2.5, 2.0], [-2.5, 2.0]]))  # of which one element is the same
     step, row = torch.arange(6), torch.tensor([0, 1, 1, 0, 0, 1])
     state = torch.randn(6, 3, generator=generator)
     denoised, shift = problem.guide(state, step, problem.measurements[row])
@@ -125,7 +186,7 @@ def test_the_guide_moves_x_to_where_each_measurement_says(generator):
         exact = condition_mixture(prior.means, prior.covariance, prior.log_weights, MATRIX, 0.5, seen, (3,))
         law = MixtureDenoiser(exact.means, exact.covariance, exact.log_weights)
         at = problem.prior.alpha[index : index + 1], problem.prior.sigma[index : index + 1]
-        expected = law(state[index : index + 1], *at)[0]
+        expected = law(state[index : index + 1].double(), *at)[0]
         assert (denoised + shift)[index].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
 
 
@@ -140,6 +201,32 @@ def test_it_is_worked_out_once_for_each_measurement_likelihood_and_prior(generat
     assert torch.equal(again.guide(state, step, problem.measurements)[1], first) and problem.calls.count == asked
     other = dataclasses.replace(problem, likelihood=GaussianLikelihood(Matrix(MATRIX), 5.0))
     assert not torch.equal(other.guide(state, step, problem.measurements)[1], first) and problem.calls.count > asked
+    wider = MixtureDenoiser(problem.prior.denoiser.means, 0.5)
+    prior = Prior(wider, problem.prior.schedule, (3,), wider.denoising_variance)
+    moved = dataclasses.replace(problem, prior=prior).guide(state, step, problem.measurements)
+    fresh = dataclasses.replace(_problem(problem.measurements), prior=prior).guide(state, step, problem.measurements)
+    assert torch.equal(moved[1], fresh[1])
+
+
+def test_it_goes_by_the_surrogate_and_asks_the_likelihood_nothing(generator):
+    problem = _problem(torch.tensor([[2.5, 2.0]]))
+    hidden = dataclasses.replace(
+        problem,
+        likelihood=WithoutGradient(GaussianLikelihood(Matrix(MATRIX), 0.1)),
+        surrogate=problem.likelihood,
+    )
+    state, step = torch.randn(2, 3, generator=generator), torch.tensor([2, 3])
+    seen = problem.measurements.expand(2, 2)
+    assert torch.equal(hidden.guide(state, step, seen)[1], problem.guide(state, step, seen)[1])
+    assert hidden.calls.count == 0
+
+
+def test_x_keeps_the_shape_that_the_prior_gives_it():
+    prior = MixtureDenoiser(torch.zeros(1, 4), 1.0, event_shape=(1, 2, 2))
+    likelihood = GaussianLikelihood(Pixels(torch.ones(1, 2, 2)), 0.5)
+    found = variational_mixture(prior, likelihood, torch.ones(likelihood.measurement_shape), ASKED)
+    state = torch.zeros(3, 1, 2, 2)
+    assert found(state, torch.zeros(3), torch.ones(3)).flatten().tolist() == pytest.approx([0.8] * 12)
 
 
 def test_another_measurement_or_prior_is_refused(generator):

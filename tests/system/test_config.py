@@ -168,6 +168,11 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
             "for the problem's own measurements, and others are made by actor.mixture annealed-measurement: leave that",
         ),
         (
+            "{posterior: {likelihood_gradient: variational}, actor: {simulated_measurements: 32}, "
+            "learner: {forward_kl: 1}, replay: {priority: importance}}",
+            "others are made by actor.simulated_measurements: leave that out",
+        ),
+        (
             "posterior: {likelihood_gradient: variational}\nreplay: {priority: uniform}\n"
             "actor: {mixture: {joint: 1}}\nlearner: {pretraining: {until: 0.5, fresh_measurements: true}}",
             "are made by actor.mixture joint, learner.pretraining.fresh_measurements: leave that out, or take repeated",
