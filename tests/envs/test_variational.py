@@ -175,7 +175,7 @@ def _problem(measurements):
 
 def test_the_guide_moves_x_to_where_each_measurement_says(generator):
     """The exact E[x | s, y], by the law of a mixture, of two measurements that speak for another component each."""
-    problem = _problem(torch.tensor([[2.5, 2.0], [-2.5, 2.0]]))  # of which one element is the same
+    problem = _problem(torch.tensor([[0.5, 2.0], [-0.5, 2.0]]))  # of which one element is the same
     step, row = torch.arange(6), torch.tensor([0, 1, 1, 0, 0, 1])
     state = torch.randn(6, 3, generator=generator)
     denoised, shift = problem.guide(state, step, problem.measurements[row])
