@@ -59,8 +59,8 @@ def information_matrix(
 ) -> Tensor:
     """[D, D] H at x = `value` [*D], y = `measurement` [*Y]; `rows` of it at a time.
 
-    It is made of G, a product with G^T for each element of y, or of a product with H for each of x where H has another
-    form or these are fewer: each is one with G too.
+    A product with H costs one with G and one with G^T, so while y has at most twice as many elements as x it is made of
+    the rows of G, and else of products with the axes of x, as it is where H has another form.
     """
     linear = isinstance(likelihood, GaussianLikelihood) and isinstance(likelihood.operator, LinearOperator)
     own = linear or isinstance(likelihood, JointLikelihood | LearnedNoiseLikelihood)

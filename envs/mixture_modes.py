@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
-from diffusion.newton import Product, newton_shift
+from diffusion.newton import LEAST_CURVATURE, Product, newton_shift
 from envs.asked import Asked
 from envs.information import information, information_matrix
 from envs.likelihoods import Likelihood
@@ -29,7 +29,10 @@ from envs.likelihoods import Likelihood
 __all__ = ["Components", "GuidingLikelihood"]
 
 BETAS = tuple(10.0 ** (power / 3) for power in range(-9, 0))
-MOST, NEARLY = 1000, 40  # components to begin with, by f, and at beta = 1, by Laplace's approximation of their evidence
+FIRST = 1000  # components to begin with, by f
+LEAST, MOST, NUMBERS = 40, 200, 2_600_000
+"""Components that are left at beta = 1, by Laplace's approximation of their evidence: at least and at most, and numbers
+in between that their precisions may have."""
 FAR = 30.0  # nats of f, behind which a mode's width does not make good
 ROUNDS = 20  # of steps at beta = 1, at most
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none
@@ -70,6 +73,7 @@ class Components:
             self.log_weights = prior.mean.new_zeros(1)
         scale = prior.eigenvalues.sqrt()
         self.root = torch.diag(scale) if prior.eigenvectors is None else prior.eigenvectors * scale  # L
+        self.most = max(LEAST, min(MOST, NUMBERS // len(self.root) ** 2))
         self._likelihood, self._measurement, self._asked = likelihood, measurement.double(), asked
 
     def placed(self, row: Tensor, z: Tensor) -> Tensor:
@@ -82,31 +86,39 @@ class Components:
         for value in self.placed(row, z).split(ROWS):
             with self._asked.about(value):
                 found.append(self._likelihood.log_prob(value, self._seen(value)).double())
-        return (self.log_weights[row] + beta * torch.cat(found) - 0.5 * z.square().sum(1)).nan_to_num(nan=-torch.inf)
+        density = self.log_weights[row] + beta * torch.cat(found) - 0.5 * z.square().sum(1)
+        return torch.where(density.isfinite(), density, -torch.inf)
 
     def gradient(self, value: Tensor) -> Tensor:
         """[N, D] L^T grad log p(y | x) at x = `value` [N, *D]."""
         with self._asked.about(value, "the gradient of "):
             return self._likelihood.gradient(value, self._seen(value)).flatten(1) @ self.root
 
-    def information_matrix(self, value: Tensor) -> Tensor:
-        """[D, D] the mean of L^T H L over x = `value` [N, *D]."""
-        with self._asked.about(value, "the residuals of "):
-            parts = [information_matrix(self._likelihood, each, self._measurement, ROWS) for each in value]
-        mean = torch.stack(parts).mean(0)
-        return self.root.T @ (0.5 * (mean + mean.T)) @ self.root
+    def precision(self, value: Tensor) -> Tensor:
+        """[D, D] I + the mean of L^T H L over x = `value` [N, *D]; noise that is learned may bend either way."""
+        total = self.root.new_zeros(self.root.shape)
+        for each in value:
+            with self._asked.about(each[None], "the residuals of "):
+                total += information_matrix(self._likelihood, each, self._measurement, ROWS).nan_to_num() / len(value)
+        matrix = self.root.T @ (0.5 * (total + total.T)) @ self.root
+        identity = torch.eye(len(matrix)).to(matrix)
+        if int(torch.linalg.cholesky_ex((1 - LEAST_CURVATURE) * identity + matrix).info):
+            values, vectors = torch.linalg.eigh(matrix)
+            matrix = (vectors * values.clamp_min(LEAST_CURVATURE - 1)) @ vectors.T
+        return identity + matrix
 
     def modes(self) -> tuple[Tensor, Tensor]:
         """Components [C] that y speaks for, and z [C, D] at the modes of f."""
         row = torch.arange(len(self.means), device=self.means.device)
         z = self.root.new_zeros(len(row), len(self.root))
-        row, z = _best(self.log_joint(row, z, BETAS[0]), MOST, row, z)
+        row, z = _best(self.log_joint(row, z, BETAS[0]), FIRST, row, z)
         for beta in BETAS:
             z = self._stepped(row, z, beta)
         reached = self.log_joint(row, z)
         near = ~(reached < reached.max() - FAR)  # all of them, where none is a number
         row, z, reached = row[near], z[near], reached[near]
-        row, z = _best(reached - 0.5 * self.log_determinant(row, z), NEARLY, row, z)
+        width = torch.stack([torch.logdet(self.precision(value[None])) for value in self.placed(row, z)])
+        row, z = _best(reached - 0.5 * width, self.most, row, z)
         reached = self.log_joint(row, z)
         for _ in range(ROUNDS):
             z, before = self._stepped(row, z, 1.0), reached
@@ -114,12 +126,6 @@ class Components:
             if bool((reached < before + SETTLED).all()):
                 break
         return row, z
-
-    def log_determinant(self, row: Tensor, z: Tensor) -> Tensor:
-        """[N] of I + L^T H L: the narrower the mode of component `row` [N] around `z` [N, D], the larger."""
-        identity = torch.eye(len(self.root)).to(self.root)
-        parts = [self.information_matrix(value[None]) for value in self.placed(row, z)]
-        return torch.stack([torch.linalg.slogdet(identity + part).logabsdet for part in parts])
 
     def _stepped(self, row: Tensor, z: Tensor, beta: float) -> Tensor:
         """[N, D] the best of some steps from `z` [N, D] along Gauss and Newton's direction, or `z`."""

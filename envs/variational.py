@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
-from diffusion.newton import LEAST_CURVATURE
 from diffusion.untied_mixture import UntiedMixtureDenoiser
 from envs.asked import Asked
 from envs.likelihoods import Likelihood, LikelihoodError
@@ -39,8 +38,7 @@ SHARES = (1.0, 0.5, 0.25, 0.1)  # t
 STEPS = 24  # at most
 LAST_DRAWS = 512  # for the bound at last
 SMALL, SMALL_STEPS = 0.1, 3  # nats that the bound gains, and after how many such steps it is left at that
-GAUSSIAN = 1.0  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
-LEAST = -1e9  # nats: where the likelihood is zero or no number, so that bounds can be compared
+GAUSSIAN_ENOUGH = 1.0  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
 
 _log = logging.getLogger(__name__)
 
@@ -55,21 +53,25 @@ def variational_mixture(
         LikelihoodError: it is zero, or no number, wherever it was asked.
     """
     components = Components(prior, likelihood, measurement, asked)
-    row, mode = components.modes()
-    precision = torch.stack([_precision(components, components.placed(*each)) for each in _each(row, mode)])
-    laplace = components.log_joint(row, mode) - 0.5 * torch.logdet(precision)
+    row, mean = components.modes()
+    precision = torch.stack(
+        [components.precision(components.placed(*each)) for each in zip(row[:, None], mean[:, None], strict=True)]
+    )
+    laplace = components.log_joint(row, mean) - 0.5 * torch.logdet(precision)
     kept = ~(laplace < laplace.max() - BEHIND_AT_FIRST)
-    row, mean, precision = row[kept], mode[kept], precision[kept]
+    cut = len(row) == components.most and float(laplace.max() - laplace.min()) < BEHIND
+    row, mean, precision = row[kept], mean[kept], precision[kept]
     bound = torch.zeros_like(laplace[kept])
     for index, each in enumerate(row):
         mean[index], precision[index], bound[index] = _best_gaussian(components, each, mean[index], precision[index])
-    if not bool((bound > LEAST / 2).any()):
+    if not bool(bound.isfinite().any()):
         raise LikelihoodError(f"{asked.name} is zero, or no number, wherever modes of the posterior were looked for")
     kept = bound > bound.max() - BEHIND
     _log.info(
-        "the variational posterior has %d of the prior's %d components, and log p(y) is at least about %.1f nats",
+        "the variational posterior has %d of the prior's %d components%s, and log p(y) is at least about %.1f nats",
         int(kept.sum()),
         len(components.means),
+        " (no more are taken, and some that were left out matter)" if cut else "",
         float(bound.logsumexp(0)),
     )
     root = components.root @ torch.linalg.inv(torch.linalg.cholesky(precision[kept])).mT
@@ -99,57 +101,54 @@ def _best_gaussian(
     """The mean [D], precision [D, D] and bound [] of component `row` [], from `mean` and `precision` on."""
     generator = torch.Generator().manual_seed(int(row))
 
-    def noise(count: int) -> Tensor:
-        half = torch.randn(count // 2, len(mean), generator=generator, dtype=torch.float64).to(mean)
+    def noise(count: int) -> Tensor:  # of the processor, the same on every device
+        half = torch.randn(count // 2, len(mean), generator=generator, dtype=torch.float64, device="cpu").to(mean)
         return torch.cat([half, -half])
 
-    difference = _difference(components, row, mean, precision, noise(TRIALS))
-    best, small = difference.mean(), 0
-    if float(difference.std()) < GAUSSIAN:
-        return mean, precision, best
+    terms = _terms(components, row, mean, precision, noise(TRIALS))
+    small = 0
+    if float(terms.std()) < GAUSSIAN_ENOUGH:
+        return mean, precision, _bound(terms)
     for _ in range(STEPS):
         z = _draws(mean, precision, noise(DRAWS))[0]
-        value = components.placed(row.expand(DRAWS), z)
-        towards, uphill = _precision(components, value), (components.gradient(value) - z).nan_to_num().mean(0)
+        z = z[components.log_joint(row.expand(len(z)), z).isfinite()]
+        if not len(z):
+            break
+        value = components.placed(row.expand(len(z)), z)
+        towards, uphill = components.precision(value), (components.gradient(value) - z).nan_to_num().mean(0)
         trial = noise(TRIALS)
-        start = best = _difference(components, row, mean, precision, trial).mean()
+        start = best = _bound(_terms(components, row, mean, precision, trial))
         at, sharp = mean, precision
         for share in SHARES:
             tried_precision = (1 - share) * precision + share * towards
             tried = mean + share * torch.linalg.solve(tried_precision, uphill)
-            bound = _difference(components, row, tried, tried_precision, trial).mean()
+            bound = _bound(_terms(components, row, tried, tried_precision, trial))
             if bound > best:
                 best, at, sharp = bound, tried, tried_precision
         mean, precision = at, sharp
         small = small + 1 if best < start + SMALL else 0
         if small == SMALL_STEPS:
             break
-    return mean, precision, _difference(components, row, mean, precision, noise(LAST_DRAWS)).mean()
+    return mean, precision, _bound(_terms(components, row, mean, precision, noise(LAST_DRAWS)))
 
 
-def _difference(components: Components, row: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
-    """[N] f(z) - log N(z; mu, P^-1) + log N(0; 0, I) at draws z made of `noise` [N, D]: its mean is the bound, nats."""
+def _terms(components: Components, row: Tensor, mean: Tensor, precision: Tensor, noise: Tensor) -> Tensor:
+    """[N] f(z) - log N(z; mu, P^-1) + log N(0; 0, I), nats, at draws z made of `noise` [N, D]."""
     z, log_determinant = _draws(mean, precision, noise)
-    density = components.log_joint(row.expand(len(z)), z).clamp_min(LEAST)
+    density = components.log_joint(row.expand(len(z)), z)
     return density + 0.5 * noise.square().sum(1) - 0.5 * log_determinant
+
+
+def _bound(terms: Tensor) -> Tensor:
+    """The bound [] of `terms` [N], nats: their mean, if the likelihood is nowhere zero.
+
+    Where it is, that of the Gaussian cut to where it is not: the mean there, and the logarithm of the share of draws.
+    """
+    sound = terms.isfinite()
+    return terms[sound].mean() + sound.double().mean().log() if bool(sound.any()) else terms.new_tensor(-torch.inf)
 
 
 def _draws(mean: Tensor, precision: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Draws [N, D] of N(mu, P^-1) made of `noise` [N, D], and log det P []."""
     factor = torch.linalg.cholesky(precision)
     return mean + torch.linalg.solve_triangular(factor.T, noise.T, upper=True).T, 2 * factor.diagonal().log().sum()
-
-
-def _precision(components: Components, value: Tensor) -> Tensor:
-    """[D, D] I + the mean of L^T H L over x = `value` [N, *D]; noise that is learned may bend either way."""
-    matrix = components.information_matrix(value).nan_to_num()
-    precision = torch.eye(len(matrix)).to(matrix) + matrix
-    if int(torch.linalg.cholesky_ex(precision - LEAST_CURVATURE * torch.eye(len(matrix)).to(matrix)).info):
-        values, vectors = torch.linalg.eigh(precision)
-        precision = (vectors * values.clamp_min(LEAST_CURVATURE)) @ vectors.T
-    return precision
-
-
-def _each(row: Tensor, mode: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """One at a time."""
-    return list(zip(row[:, None], mode[:, None], strict=True))

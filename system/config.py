@@ -235,6 +235,7 @@ class RunConfig:
                     "points are not exactly those of the prior's chain; set replay.store to paths"
                 )
         self._check_objective()
+        self._check_own_measurements()
         self._check_simulated()
         self.shard_config()
 
@@ -245,6 +246,8 @@ class RunConfig:
             others.append("actor.simulated_measurements")
         if self.learner.pretraining.until > 0 and self.learner.pretraining.fresh_measurements:
             others.append("learner.pretraining.fresh_measurements")
+        if self.evaluation.calibration_pairs:
+            others.append("evaluation.calibration_pairs")
         if self.posterior.guidance == "variational" and others:
             raise ValueError(
                 "posterior.likelihood_gradient variational is for the problem's own measurements, and others "
@@ -254,7 +257,6 @@ class RunConfig:
     def _check_simulated(self) -> None:
         """What measurements drawn by simulation allow."""
         learner, replay = self.learner, self.replay
-        self._check_own_measurements()
         network = learner.log_partition == "network" and learner.objective in ("rtb", "tb", "subtb", "trust_pcl")
         pretraining = learner.pretraining
         learns = learner.forward_kl > 0 or pretraining.until == 1 or network

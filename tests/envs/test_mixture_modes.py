@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
-from envs import make_problem
+from envs import make_problem, mixture_modes
 from envs.asked import Asked, LikelihoodCalls
 from envs.likelihoods import GaussianLikelihood, PoissonLikelihood
 from envs.mixture_modes import Components
@@ -28,7 +28,7 @@ def test_of_a_linear_measurement_each_is_the_mean_of_its_component(generator):
     assert sorted(row.tolist()) == [0, 1, 2, 3]
     assert components.placed(row, z).numpy() == pytest.approx(expected[row].numpy(), abs=1e-6)
     inside = torch.eye(3) + components.root.T @ (4 * MATRIX.T @ MATRIX) @ components.root
-    assert components.log_determinant(row, z).tolist() == pytest.approx([float(torch.logdet(inside))] * 4)
+    assert components.precision(components.placed(row, z)).numpy() == pytest.approx(inside.numpy())
 
 
 def test_of_counts_it_is_the_maximum_of_the_density_on_a_grid():
@@ -53,8 +53,9 @@ def test_only_components_that_y_speaks_for_are_left():
 
 
 @pytest.mark.parametrize(("higher", "steep", "first"), [(5, 1e7, True), (10, 3e4, False)])
-def test_a_wide_mode_is_not_left_out_for_many_that_are_higher_and_narrow(higher, steep, first):
+def test_a_wide_mode_is_not_left_out_for_many_that_are_higher_and_narrow(monkeypatch, higher, steep, first):
     """Of 60 components 5 nats higher and e^-14 as wide none has the weight of the one; 10 nats and e^-8, all have."""
+    monkeypatch.setattr(mixture_modes, "MOST", 40)
 
     class Bent:
         """y tells x to 1e-7 around 1, which it prefers, and says nothing of x below 0."""
@@ -85,5 +86,38 @@ def test_every_x_that_the_likelihood_is_asked_about_is_counted():
     assert calls.count == 3
     components.gradient(components.placed(torch.arange(3), z))
     assert calls.count == 6
-    components.information_matrix(components.placed(torch.arange(3), z))
+    components.precision(components.placed(torch.arange(3), z))
     assert calls.count == 9
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([[3.0, 0.0], [0.0, -0.9]], [4.0, 0.0, 0.0, 0.5]),
+        ([[float("nan"), 0.0], [0.0, 1.0]], [1.0, 0.0, 0.0, 2.0]),
+    ],
+)
+def test_a_precision_is_positive_whatever_the_information_is(monkeypatch, matrix, expected):
+    """That of learned noise may have either sign."""
+    monkeypatch.setattr(mixture_modes, "information_matrix", lambda *_: torch.tensor(matrix, dtype=torch.float64))
+    prior = GaussianDenoiser(torch.zeros(2), 1.0)
+    components = _components(prior, GaussianLikelihood(Matrix(torch.eye(2)), 0.5), torch.zeros(2))
+    assert components.precision(torch.zeros(3, 2)).flatten().tolist() == pytest.approx(expected)
+
+
+def test_more_components_are_left_of_few_elements():
+    for dim, expected in ((2, 200), (160, 101), (256, 40), (1000, 40)):
+        likelihood = GaussianLikelihood(Matrix(torch.eye(dim, dtype=torch.float64)), 0.5)
+        assert _components(GaussianDenoiser(torch.zeros(dim), 1.0), likelihood, torch.zeros(dim)).most == expected
+
+
+def test_a_density_that_is_no_number_counts_as_zero():
+    class Unsound:
+        measurement_shape = (1,)
+
+        def log_prob(self, value, measurement):
+            return torch.tensor([torch.nan, torch.inf, -torch.inf, 0.5])
+
+    components = _components(GaussianDenoiser(torch.zeros(1), 1.0), Unsound(), torch.zeros(1))
+    found = components.log_joint(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 1).double())
+    assert found.tolist() == [-torch.inf] * 3 + [0.5]

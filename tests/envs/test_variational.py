@@ -17,6 +17,7 @@ from envs import InverseProblem, make_problem, variational
 from envs.asked import Asked
 from envs.exact.mixture import condition_mixture
 from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelihood, WithoutGradient
+from envs.mixture_modes import Components
 from envs.operators import Lognormal, Matrix, Pixels
 from envs.variational import variational_mixture
 
@@ -50,7 +51,7 @@ def test_of_a_linear_measurement_it_is_the_exact_posterior_and_its_evidence(gene
 
 def test_of_one_that_bends_it_is_the_gaussian_of_the_largest_bound_by_quadrature(monkeypatch):
     """Counts of exp(x), few and so not Gaussian: mean, deviation and bound, by an optimiser on a grid."""
-    monkeypatch.setattr(variational, "GAUSSIAN", 0.0)  # Laplace's approximation would do, but for 0.07 nats
+    monkeypatch.setattr(variational, "GAUSSIAN_ENOUGH", 0.0)  # Laplace's approximation would do, but for 0.07 nats
     prior, seen = GaussianDenoiser(torch.tensor([0.5], dtype=torch.float64), 4.0), 1.0
     likelihood = PoissonLikelihood(Lognormal((1,), 0.5), 1.0)
     found = variational_mixture(prior, likelihood, torch.tensor([seen]), ASKED)
@@ -84,7 +85,7 @@ def test_of_one_that_bends_it_is_the_gaussian_of_the_largest_bound_by_quadrature
 
 def test_where_it_ends_the_gradient_is_zero_and_the_precision_the_information_on_average(monkeypatch):
     """The two conditions of the largest bound, by quadrature in the plane, for counts of two correlated elements."""
-    for name, value in {"GAUSSIAN": 0.0, "SMALL": 0.0, "DRAWS": 1_000, "TRIALS": 1_000}.items():
+    for name, value in {"GAUSSIAN_ENOUGH": 0.0, "SMALL": 0.0, "DRAWS": 1_000, "TRIALS": 1_000}.items():
         monkeypatch.setattr(variational, name, value)
     mean, covariance = torch.tensor([0.5, -0.3]).double(), torch.tensor([[2.0, 0.8], [0.8, 1.0]]).double()
     seen, std = torch.tensor([1.0, 4.0]), 0.5
@@ -104,7 +105,7 @@ def test_where_it_ends_the_gradient_is_zero_and_the_precision_the_information_on
 
 def test_components_have_the_weight_of_their_bound_not_of_their_mode(monkeypatch):
     """Nothing was counted: of a wide component behind exp(x) Laplace's evidence is off, by quadrature."""
-    monkeypatch.setattr(variational, "GAUSSIAN", 0.0)
+    monkeypatch.setattr(variational, "GAUSSIAN_ENOUGH", 0.0)
     prior = MixtureDenoiser(torch.tensor([[0.0], [3.0]], dtype=torch.float64), 4.0)
     likelihood = PoissonLikelihood(Lognormal((1,), 0.5), 1.0)
     found = variational_mixture(prior, likelihood, torch.zeros(1), ASKED)
@@ -126,21 +127,38 @@ def test_components_are_left_out_that_are_twelve_nats_behind():
     assert float(found.log_weights.max() - found.log_weights.min()) == pytest.approx(11, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "expected"),
-    [
-        ([[3.0, 0.0], [0.0, -0.9]], [4.0, 0.0, 0.0, 0.5]),
-        ([[float("nan"), 0.0], [0.0, 1.0]], [1.0, 0.0, 0.0, 2.0]),
-    ],
-)
-def test_a_precision_is_positive_whatever_the_information_is(matrix, expected):
-    """That of learned noise may have either sign."""
+def test_one_step_is_the_formula(monkeypatch):
+    """Of a linear measurement, from a wrong start, written out."""
+    monkeypatch.setattr(variational, "STEPS", 1)
+    monkeypatch.setattr(variational, "SHARES", (0.25,))
+    prior, seen = MixtureDenoiser(torch.ones(1, 3), COVARIANCE), torch.tensor([0.5, -0.3])
+    components = Components(prior, GaussianLikelihood(Matrix(MATRIX), 0.5), seen, ASKED)
+    start = torch.tensor([3.0, -2.0, 1.0], dtype=torch.float64)
+    wrong = torch.diag(torch.tensor([40.0, 30.0, 20.0], dtype=torch.float64))
+    mean, precision, _ = variational._best_gaussian(components, torch.tensor(0), start, wrong)
+    across = MATRIX @ components.root
+    expected = 0.75 * wrong + 0.25 * (torch.eye(3) + 4 * across.T @ across)
+    uphill = 4 * across.T @ (seen.double() - MATRIX @ (1 + components.root @ start)) - start
+    assert precision.numpy() == pytest.approx(expected.numpy(), abs=1e-9)
+    assert mean.numpy() == pytest.approx((start + 0.25 * torch.linalg.solve(expected, uphill)).numpy(), abs=1e-9)
 
-    class Given:
-        def information_matrix(self, value):
-            return torch.tensor(matrix, dtype=torch.float64)
 
-    assert variational._precision(Given(), torch.zeros(1, 2)).flatten().tolist() == pytest.approx(expected)
+def test_where_the_likelihood_is_zero_the_bound_is_that_of_the_gaussian_cut_there(generator):
+    """y = x + noise for x > 0, and never for others: the evidence is a Gaussian integral over half a line."""
+
+    class Cut(GaussianLikelihood):
+        def log_prob(self, value, measurement):
+            return torch.where(value[:, 0] > 0, super().log_prob(value, measurement), -torch.inf)
+
+    prior = GaussianDenoiser(torch.zeros(1), 1.0)
+    likelihood = Cut(Matrix(torch.eye(1, dtype=torch.float64)), 1.0)
+    components = Components(prior, likelihood, torch.tensor([0.5]), ASKED)
+    row, mode = components.modes()
+    _, _, bound = variational._best_gaussian(components, row[0], mode[0], components.precision(mode[:, None]))
+    law = torch.distributions.Normal(0.0, 1.0)
+    whole = float(torch.distributions.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.5)))
+    exact = whole + math.log(float(law.cdf(torch.tensor(0.25 / 0.5**0.5))))  # N(0.25, 0.5) above zero
+    assert exact - 0.1 < float(bound) < exact + 0.1
 
 
 def test_a_likelihood_that_is_zero_everywhere_is_refused():

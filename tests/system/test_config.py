@@ -173,6 +173,10 @@ def test_a_key_or_type_that_does_not_fit_is_refused_by_name(refusal, text, messa
             "others are made by actor.simulated_measurements: leave that out",
         ),
         (
+            "{posterior: {likelihood_gradient: variational}, evaluation: {calibration_pairs: 10}}",
+            "others are made by evaluation.calibration_pairs: leave that out",
+        ),
+        (
             "posterior: {likelihood_gradient: variational}\nreplay: {priority: uniform}\n"
             "actor: {mixture: {joint: 1}}\nlearner: {pretraining: {until: 0.5, fresh_measurements: true}}",
             "are made by actor.mixture joint, learner.pretraining.fresh_measurements: leave that out, or take repeated",

@@ -130,6 +130,14 @@ def test_a_subset_of_steps_and_end_points_are_the_same():
     _is_the_same(_tree(learner=learner, replay={"store": "endpoints"}))
 
 
+@pytest.mark.parametrize("bends", [False, True])
+def test_a_guide_by_an_approximate_posterior_is_the_same(bends):
+    """Closed form behind a linear operator, and by draws where y bends."""
+    problem = {"name": "radio-closure", "size": 8, "num_steps": 2} if bends else _tree()["problem"]
+    posterior = {"likelihood_gradient": "variational", "initial_gain": 1.0, "elementwise": 0}
+    _is_the_same(_tree(problem=problem, posterior=posterior, evaluation={"corrected": 4}))
+
+
 def test_an_amortised_posterior_of_the_digits_and_its_calibration_are_the_same():
     arrays = _is_the_same(
         _tree(
