@@ -1,11 +1,13 @@
 r"""Draws the figure of instruments.md: the black hole of M87, from closures alone, and the diameter of its ring.
 
     rtb train configs/experiments/radio_closure.yaml --problem.data m87 --problem.num-steps 200 \
-        --evaluation.final-trajectories 4096 --run runs/m87
+        --max-seconds 300 --evaluation.final-trajectories 4096 --run runs/m87
+    rtb sample runs/m87 --num 16384 --corrected 512
     python docs/make_m87_figure.py runs/m87
 
 Without the folder of a run the posterior is that of `benchmarks.closures`, without diffusion or training, and nothing
 is drawn, but the same numbers are printed. The data are read from $RTB_DATA.
+
 Closures know neither place nor flux, so images are moved to the middle of their ring and scaled to one flux before they
 are averaged. The diameter is that of the ridge, as in the publication (Event Horizon Telescope Collaboration 2019, ApJ
 875, L4, section 9): twice the mean radius of the brightest point along 36 rays from the centre at which these radii
