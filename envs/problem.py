@@ -154,12 +154,8 @@ class InverseProblem:
             raise ValueError(f"problem {self.name!r}: there must be at least one measurement, got none")
         if self.surrogate is not None:
             self._check_surrogate(self.surrogate)
-        known = isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser)
-        if self.guidance == "variational" and not known:
-            raise ValueError(
-                f"problem {self.name!r}: likelihood_gradient variational needs a prior that is a Gaussian or a mixture "
-                f"of Gaussians, got {type(self.prior.denoiser).__name__}; covariance takes any"
-            )
+        if self.guidance == "variational":
+            self._check_approximable()
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())
             raise ValueError(
@@ -185,6 +181,19 @@ class InverseProblem:
         if shape != expected:
             raise ValueError(
                 f"problem {self.name!r}: the surrogate must be of the same y, of shape {expected}, got one of {shape}"
+            )
+
+    def _check_approximable(self) -> None:
+        if not self.shiftable:
+            raise ValueError(
+                f"problem {self.name!r}: likelihood_gradient variational needs a likelihood with a gradient and "
+                f"residuals in standard deviations of its noise, which {type(self.guiding).__name__} has not; give the "
+                "problem a surrogate, or leave likelihood_gradient at its default"
+            )
+        if not isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser):
+            raise ValueError(
+                f"problem {self.name!r}: likelihood_gradient variational needs a prior that is a Gaussian or a mixture "
+                f"of Gaussians, got {type(self.prior.denoiser).__name__}, as of a trained network; repeated takes any"
             )
 
     def at(self, measurements: Tensor) -> InverseProblem:

@@ -68,10 +68,10 @@ def variational_mixture(
         raise LikelihoodError(f"{asked.name} is zero, or no number, wherever modes of the posterior were looked for")
     kept = bound > bound.max() - BEHIND
     _log.info(
-        "the variational posterior has %d of the prior's %d components%s, and log p(y) is at least about %.1f nats",
+        "%d of the prior's %d components matter to y%s; by what guides the paths log p(y) is %.1f or more",
         int(kept.sum()),
         len(components.means),
-        " (no more are taken, and some that were left out matter)" if cut else "",
+        " (and some that were left out, as no more are taken)" if cut else "",
         float(bound.logsumexp(0)),
     )
     root = components.root @ torch.linalg.inv(torch.linalg.cholesky(precision[kept])).mT

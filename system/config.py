@@ -251,7 +251,7 @@ class RunConfig:
         if self.posterior.guidance == "variational" and others:
             raise ValueError(
                 "posterior.likelihood_gradient variational is for the problem's own measurements, and others "
-                f"are made by {', '.join(others)}: leave that out, or take repeated-covariance"
+                f"are made by {', '.join(others)}: without these it can be had, and else repeated is the guide"
             )
 
     def _check_simulated(self) -> None:

@@ -71,13 +71,15 @@ class PosteriorConfig:
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser);
     repeated-covariance (both, twice over: where y bends too much for one step and modes are many, as of a galaxy and
     its lens; three times as dear as covariance, and no better where that does); variational (how far x^ moves under an
-    approximation of the posterior, the best Gaussian for each component of the prior that y speaks for: the best guide
-    of all where the prior is a Gaussian mixture and x has at most some hundred elements; it takes some seconds to a
-    minute at the start, once for each of the problem's own measurements, and next to nothing later). The last four need
-    a likelihood with residuals."""
+    approximation of the posterior, the best Gaussian for each component of the prior that y speaks for: usually the
+    best guide of all where the prior is a Gaussian mixture and x has at most some hundred elements; it takes some
+    seconds to a minute at the start, and next to nothing later; with initial_gain 1, and for the problem's own
+    measurements only: no actor.mixture joint, and learner.pretraining.until 0). Covariance, repeated,
+    repeated-covariance and variational need a likelihood with residuals."""
     initial_gain: float = 0.0
-    """control with likelihood_gradient covariance, repeated, both or variational: the gain on how far x^ moves that
-    training starts from. 0 is the prior, 1 what the guide says: better where there is time for few updates."""
+    """control with likelihood_gradient covariance, repeated, repeated-covariance or variational: the gain on how far x^
+    moves that training starts from. 0 is the prior, 1 what the guide says: better where there is time for few
+    updates."""
 
     @property
     def guidance(self) -> GuidanceForm:
@@ -108,7 +110,7 @@ def make_posterior(
     if not math.isfinite(config.initial_gain) or (config.initial_gain and not moves):
         raise ValueError(
             "initial_gain must be finite, and zero but for form control with likelihood_gradient covariance, "
-            f"repeated, both or variational, got {config.initial_gain} for {config.form} with "
+            f"repeated, repeated-covariance or variational, got {config.initial_gain} for {config.form} with "
             f"{config.likelihood_gradient}"
         )
     if config.form == "control":

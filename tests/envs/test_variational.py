@@ -46,7 +46,8 @@ def test_of_a_linear_measurement_it_is_the_exact_posterior_and_its_evidence(gene
     assert found.log_weights[by].tolist() == pytest.approx(exact.log_weights[order].tolist(), abs=1e-4)
     assert centres[by].numpy() == pytest.approx(exact.means[order].numpy(), abs=1e-5)
     assert covariances.numpy() == pytest.approx(exact.covariance.expand(5, 3, 3).numpy(), abs=1e-6)
-    assert f"5 of the prior's 5 components, and log p(y) is at least about {exact.log_partition:.1f}" in caplog.text
+    assert "5 of the prior's 5 components matter to y; by" in caplog.text
+    assert f"log p(y) is {exact.log_partition:.1f} or more" in caplog.text
 
 
 def test_of_one_that_bends_it_is_the_gaussian_of_the_largest_bound_by_quadrature(monkeypatch):
