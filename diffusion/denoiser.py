@@ -155,18 +155,12 @@ class MixtureDenoiser(nn.Module):
     ) -> None:
         """`means` [C, D]; `covariance` a variance (isotropic) or [D, D]; `log_weights` [C], equal if None."""
         super().__init__()
-        count, dim = means.shape
-        self.event_shape = (dim,) if event_shape is None else event_shape
-        if math.prod(self.event_shape) != dim:
-            raise ValueError(f"event_shape {self.event_shape} does not have the {dim} dimensions of the means")
-        weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
-        if weights.shape != (count,):
-            raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
-        eigenvalues, eigenvectors = _eigen(covariance, dim)
+        self.event_shape, weights = of_means(means, log_weights, event_shape)
+        eigenvalues, eigenvectors = _eigen(covariance, means.shape[1])
         self._converted: dict[tuple[torch.dtype, torch.device], tuple[Tensor, ...]] = {}
         # float32 stays as it is: of tens of thousands of images a copy in float64 is hundreds of megabytes
         self.register_buffer("means", means if means.dtype == torch.float32 else means.double())
-        self.register_buffer("log_weights", weights - weights.logsumexp(0))
+        self.register_buffer("log_weights", weights)
         self.register_buffer("eigenvalues", eigenvalues)
         self.register_buffer("eigenvectors", eigenvectors)
 
@@ -343,6 +337,20 @@ class NetworkDenoiser(nn.Module):
 def log_snr(alpha: Tensor, sigma: Tensor) -> Tensor:
     """log(alpha / sigma), clamped to [-10, 10] so that pure noise has a finite embedding."""
     return (alpha / sigma.clamp_min(1e-20)).clamp_min(1e-20).log().clamp(-10.0, 10.0)
+
+
+def of_means(
+    means: Tensor, log_weights: Tensor | None, event_shape: tuple[int, ...] | None
+) -> tuple[tuple[int, ...], Tensor]:
+    """Shape of x, and the normalised log-weights [C] float64, of a mixture around `means` [C, D]; see its options."""
+    count, dim = means.shape
+    shape = (dim,) if event_shape is None else event_shape
+    if math.prod(shape) != dim:
+        raise ValueError(f"event_shape {shape} does not have the {dim} dimensions of the means")
+    weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
+    if weights.shape != (count,):
+        raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
+    return shape, weights - weights.logsumexp(0)
 
 
 def _eigen(covariance: Tensor | float, dim: int) -> tuple[Tensor, Tensor | None]:

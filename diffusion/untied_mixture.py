@@ -10,10 +10,10 @@ A state goes through the eigenvectors of every component, at D^2 each: for tens 
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
+
+from diffusion.denoiser import of_means
 
 __all__ = ["UntiedMixtureDenoiser"]
 
@@ -37,15 +37,10 @@ class UntiedMixtureDenoiser(nn.Module):
     ) -> None:
         """`means` [C, D], `covariances` [C, D, D] symmetric and positive; `log_weights` [C], equal if None."""
         super().__init__()
+        self.event_shape, weights = of_means(means, log_weights, event_shape)
         count, dim = means.shape
-        self.event_shape = (dim,) if event_shape is None else event_shape
-        if math.prod(self.event_shape) != dim:
-            raise ValueError(f"event_shape {self.event_shape} does not have the {dim} dimensions of the means")
         if covariances.shape != (count, dim, dim):
             raise ValueError(f"covariances must be [{count}, {dim}, {dim}], got {tuple(covariances.shape)}")
-        weights = torch.zeros(count) if log_weights is None else log_weights
-        if weights.shape != (count,):
-            raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances.double())
         if not float(eigenvalues.min()) > 0:
             raise ValueError(
@@ -53,7 +48,7 @@ class UntiedMixtureDenoiser(nn.Module):
             )
         # In float32, as the states are: of many dimensions the eigenvectors are what is large.
         self.register_buffer("means", torch.einsum("cd,cde->ce", means.double(), eigenvectors).float())
-        self.register_buffer("log_weights", weights.double().log_softmax(0).float())
+        self.register_buffer("log_weights", weights.float())
         self.register_buffer("eigenvalues", eigenvalues.float())
         self.register_buffer("eigenvectors", eigenvectors.float())
 

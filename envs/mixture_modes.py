@@ -31,8 +31,8 @@ __all__ = ["Components", "GuidingLikelihood"]
 BETAS = tuple(10.0 ** (power / 3) for power in range(-9, 0))
 FIRST = 1000  # components to begin with, by f
 LEAST, MOST, NUMBERS = 40, 200, 2_600_000
-"""Components that are left at beta = 1, by Laplace's approximation of their evidence: at least and at most, and numbers
-in between that their precisions may have."""
+"""Components left at beta = 1, those of the largest evidence by Laplace's approximation: as many as have so many
+numbers in their precisions, but at least and at most so many."""
 FAR = 30.0  # nats of f, behind which a mode's width does not make good
 ROUNDS = 20  # of steps at beta = 1, at most
 LENGTHS = (1.0, 0.5, 0.25, 0.1, 0.03, 0.01)  # of a step: the best is taken, or none

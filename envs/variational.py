@@ -13,7 +13,7 @@ lead to the Gaussian N(mu, P^-1) of the largest evidence lower bound, or near it
 (Opper and Archambeau 2009, Neural Computation 21(3); by steps in the natural parameters, and with the information in
 the place of the Hessian, as in Khan et al. 2018, arXiv 1806.04854). t is the best of a few for the bound. Where y is
 linear in x with Gaussian noise Laplace's approximation is exact, and no step is made. Where y bends it can be too wide,
-so that its draws are far too unlikely: of closure phases by tens of nats, and of M 87's by thousands.
+so that its draws are far too unlikely: of closure phases by tens of nats, and of M87's by thousands.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class VariationalMixtures:
     """Approximate posteriors, each worked out when it is first asked for and then kept."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, bytes], tuple[object, ...]] = {}
+        self._known: dict[tuple[int, int, bytes], tuple[UntiedMixtureDenoiser, nn.Module, Likelihood]] = {}
 
     def of(self, prior: nn.Module, likelihood: Likelihood, measurement: Tensor, asked: Asked) -> UntiedMixtureDenoiser:
         """See `variational_mixture`: of the density `prior`, and a `likelihood` with a gradient and residuals."""
@@ -92,7 +92,7 @@ class VariationalMixtures:
             assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
             found = variational_mixture(prior, cast(GuidingLikelihood, likelihood), measurement, asked)
             self._known[key] = (found, prior, likelihood)  # both kept, so that no other gets their id
-        return cast(UntiedMixtureDenoiser, self._known[key][0])
+        return self._known[key][0]
 
 
 def _best_gaussian(
