@@ -250,8 +250,8 @@ class RunConfig:
             others.append("evaluation.calibration_pairs")
         if self.posterior.guidance == "variational" and others:
             raise ValueError(
-                "posterior.likelihood_gradient variational is for the problem's own measurements, and others "
-                f"are made by {', '.join(others)}: without these it can be had, and else repeated is the guide"
+                "posterior.likelihood_gradient variational is for the problem's own measurements: turn off what makes "
+                f"others ({', '.join(others)}), or take the guide repeated"
             )
 
     def _check_simulated(self) -> None:
