@@ -88,31 +88,32 @@ def read_shear_map(
 ) -> ShearMap:
     """The map in FITS files of `e1`, `e2` and the standard deviation of each (`noise`); `pixel_scale` in arcsec.
 
-    `left_out` [H, W] are pixels without a measurement, where files may hold any finite number.
+    `left_out` [H, W] are pixels without a measurement, where files may hold anything, NaN too.
 
     Raises:
         MissingDataError: a file is not there, or astropy is not installed.
         ValueError: an image of another shape or pixel scale, numbers that are not finite, ellipticities in other units,
             or a standard deviation that is not positive.
     """
-    first = read_sky_image(e1, pixel_scale=pixel_scale, units=NO_UNIT)
+    first = read_sky_image(e1, pixel_scale=pixel_scale, units=NO_UNIT, blank=True)
     shape = first.values.shape
     seen = np.ones(shape, bool) if left_out is None else ~left_out
-    others = [read_sky_image(path, pixel_scale=first.pixel_scale, units=NO_UNIT) for path in (e2, *noise)]
+    others = [read_sky_image(path, pixel_scale=first.pixel_scale, units=NO_UNIT, blank=True) for path in (e2, *noise)]
     for image in (first, *others):
         if image.values.shape != shape:
             raise ValueError(f"{image.place} must be of the shape {list(shape)} of e1, got {list(image.values.shape)}")
-    for image in (first, others[0]):
-        fine = ~seen | (np.abs(image.values) <= LARGEST)
+    shear, std = ([image.without(~seen) for image in pair] for pair in ((first, others[0]), others[1:]))
+    for image in shear:
+        fine = np.abs(image.values) <= LARGEST
         _check(image.place, f"mean ellipticities must be within -{LARGEST:g} to {LARGEST:g}", image.values, fine)
-    for image in others[1:]:
+    for image in std:
         fine = ~seen | (image.values > 0)
         _check(image.place, "the noise must be positive where nothing is masked", image.values, fine)
     if not seen.any():
         raise ValueError(f"{first.place}: the mask leaves no pixel")
     return ShearMap(
-        shear=np.where(seen, np.stack([first.values, others[0].values]), 0.0),
-        std=np.where(seen, np.stack([image.values for image in others[1:]]), 1.0),
+        shear=np.stack([image.values for image in shear]),
+        std=np.where(seen, np.stack([image.values for image in std]), 1.0),
         seen=seen,
         pixel_scale=first.pixel_scale,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class SkyImage:
     """An image of the sky."""
 
     values: NDArray[np.float64]
-    """[H, W], rows in the order of the file."""
+    """[H, W], rows in the order of the file; finite, unless it was read with `blank`."""
     pixel_scale: float
     """arcsec per pixel."""
     place: str
@@ -32,14 +32,29 @@ class SkyImage:
     unit: str = ""
     """What BUNIT says."""
 
+    def without(self, hidden: NDArray[np.bool_]) -> SkyImage:
+        """The same with 0 where `hidden` [H, W], as many pipelines have NaN in pixels that they mask.
+
+        Raises:
+            ValueError: a value that is not hidden is not finite.
+        """
+        values = np.where(hidden, 0.0, self.values)
+        _finite(self.place, values, "; what is hidden by a mask, or was not exposed, may be")
+        return replace(self, values=values)
+
 
 def read_sky_image(
-    path: Path, hdu: str | int = 0, pixel_scale: float | None = None, units: tuple[str, ...] = ()
+    path: Path,
+    hdu: str | int = 0,
+    pixel_scale: float | None = None,
+    units: tuple[str, ...] = (),
+    blank: bool = False,
 ) -> SkyImage:
-    """The image in unit `hdu` (name or number) of the FITS file `path`; all values must be finite.
+    """The image in unit `hdu` (name or number) of the FITS file `path`.
 
-    The pixel scale (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `units`, where given, is what
-    BUNIT may say, if it says anything.
+    All values must be finite; with `blank`, for `SkyImage.without` to see to, they may be others. The pixel scale
+    (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `units`, where given, is what BUNIT may say,
+    if it says anything.
 
     Raises:
         MissingDataError: no such file, or astropy is not installed.
@@ -47,15 +62,15 @@ def read_sky_image(
             scale, pixels that are not square, or a `pixel_scale` that is not that of the header.
     """
     place, values, header = _read(path, hdu)
-    return _image(place, values, header, pixel_scale, units)
+    return _image(place, values, header, pixel_scale, units, blank)
 
 
 def read_sky_stack(path: Path, hdu: str | int = 0, pixel_scale: float | None = None) -> list[SkyImage]:
     """The images of a stack [N, H, W], or the one image [H, W], in unit `hdu` of `path`; see `read_sky_image`."""
     place, values, header = _read(path, hdu, (2, 3))
     if values.ndim == 2:
-        return [_image(place, values, header, pixel_scale, ())]
-    return [_image(f"{place}, number {i}", each, header, pixel_scale, ()) for i, each in enumerate(values)]
+        return [_image(place, values, header, pixel_scale)]
+    return [_image(f"{place}, number {i}", each, header, pixel_scale) for i, each in enumerate(values)]
 
 
 def _image(
@@ -63,15 +78,11 @@ def _image(
     values: NDArray[np.float64],
     header: Any,  # noqa: ANN401 - a header of astropy
     pixel_scale: float | None,
-    units: tuple[str, ...],
+    units: tuple[str, ...] = (),
+    blank: bool = False,
 ) -> SkyImage:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(
-            f"{place}: {int(bad.sum())} of {values.size} values are not finite, the first at [{row}, {column}]: a mask "
-            "leaves pixels out, and what is in them is then any finite number"
-        )
+    if not blank:
+        _finite(place, values)
     said = str(header.get("BUNIT", "")).strip()
     if units and said and _plain(said) not in {_plain(unit) for unit in units}:
         raise ValueError(f"{place}: values must be in {units[0]}, BUNIT says {said}")
@@ -79,12 +90,21 @@ def _image(
         raise ValueError(f"{place}: a pixel scale must be positive, in arcsec, got {pixel_scale}")
     scale = _scale(header, place)
     if scale is None and pixel_scale is None:
-        raise ValueError(f"{place}: the header has no pixel scale (CD, PC or CDELT): give it, in arcsec")
+        raise ValueError(f"{place}: the header has no pixel scale (CD, PC or CDELT): give pixel_scale, in arcsec")
     if scale is not None and pixel_scale is not None and not math.isclose(scale, pixel_scale, rel_tol=1e-2):
         raise ValueError(f"{place}: a pixel scale of {pixel_scale:g} arcsec is asked for, the header has {scale:.4g}")
     known = scale if scale is not None else pixel_scale
     assert known is not None
     return SkyImage(values=values, pixel_scale=known, place=place, unit=said)
+
+
+def _finite(place: str, values: NDArray[np.float64], hint: str = "") -> None:
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise ValueError(
+            f"{place}: {int(bad.sum())} of {values.size} values are not finite, the first at [{row}, {column}]{hint}"
+        )
 
 
 def _plain(unit: str) -> str:
@@ -93,12 +113,17 @@ def _plain(unit: str) -> str:
 
 
 def read_noise_map(
-    path: Path, hdu: str | int, shape: tuple[int, ...], like: SkyImage | None = None
+    path: Path,
+    hdu: str | int,
+    shape: tuple[int, ...],
+    like: SkyImage | None = None,
+    hidden: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """(standard deviations [H, W], where they mean that nothing was measured [H, W]) of the image of `shape`.
 
     Its BUNIT and pixel scale must be those of the image `like`, where it has any. Pipelines mark pixels without data by
-    a huge number: what is above 10^10 times the median is one of these, and 1 is in its place.
+    a huge number: what is above 10^10 times the median is one of these, and 1 is in its place, as it is where
+    `hidden` [H, W], which may hold anything.
 
     Raises:
         MissingDataError: no such file, or astropy is not installed.
@@ -114,15 +139,17 @@ def read_noise_map(
             raise ValueError(
                 f"{place}: pixels must be those of {like.place}, of {like.pixel_scale:.4g} arcsec, got {scale:.4g}"
             )
-    bad = ~(np.isfinite(values) & (values > 0))
+    kept = np.ones(shape, bool) if hidden is None else ~hidden
+    bad = kept & ~(np.isfinite(values) & (values > 0))
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
             f"{place}: standard deviations of the noise must be positive and finite, got {values[row, column]:g} at "
             f"[{row}, {column}], one of {int(bad.sum())}"
         )
-    unseen = values > UNSEEN * np.median(values)
-    return np.where(unseen, 1.0, values), unseen
+    unseen = kept.copy()
+    unseen[kept] = values[kept] > UNSEEN * np.median(values[kept]) if kept.any() else False
+    return np.where(unseen | ~kept, 1.0, values), unseen
 
 
 def read_mask(path: Path, hdu: str | int, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -107,7 +107,8 @@ def average_in_time(table: VisibilityTable, seconds: float) -> VisibilityTable:
         start = times[index] if new else start
         span[index] = span[index - 1] + new
     middle = np.bincount(span, times) / np.bincount(span)
-    return _averaged(table, np.stack([span[row], _pairs(table.stations)], 1), middle[span][row])
+    cell = np.stack([span[row], _pairs(table.stations)], 1)
+    return _averaged(table, cell, middle[span][row], f"spans of {seconds:g} s")
 
 
 def average_in_cells(table: VisibilityTable, width: float) -> VisibilityTable:
@@ -124,19 +125,23 @@ def average_in_cells(table: VisibilityTable, width: float) -> VisibilityTable:
         table = replace(table, u=sign * table.u, v=sign * table.v, value=value)
     pair = np.zeros(len(table), np.int64) if table.stations is None else _pairs(table.stations)
     column, row = (np.floor(axis / width).astype(np.int64) for axis in (table.u, table.v))
-    return _averaged(table, np.stack([column, row, pair], 1), None)
+    return _averaged(table, np.stack([column, row, pair], 1), None, f"cells of {width:.4g} wavelengths")
 
 
 def _pairs(stations: NDArray[np.str_]) -> NDArray[np.int64]:
     return np.unique(stations, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
 
 
-def _averaged(table: VisibilityTable, cell: NDArray[np.int64], time: NDArray[np.float64] | None) -> VisibilityTable:
-    """Weighted means of rows of one `cell` [K, any], which have one `time` [K] if they have any."""
+def _averaged(
+    table: VisibilityTable, cell: NDArray[np.int64], time: NDArray[np.float64] | None, over: str
+) -> VisibilityTable:
+    """Weighted means `over` rows of one `cell` [K, any], which have one `time` [K] if they have any."""
     _, first, group = np.unique(cell, axis=0, return_index=True, return_inverse=True)
     group = group.reshape(-1)
     weight = table.std**-2
     total = np.bincount(group, weight).astype(np.float64)
+    if len(total) < len(table):
+        _log.info("%s: %d visibilities are averaged to %d, in %s", table.name, len(table), len(total), over)
 
     def mean(column: NDArray[Any]) -> NDArray[np.float64]:
         return np.bincount(group, weight * column) / total

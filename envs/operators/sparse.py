@@ -78,8 +78,8 @@ class SparseMatrix(LinearOperator):
         return dense
 
 
-def radon(event_shape: tuple[int, ...], num_angles: int, pixel_size: float = 1.0) -> SparseMatrix:
-    """Line integrals of an image [1, N, N] along parallel rays: y [angles, N], angles k pi / `num_angles`.
+def radon(event_shape: tuple[int, ...], angles: int, pixel_size: float = 1.0) -> SparseMatrix:
+    """Line integrals of an image [1, N, N] along parallel rays: y [angles, N], angles k pi / `angles`.
 
     Detector element j of angle phi sees the ray of points  t (-sin phi, cos phi) + r_j (cos phi, sin phi)  in (x, y)
     from the image's centre, x to the right and y down, r_j = (j - (N - 1) / 2) pixels; x between pixels is bilinear and
@@ -89,16 +89,16 @@ def radon(event_shape: tuple[int, ...], num_angles: int, pixel_size: float = 1.0
     channels, height, width = event_shape if len(event_shape) == 3 else (0, 0, 1)
     if channels != 1 or height != width:
         raise ValueError(f"tomography is of images [1, N, N], got {event_shape}")
-    if num_angles < 1:
-        raise ValueError(f"num_angles must be at least 1, got {num_angles}")
+    if angles < 1:
+        raise ValueError(f"angles must be at least 1, got {angles}")
     centre = (width - 1) / 2
     offset = torch.arange(width, dtype=torch.float64) - centre
     along = torch.arange(-math.ceil(1.5 * width / 2), math.ceil(1.5 * width / 2) + 1, dtype=torch.float64)
-    angle = torch.arange(num_angles, dtype=torch.float64) * (math.pi / num_angles)
+    angle = torch.arange(angles, dtype=torch.float64) * (math.pi / angles)
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     right = offset[:, None] * cos - along * sin + centre  # [angles, rays, points]
     down = offset[:, None] * sin + along * cos + centre
-    ray = torch.arange(num_angles * width).reshape(num_angles, width, 1).expand_as(right)
+    ray = torch.arange(angles * width).reshape(angles, width, 1).expand_as(right)
     rows, columns, values = [], [], []
     for step_down in (0, 1):
         for step_right in (0, 1):
@@ -108,4 +108,4 @@ def radon(event_shape: tuple[int, ...], num_angles: int, pixel_size: float = 1.0
             rows.append(ray[inside])
             columns.append((row * width + column)[inside].long())
             values.append(weight[inside])
-    return SparseMatrix(event_shape, (num_angles, width), torch.cat(rows), torch.cat(columns), torch.cat(values))
+    return SparseMatrix(event_shape, (angles, width), torch.cat(rows), torch.cat(columns), torch.cat(values))

@@ -237,19 +237,23 @@ def _held_out(truth: str, image: int, trained: str | None, held_out: Tensor | No
 
 
 def _square(path: Path, units: tuple[str, ...], width: float | None = None) -> SkyImage:
-    """The map in `path`; a `width` (arcsec) must be its own, and BUNIT one of `units`, if it says anything."""
-    found = read_sky_image(path, pixel_scale=width, units=units)
+    """The map in `path`; a `width` (arcsec) must be its own, and BUNIT one of `units`, if it says anything.
+
+    Where nothing was measured it may hold NaN.
+    """
+    found = read_sky_image(path, pixel_scale=width, units=units, blank=True)
     if found.values.shape[0] != found.values.shape[1]:
         raise ValueError(f"{found.place} must be square, the cluster in its middle, got {list(found.values.shape)}")
     return found
 
 
-def _beside(path: str, like: SkyImage, least: str, units: tuple[str, ...]) -> Array:
-    """A map of the pixels of `like`, nowhere below zero."""
+def _beside(path: str, like: SkyImage, least: str, units: tuple[str, ...], hidden: NDArray[np.bool_]) -> Array:
+    """A map of the pixels of `like`, nowhere below zero, and zero where `hidden`."""
     found = _square(Path(path), units, like.pixel_scale)
-    values, shape = found.values, list(like.values.shape)
-    if list(values.shape) != shape:
-        raise ValueError(f"{found.place} must be of the shape {shape} of its map, got {list(values.shape)}")
+    shape = list(like.values.shape)
+    if list(found.values.shape) != shape:
+        raise ValueError(f"{found.place} must be of the shape {shape} of its map, got {list(found.values.shape)}")
+    values = found.without(hidden).values
     _check(found.place, f"{least} must be 0 and more", values, values >= 0)
     return values
 
@@ -264,14 +268,16 @@ def _check(place: str, expected: str, values: Array, fine: NDArray[np.bool_]) ->
 
 def _sz_map(path: Path, noise: str | None, noise_std: float) -> tuple[_Map, Array | float]:
     found = _square(path, NO_UNIT)
-    values, place = found.values, found.place
-    if float(np.abs(values).max()) > 0.1:
-        raise ValueError(f"{place}: Compton's y is below 0.1 everywhere, got {np.abs(values).max():g}: of other units?")
-    seen, std = np.ones(values.shape, bool), None
+    seen, std = np.ones(found.values.shape, bool), None
     if noise is not None:
-        std, unseen = read_noise_map(Path(noise), 0, values.shape, found)
+        std, unseen = read_noise_map(Path(noise), 0, found.values.shape, found)
         seen = ~unseen
         _log.info("%s: %d of %d pixels have no measurement and are left out", noise, unseen.sum(), unseen.size)
+    values = found.without(~seen).values
+    if float(np.abs(values).max()) > 0.1:
+        raise ValueError(
+            f"{found.place}: Compton's y is below 0.1 everywhere, got {np.abs(values).max():g}: of other units?"
+        )
     return _Map(
         pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values
     ), noise_std if std is None else std
@@ -281,11 +287,16 @@ def _count_map(
     path: Path, exposure_map: str | None, exposure: float, background_map: str | None, background: float
 ) -> tuple[_Map, Array | float, Array | float]:
     found = _square(path, COUNT)
-    values, place = found.values, found.place
+    place, everywhere = found.place, np.zeros(found.values.shape, bool)
+    exposed: Array | float = exposure
+    if exposure_map is not None:
+        exposed = _beside(exposure_map, found, "the exposure", EXPOSURE, everywhere)
+    seen = np.broadcast_to(np.asarray(exposed) > 0, found.values.shape).copy()
+    beside: Array | float = background
+    if background_map is not None:
+        beside = _beside(background_map, found, "the background", COUNT, ~seen)
+    values = np.where(~seen & np.isnan(found.values), 0.0, found.values)
     _check(place, "counts must be whole numbers of 0 and more", values, (values >= 0) & (values == np.round(values)))
-    exposed = exposure if exposure_map is None else _beside(exposure_map, found, "the exposure", EXPOSURE)
-    beside = background if background_map is None else _beside(background_map, found, "the background", COUNT)
-    seen = np.broadcast_to(np.asarray(exposed) > 0, values.shape).copy()
     _check(place, "there must be no counts where the exposure is 0", values, seen | (values == 0))
     if not seen.any():
         raise ValueError(f"{exposure_map}: the exposure is 0 everywhere")

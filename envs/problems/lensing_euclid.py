@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,10 +83,11 @@ def read_band(
         MissingDataError: no such file, or astropy is not installed.
         ValueError: a unit is missing, or is not what it should be; the message names it.
     """
-    image = read_sky_image(path, f"{band}_BGSUB")
+    image = read_sky_image(path, f"{band}_BGSUB", blank=True)
     shape = image.values.shape
-    noise, unseen = read_noise_map(path, f"{band}_RMS", shape, image)
-    hidden = unseen if mask is None else unseen | read_mask(mask, 0, shape)
+    masked = np.zeros(shape, bool) if mask is None else read_mask(mask, 0, shape)
+    noise, unseen = read_noise_map(path, f"{band}_RMS", shape, image, masked)
+    hidden = unseen | masked
     camera = LensedImage(
         pixels=pixels,
         pixel_scale=image.pixel_scale,
@@ -95,7 +97,7 @@ def read_band(
         source_pixel_scale=source_size / source_pixels,
         source_centre=source_centre,
     )
-    return Band(image, torch.from_numpy(noise), torch.from_numpy(~hidden), camera)
+    return Band(image.without(hidden), torch.from_numpy(noise), torch.from_numpy(~hidden), camera)
 
 
 def less_light(band: Band, model: LensFit, unit: float, noise_scale: float) -> tuple[Pixels, Tensor, Tensor]:

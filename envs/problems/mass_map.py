@@ -171,7 +171,7 @@ def _read(
     if not (e1 and e2 and noise):
         raise ValueError(f"data: files needs the FITS files e1, e2 and noise, got {e1}, {e2} and {noise}")
     scale = None if pixel_scale is None else 60 * pixel_scale
-    shape = read_sky_image(Path(e1), pixel_scale=scale).values.shape
+    shape = read_sky_image(Path(e1), pixel_scale=scale, blank=True).values.shape
     left_out = None if mask is None else read_mask(Path(mask), 0, shape)
     if left_out is not None:
         _log.info("%s: %d of %d pixels are masked and left out", mask, left_out.sum(), left_out.size)

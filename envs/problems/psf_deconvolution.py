@@ -195,17 +195,14 @@ def _field(
     Pixels are blocks of the file's.
     """
     if measured == "stack":
-        stack = _stack("example_image_stack.npy", image)
-        whole, scale, place = stack, SCALE if pixel_scale is None else pixel_scale, (len(stack) // 2,) * 2
+        whole = _stack("example_image_stack.npy", image)
+        hidden, scale, place = torch.zeros_like(whole), pixel_scale or SCALE, (len(whole) // 2,) * 2
     elif measured == "hst":
         path = data_file("hst_hsc_scarlet", "Cut_HST1.fits", source=HST)
-        whole, scale = _sky(path, HST_SCALE)
+        whole, hidden, scale = _sky(path, HST_SCALE, mask)
     else:
-        whole, scale = _sky(Path(measured), pixel_scale)
+        whole, hidden, scale = _sky(Path(measured), pixel_scale, mask)
     blocks = torch.nn.functional.avg_pool2d(whole[None], binning)[0]
-    hidden = torch.zeros_like(whole)
-    if mask is not None:
-        hidden = torch.from_numpy(read_mask(Path(mask), 0, tuple(whole.shape))).to(whole)
     seen = torch.nn.functional.avg_pool2d(hidden[None], binning)[0] == 0
     top, left = (where // binning - pixels // 2 for where in place)
     rows, columns = blocks.shape
@@ -223,9 +220,12 @@ def _field(
     return blocks[cut], seen[cut], sky, binning * scale
 
 
-def _sky(path: Path, pixel_scale: float | None) -> tuple[Tensor, float]:
-    image = read_sky_image(path, pixel_scale=pixel_scale)
-    return torch.from_numpy(image.values), image.pixel_scale
+def _sky(path: Path, pixel_scale: float | None, mask: str | None) -> tuple[Tensor, Tensor, float]:
+    """(image, one where `mask` hides it, arcsec per pixel) of the file `path`."""
+    image = read_sky_image(path, pixel_scale=pixel_scale, blank=True)
+    shape = image.values.shape
+    hidden = np.zeros(shape, bool) if mask is None else read_mask(Path(mask), 0, shape)
+    return torch.from_numpy(image.without(hidden).values), torch.from_numpy(hidden).double(), image.pixel_scale
 
 
 def _stack(name: str, number: int) -> Tensor:

@@ -204,9 +204,26 @@ def test_maps_of_ones_own_are_read(maps, caplog):
     assert poisson.exposure.tolist() == [4e5] * 240 and poisson.background.tolist() == [0.3] * 240
 
 
+def test_pixels_without_a_measurement_may_be_blank(maps):
+    options, images, folder = maps
+    images["noise"][3, 4] = 1e16
+    plain = make_problem("cluster-sz-xray", options)
+    blanks = {"sz": images["noise"] > 1, "counts": images["exposure"] == 0, "background": images["exposure"] == 0}
+    for name, blank in ({"noise": images["noise"] > 1} | blanks).items():
+        with fits.open(folder / f"{name}.fits", mode="update") as file:
+            file[0].data[blank] = 1e16 if name == "noise" else np.nan
+    problem = make_problem("cluster-sz-xray", options)
+    seen = images["noise"].flatten() < 1
+    kept = torch.cat([torch.from_numpy(seen), torch.ones(240, dtype=torch.bool)])
+    assert torch.equal(problem.measurements, plain.measurements[:, kept])
+    assert np.isfinite(problem.exact[0].log_partition)
+
+
 @pytest.mark.parametrize(
     ("name", "place", "value", "message"),
     [
+        ("counts", (5, 2), np.nan, r"counts.fits\[0\]: counts must be whole numbers of 0 and more, got nan at"),
+        ("exposure", (5, 2), np.nan, r"exposure.fits\[0\]: 1 of 256 values are not finite, the first at \[5, 2\]"),
         ("sz", (1, 2), np.nan, r"sz.fits\[0\]: 1 of 144 values are not finite, the first at \[1, 2\]"),
         ("sz", (1, 2), 3.0, r"sz.fits\[0\]: Compton's y is below 0.1 everywhere, got 3: of other units\?"),
         (

@@ -138,6 +138,10 @@ def test_a_mask_leaves_pixels_out(write, tmp_path):
     fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
     problem = make_problem("lensing-euclid", SMALL | write() | {"mask": str(tmp_path / "mask.fits")})
     assert problem.measurements.shape == (1, 576 - 12)
+    blank = {"VIS_BGSUB": np.where(mask, np.nan, 0.0), "VIS_RMS": np.where(mask, np.nan, 0.01)}
+    blanked = make_problem("lensing-euclid", SMALL | write(**blank) | {"mask": str(tmp_path / "mask.fits")})
+    assert torch.equal(blanked.measurements, problem.measurements)
+    assert blanked.exact[0].log_partition == problem.exact[0].log_partition
     fits.PrimaryHDU(mask[1:]).writeto(tmp_path / "other.fits")
     with pytest.raises(ValueError, match=r"other.fits\[0\] must be of the image's shape \[30, 30\], got \[29, 30\]"):
         make_problem("lensing-euclid", SMALL | write() | {"mask": str(tmp_path / "other.fits")})

@@ -179,8 +179,12 @@ def files(tmp_path):
     return options | {"data": "files", "size": 8, "binning": 1, "num_steps": 3}, images
 
 
-def test_files_of_ones_own_are_read(files, caplog):
+@pytest.mark.parametrize("hidden", [0.0, np.nan])
+def test_files_of_ones_own_are_read(files, caplog, hidden):
     options, images = files
+    for name in ("e1", "e2", "noise"):
+        with fits.open(options[name], mode="update") as file:
+            file[0].data[2, 3] = hidden
     with caplog.at_level(logging.INFO):
         problem = make_problem("mass-map", options)
     assert "mask.fits: 1 of 64 pixels are masked and left out" in caplog.text
@@ -188,6 +192,7 @@ def test_files_of_ones_own_are_read(files, caplog):
     expected = np.concatenate([images["e1"][seen], images["e2"][seen]])
     assert problem.measurements[0].numpy() == pytest.approx(expected, rel=1e-6) and problem.truth is None
     assert problem.likelihood.noise_std.numpy() == pytest.approx(0.02)
+    assert problem.exact[0].mean.isfinite().all()
     assert float(problem.prior.denoiser.power.mean()) == pytest.approx(float(pixel_power(8, 3 * ARCMINUTE).mean()))
 
 

@@ -106,14 +106,20 @@ def test_your_own_image_and_point_spread(files):
     assert coarse.measurements[0, 0].numpy() == pytest.approx(blocks[3:7, 4:8], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.parametrize("hidden", ["kept", np.nan, -np.inf])
 @pytest.mark.parametrize("noise", ["gaussian", "poisson-gaussian"])
-def test_masked_pixels_of_ones_own_image_have_no_measurement(files, tmp_path, caplog, noise):
+def test_masked_pixels_of_ones_own_image_have_no_measurement(files, tmp_path, caplog, noise, hidden):
     image, spread, values = files
     mask = np.zeros((20, 24))
     mask[7, 9], mask[0, 0] = 1, 1  # the second lies outside the field, and not in the sky either
     fits.PrimaryHDU(mask).writeto(tmp_path / "mask.fits")
     mine = TINY | {"noise": noise, "measured": str(image), "psf": str(spread), "row": 10, "column": 12} | CAMERA
     whole = make_problem("psf-deconvolution", mine)
+    if hidden != "kept":  # pipelines blank what they mask
+        with fits.open(image, mode="update") as file:
+            file[0].data[mask == 1] = hidden
+        with pytest.raises(ValueError, match=r"2 of 480 values are not finite, the first at \[0, 0\]; what is hidden"):
+            make_problem("psf-deconvolution", mine)
     with caplog.at_level(logging.INFO):
         problem = make_problem("psf-deconvolution", mine | {"mask": str(tmp_path / "mask.fits")})
     assert "mask.fits: 1 of 64 pixels of the field are masked and left out" in caplog.text

@@ -108,6 +108,21 @@ def test_a_huge_standard_deviation_means_that_nothing_was_measured(write):
 
 
 @pytest.mark.parametrize("wrong", [-0.2, 0.0, np.nan, np.inf])
+def test_what_is_hidden_may_be_anything(write, wrong):
+    hidden = IMAGE == 6
+    path = write(SCI=np.where(hidden, wrong, IMAGE), RMS=np.where(hidden, wrong, np.where(IMAGE == 1, 1e16, 0.2)))
+    image = read_sky_image(path, "SCI", 0.1, blank=True)
+    assert image.without(hidden).values.tolist() == np.where(hidden, 0, IMAGE).tolist()
+    std, unseen = read_noise_map(path, "RMS", (3, 4), image, hidden)
+    assert unseen.tolist() == (IMAGE == 1).tolist()
+    assert std.tolist() == np.where(hidden | unseen, 1.0, 0.2).tolist()
+    assert not read_noise_map(path, "RMS", (3, 4), image, np.ones((3, 4), bool))[1].any()
+    if not np.isfinite(wrong):
+        with pytest.raises(ValueError, match=r"\[SCI\]: 1 of 12 values are not finite, the first at \[1, 2\]; what is"):
+            image.without(IMAGE == 7)
+
+
+@pytest.mark.parametrize("wrong", [-0.2, 0.0, np.nan, np.inf])
 def test_a_noise_map_is_positive_and_finite(write, wrong):
     noise = np.full((3, 4), 0.2)
     noise[2, 1] = wrong

@@ -230,9 +230,11 @@ def _table(u, v, **columns):
     return VisibilityTable(name="made", u=np.asarray(u, float), v=np.asarray(v, float), **given)
 
 
-def test_an_average_is_the_weighted_mean_and_keeps_the_information(generator):
+def test_an_average_is_the_weighted_mean_keeps_the_information_and_is_logged(caplog):
     std, value = np.array([0.1, 0.2, 0.5]), np.array([1, 2 + 1j, 5.0])
-    averaged = average_in_cells(_table([1.0, 2.0, 15.0], [1.0, 3.0, 1.0], value=value, std=std), 10.0)
+    with caplog.at_level(logging.INFO):
+        averaged = average_in_cells(_table([1.0, 2.0, 15.0], [1.0, 3.0, 1.0], value=value, std=std), 10.0)
+    assert "made: 3 visibilities are averaged to 2, in cells of 10 wavelengths" in caplog.text
     weight = std[:2] ** -2
     assert averaged.value == pytest.approx([(weight @ value[:2]) / weight.sum(), 5.0])
     assert averaged.u == pytest.approx([(weight @ [1, 2]) / weight.sum(), 15.0])
@@ -257,10 +259,12 @@ def test_averaging_in_cells_weakens_a_point_source_as_the_formula_says(share):
     assert expected == pytest.approx(1 - (math.pi * share * 0.5) ** 2 / 3, abs=0.02)
 
 
-def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time():
+def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time(caplog):
     time = np.array([0, 10, 20, 310, 320, 0, 20, 310]) / 3600
     stations = np.array([["A", "B"]] * 5 + [["A", "C"]] * 3)
-    averaged = average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 300.0)
+    with caplog.at_level(logging.INFO):
+        averaged = average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 300.0)
+    assert "made: 8 visibilities are averaged to 4, in spans of 300 s" in caplog.text
     assert averaged.stations.tolist() == [["A", "B"], ["A", "C"], ["A", "B"], ["A", "C"]]
     assert averaged.u == pytest.approx([1, 5.5, 3.5, 7])
     assert averaged.time == pytest.approx(np.array([10, 10, 315, 315]) / 3600)
