@@ -66,13 +66,12 @@ def summary_rows(evaluation: Evaluation) -> tuple[SummaryRow, ...]:
                 hint="exact: that of the chain's posterior",
             )
         )
-    percent = f"{100 * e.effective_sample_size:.3g} %"
     rows.append(
         SummaryRow(
             quantity="effective sample size",
-            learned=percent,
+            learned=f"{100 * e.effective_sample_size:.3g} %",
             exact="" if exact is None else "100 %",
-            hint="of the paths; low: distrust log Z",
+            hint=f"worth {e.effective_sample_size * e.count:,.0f} of {e.count:,} paths; few: distrust log Z",
         )
     )
     distances = (("W2", e.w2, e.w2_floor), ("sliced W2", e.sliced_w2, e.sliced_w2_floor))
@@ -202,14 +201,14 @@ def _signed(value: float, digits: int = 2) -> str:
 
 
 def _table(rows: Sequence[SummaryRow]) -> str:
+    known = [name for name in ("exact", "difference") if any(getattr(row, name) for row in rows)]
+    names = ["learned", *known]  # a problem without an exact posterior has no columns for one
     lines = []
     for row in rows:
         hint = f'<span class="hint">{html.escape(row.hint)}</span>' if row.hint else ""
-        cells = "".join(
-            f"<td>{html.escape(text) if text else NONE}</td>" for text in (row.learned, row.exact, row.difference)
-        )
+        cells = "".join(f"<td>{html.escape(getattr(row, name) or NONE)}</td>" for name in names)
         lines.append(f'<tr><th scope="row">{html.escape(row.quantity)}{hint}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Quantity", "Learned", "Exact", "Difference"))
+    head = "".join(f'<th scope="col">{name.capitalize()}</th>' for name in ("quantity", *names))
     return (
         f'<section><h2>Summary</h2><div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div></section>"

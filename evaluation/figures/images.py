@@ -34,12 +34,17 @@ def image_picture(
     halves = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1.0))
     top, bottom = halves[:, 0]
     low, high = pixel_limits(*(image for image in (truth, exact, learned) if image is not None))
-    _samples(top, prior, learned, exact, measurement, truth, low, high)
+    own = None if measurement is None else pixel_limits(measurement)
+    if own is not None and _comparable(own, (low, high)):
+        own = None
+    _samples(top, prior, learned, exact, measurement, truth, low, high, own)
     _maps(bottom, learned, exact, low, high)
     caption = (
         "Draws from the prior, what was measured (hatched where nothing was seen), and draws from the posterior. "
         "Below, the mean and the standard deviation of every pixel."
     )
+    if own is not None:  # counts, say, of an x that is a density
+        caption += f" The measurement is shown from {own[0]:.3g} to {own[1]:.3g}."
     return render(figure, "samples", "Samples", caption)
 
 
@@ -52,6 +57,7 @@ def _samples(
     truth: np.ndarray | None,
     low: float,
     high: float,
+    own: tuple[float, float] | None,
 ) -> None:
     singles = [(name, image) for name, image in (("measurement", measurement), ("truth", truth)) if image is not None]
     grids = [("prior", prior), ("exact posterior", exact), ("learned posterior", learned)]
@@ -66,9 +72,7 @@ def _samples(
     if singles:
         rows = columns[1].subgridspec(len(singles), 1)
         for row, (name, image) in enumerate(singles):
-            least, most = low, high
-            if name == "measurement" and not _comparable(pixel_limits(image), (low, high)):
-                least, most = pixel_limits(image)  # counts, say, of an x that is a density
+            least, most = own if own is not None and name == "measurement" else (low, high)
             show(part.add_subplot(rows[row]), image, least, most, name, hatched=True)
 
 

@@ -99,7 +99,11 @@ def test_what_was_measured_is_seen_beside_what_was_not():
 def test_a_measurement_in_other_units_has_its_own_grey_scale_and_leaves_that_of_x_alone():
     prior, learned = draws(9, 8, 8), draws(9, 8, 8, seed=1)
     counts, thousands = 100 * prior[0], 1e5 * prior[0]
-    assert image_picture(prior, learned, None, counts).png == image_picture(prior, learned, None, thousands).png
+    own, other = (image_picture(prior, learned, None, seen) for seen in (counts, thousands))
+    assert own.png == other.png and own.caption != other.caption
+    low, high = np.quantile(counts, (0.01, 0.99))
+    assert own.caption.endswith(f" The measurement is shown from {low:.3g} to {high:.3g}.")
+    assert "is shown from" not in image_picture(prior, learned, None, prior[0]).caption
     assert image_picture(prior, learned, None, prior[0]).png != image_picture(prior, learned, None, 0.7 * prior[0]).png
 
 

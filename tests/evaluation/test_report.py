@@ -6,7 +6,7 @@ import pytest
 
 from evaluation import Evaluation
 from evaluation.figures import Picture
-from evaluation.report import SummaryRow, summary_rows, write_report
+from evaluation.report import NONE, SummaryRow, summary_rows, write_report
 
 PNG = b"\x89PNG\r\n\x1a\n not looked at"
 
@@ -109,13 +109,14 @@ def test_the_summary_holds_learned_exact_and_difference(evaluation):
     assert rows["EUBO (nats)"].difference == "+0.85"
     assert rows["EUBO − ELBO (nats)"].learned == "1.40"
     assert rows["effective sample size"].learned == "37.2 %"
+    assert rows["effective sample size"].hint == "worth 1,524 of 4,096 paths; few: distrust log Z"
     distance = rows["sliced W2 to the exact posterior"]
     assert (distance.learned, distance.exact, distance.difference) == ("0.020", "0.015", "+0.005")
     assert "importance-weighted log Z, 4,096 paths (nats)" in rows
     assert "W2 to the exact posterior" not in rows  # not measured
 
 
-def test_the_summary_of_a_problem_without_truth_has_the_bounds_of_q_alone():
+def test_the_summary_of_a_problem_without_truth_has_the_bounds_of_q_alone(tmp_path):
     evaluation = Evaluation(
         count=100,
         elbo=-1.0,
@@ -127,3 +128,6 @@ def test_the_summary_of_a_problem_without_truth_has_the_bounds_of_q_alone():
     rows = summary_rows(evaluation)
     assert len(rows) == 3
     assert all(row.difference == "" for row in rows)
+    write_report(tmp_path / "report.html", "title", rows, [], "")
+    table = (tmp_path / "report.html").read_text(encoding="utf-8").split("<table>")[1].split("</table>")[0]
+    assert "Learned" in table and "Exact" not in table and "Difference" not in table and NONE not in table
