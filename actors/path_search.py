@@ -19,6 +19,13 @@ moving (a sequential Monte Carlo sampler, Del Moral et al. 2006; steps chosen by
 2016). That gives every mode its weight, as far as the prior's paths reach it, and a consistent estimate of the evidence
 of the chain, the product over steps of mean_i p(y | x_i)^(beta' - beta).
 
+The way may also begin at another chain q that is known, such as a trained posterior:
+
+    pi_beta(tau) ∝ q(tau)^(1 - beta) [p(tau) p(y | x)]^beta = p(tau) p(y | x)^beta e^((1 - beta) R),    R = log q / p,
+
+whose weights are powers of the importance weights p(tau) p(y | x) / q(tau), so the way is short where q is good. Log w
+of a suffix and of a prefix then has (1 - beta) R of it in addition. Modes that q has no paths of are not found.
+
 A likelihood that is zero nearly everywhere cannot be tempered: zero to any power is zero. Where it tells how far x is
 from where it is not (`envs.likelihoods.RelaxedLikelihood`), v(x) >= 0, the way to it is
 
@@ -38,30 +45,43 @@ import torch
 from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
+from actors.known_paths import estimates_along, ratio_along
 from actors.resampling import correlation, effective_fraction, systematic
 from actors.rollout import Control, Rollout, rollout
 from actors.suffix_choice import SuffixChoice, window, window_sizes
-from diffusion.kernel import expand, normal_log_prob
-from diffusion.path import path_log_prior, stacked_transitions
-from diffusion.posterior import log_ratio
+from diffusion.kernel import normal_log_prob
+from diffusion.path import path_log_prior
 from envs.likelihoods import RelaxedLikelihood
 from envs.problem import InverseProblem
 
 __all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
 
 FORGOTTEN, MAX_SWEEPS = 0.5, 20  # when paths have settled: the correlation with where they began, and the most sweeps
-MAX_ROWS = 16_384  # transitions scored at once; bounds memory, not results
 
 
-def suffix_log_weight(log_ratio: Tensor, log_likelihood: Tensor, beta: float) -> Tensor:
-    """[N] float64 log w of a suffix from `log_ratio` [N, K], log q - log p of its transitions."""
+def suffix_log_weight(
+    log_ratio: Tensor, log_likelihood: Tensor, beta: float, log_start: Tensor | float = 0.0
+) -> Tensor:
+    """[N] float64 log w of a suffix from `log_ratio` [N, K], log q - log p of its transitions.
+
+    `log_start` [N, K] is the same of the chain at which the way begins, 0 for the prior.
+    """
     tempered = beta * log_likelihood.double() if beta > 0 else 0.0  # and not 0 * -inf
-    return tempered - log_ratio.double().sum(1)
+    return tempered + (1 - beta) * _total(log_start) - log_ratio.double().sum(1)
 
 
-def prefix_log_weight(log_base: Tensor, log_prior: Tensor, log_noising: Tensor) -> Tensor:
-    """[N] float64 log w of a prefix from log p(s_0) [N] and the two directions' transitions [N, K]."""
-    return log_base.double() + log_prior.double().sum(1) - log_noising.double().sum(1)
+def prefix_log_weight(
+    log_base: Tensor, log_prior: Tensor, log_noising: Tensor, beta: float = 1.0, log_start: Tensor | float = 0.0
+) -> Tensor:
+    """[N] float64 log w of a prefix from log p(s_0) [N] and the two directions' transitions [N, K].
+
+    `log_start` is that of `suffix_log_weight`.
+    """
+    return log_base.double() + log_prior.double().sum(1) + (1 - beta) * _total(log_start) - log_noising.double().sum(1)
+
+
+def _total(log_start: Tensor | float) -> Tensor | float:
+    return log_start.double().sum(1) if isinstance(log_start, Tensor) else log_start
 
 
 def log_acceptance(new: Tensor, old: Tensor) -> Tensor:
@@ -103,14 +123,17 @@ class PathSearch:
         count: int,
         *,
         generator: torch.Generator | None = None,
+        start: Control | None = None,
     ) -> None:
-        """`count` paths of the prior."""
+        """`count` paths of the chain that `start` controls, at which the way to the posterior begins: by default p."""
         if count < 2:
             raise ValueError(f"a population needs at least 2 paths, got {count}")
         self._begin(problem, torch.full((count,), measurement_id), 0.0, generator, problem.gradient is not None)
-        start = rollout(problem, None, self.measurement_id, generator=generator, guided=self._guide is not None)
-        self.states, self.denoised, self.guidance = start.states, start.denoised, start.guidance
-        self.log_prior, self.log_likelihood = start.log_prior, start.log_likelihood
+        first = rollout(problem, start, self.measurement_id, generator=generator, guided=self._guide is not None)
+        self.states, self.denoised, self.guidance = first.states, first.denoised, first.guidance
+        self.log_prior, self.log_likelihood = first.log_prior, first.log_likelihood
+        if start is not None:
+            self._start, self.log_start, self._relaxed = start, first.log_ratio, False
         self.log_noising = self.prior.noising.path_log_prob(self.states)
 
     def _begin(
@@ -129,6 +152,8 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
+        self._start: Control | None = None  # at beta = 0: the prior
+        self.log_start = torch.zeros(len(measurement_id), self.prior.num_steps)  # [N, T] its log q - log p
         self._relaxed = isinstance(problem.likelihood, RelaxedLikelihood)
         self._sizes = window_sizes(self.prior.event_shape)
         self._choice = SuffixChoice(len(_KERNELS), len(self._sizes), self.prior.num_steps)
@@ -144,7 +169,8 @@ class PathSearch:
         `guided` False leaves the guidance out, for posteriors that do not use it.
         """
         bridge, power = self._bridge(self.beta, self.samples, self.log_likelihood)
-        return self._rollout(power * bridge.double() - self.log_partition, acceptance, guided)
+        ratio = power * bridge.double() + (1 - self.beta) * self.log_start.double().sum(1)
+        return self._rollout(ratio - self.log_partition, acceptance, guided)
 
     def _rollout(self, log_behaviour_ratio: Tensor, acceptance: float | None, guided: bool) -> Rollout:
         return Rollout(
@@ -172,6 +198,7 @@ class PathSearch:
         log_likelihood = self.log_likelihood.double()
         log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
         bridge, power = self._bridge(self.beta, self.samples, log_likelihood)
+        bridge = bridge - self.log_start.double().sum(1)
         possible = float((bridge > -math.inf).double().mean())
         if not possible:
             invalid = int((~(self.log_likelihood < math.inf)).sum())
@@ -195,6 +222,8 @@ class PathSearch:
         weight = log_weight(high)
         self.log_partition += float(weight.logsumexp(0)) - math.log(len(weight))
         self.beta, self.tempered = high, self.sweeps
+        if high == 1:  # where the way began does not matter any more
+            self._start, self.log_start = None, torch.zeros_like(self.log_start)
         self._take(systematic(weight.softmax(0), self._generator))
         if self.adapting:
             self.fit_guide()
@@ -256,7 +285,8 @@ class PathSearch:
         """Lw at beta = 1, [N] float64 each: of as many fresh paths drawn by `control`, and of the population's."""
         guided = self._guide is not None
         fresh = rollout(self.problem, control, self.measurement_id, generator=self._generator, guided=guided)
-        return fresh.log_weight, self.log_likelihood.double() - self._under(0, control)[0].double().sum(1)
+        own = ratio_along(self.problem, control, self.measurement_id, self.states, self.denoised, self.guidance)[0]
+        return fresh.log_weight, self.log_likelihood.double() - own.double().sum(1)
 
     def fit_guide(self) -> None:
         """Fits the guided kernel to the population as it is, where the likelihood has a gradient."""
@@ -268,7 +298,16 @@ class PathSearch:
         """[N] which paths took a new suffix from index `first` on; of x only a window of `sides`, if given."""
         count, shape = len(self.states), self.prior.event_shape
         partly = sides is not None and sides != shape
-        ratio, noise = self._under(first, control, partly)
+        ratio, noise = ratio_along(
+            self.problem,
+            control,
+            self.measurement_id,
+            self.states[:, first:],
+            self.denoised[:, first:],
+            None if self.guidance is None else self.guidance[:, first:],
+            first=first,
+            with_noise=partly,
+        )
         fresh = rollout(
             self.problem,
             control,
@@ -281,11 +320,14 @@ class PathSearch:
             renewed=window(shape, sides, count, self._generator) if sides is not None and partly else None,
         )
         self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
-        new = suffix_log_weight(fresh.log_ratio, *self._bridge(self.beta, fresh.states[:, -1], fresh.log_likelihood))
-        old = suffix_log_weight(ratio, *self._bridge(self.beta, self.samples, self.log_likelihood))
+        start = self._of_start(fresh.states, fresh.denoised, fresh.guidance, first)
+        reached = self._bridge(self.beta, fresh.states[:, -1], fresh.log_likelihood)
+        new = suffix_log_weight(fresh.log_ratio, *reached, start)
+        held = self._bridge(self.beta, self.samples, self.log_likelihood)
+        old = suffix_log_weight(ratio, *held, self.log_start[:, first:])
         accepted = self._accept(new, old)
         log_noising = self.prior.noising.path_log_prob(fresh.states, first)
-        self._adopt(accepted, slice(first, None), fresh.denoised, fresh.guidance, fresh.log_prior, log_noising)
+        self._adopt(accepted, slice(first, None), fresh.denoised, fresh.guidance, fresh.log_prior, log_noising, start)
         self.states[:, first:][accepted] = fresh.states[accepted]
         self.log_likelihood[accepted] = fresh.log_likelihood[accepted]
         return accepted
@@ -293,13 +335,20 @@ class PathSearch:
     def renoise_prefix(self, last: int) -> Tensor:
         """[N] which paths took a new prefix up to index `last`, the state there being kept."""
         states = self.prior.noising.sample_path(self.states[:, last], self._generator, last)
-        denoised, guidance = self._estimates(states)
-        log_prior = path_log_prior(self.prior, states, denoised, MAX_ROWS)
+        denoised, guidance = estimates_along(self.problem, states, self.measurement_id, self._guide is not None)
+        log_prior = path_log_prior(self.prior, states, denoised)
         log_noising = self.prior.noising.path_log_prob(states)
-        new = prefix_log_weight(self._log_base(states), log_prior, log_noising)
-        old = prefix_log_weight(self._log_base(self.states), self.log_prior[:, :last], self.log_noising[:, :last])
+        start = self._of_start(states, denoised, guidance)
+        new = prefix_log_weight(self._log_base(states), log_prior, log_noising, self.beta, start)
+        old = prefix_log_weight(
+            self._log_base(self.states),
+            self.log_prior[:, :last],
+            self.log_noising[:, :last],
+            self.beta,
+            self.log_start[:, :last],
+        )
         accepted = self._accept(new, old)
-        self._adopt(accepted, slice(0, last), denoised, guidance, log_prior, log_noising)
+        self._adopt(accepted, slice(0, last), denoised, guidance, log_prior, log_noising, start)
         self.states[:, : last + 1][accepted] = states[accepted]
         return accepted
 
@@ -309,6 +358,10 @@ class PathSearch:
             return log_likelihood, beta
         return -self.problem.violation(samples, self.measurement_id), beta / (1 - beta)
 
+    def _of_start(self, states: Tensor, denoised: Tensor, guidance: Tensor | None, first: int = 0) -> Tensor:
+        """[N, K] log q - log p of the chain at which the way began, of transitions from index `first` on."""
+        return ratio_along(self.problem, self._start, self.measurement_id, states, denoised, guidance, first=first)[0]
+
     def _adopt(
         self,
         accepted: Tensor,
@@ -317,16 +370,24 @@ class PathSearch:
         guidance: Tensor | None,
         log_prior: Tensor,
         log_noising: Tensor,
+        log_start: Tensor,
     ) -> None:
         """Takes over what belongs to the transitions `steps` of the `accepted` paths."""
         self.denoised[:, steps][accepted] = denoised[accepted]
         self.log_prior[:, steps][accepted] = log_prior[accepted]
         self.log_noising[:, steps][accepted] = log_noising[accepted]
+        self.log_start[:, steps][accepted] = log_start[accepted]
         if self.guidance is not None and guidance is not None:
             self.guidance[:, steps][accepted] = guidance[accepted]
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, scalars) that `restore` makes the same population of; the random stream is the owner's."""
+        """(tensors, scalars) that `restore` makes the same population of; the random stream is the owner's.
+
+        Raises:
+            ValueError: it is on its way from another chain than the prior, which is not written down.
+        """
+        if self._start is not None:
+            raise ValueError(f"a population cannot be written down on its way from a control, got beta {self.beta:.3g}")
         tensors = {name: getattr(self, name) for name in _PATHS}
         tensors |= {"tried": self._choice.tried, "gained": self._choice.gained}
         if self._guide is not None and self.guidance is not None:
@@ -381,49 +442,10 @@ class PathSearch:
         return uniform.log() < log_acceptance(new, old)
 
     def _take(self, rows: Tensor) -> None:
-        for name in _PATHS:
+        for name in (*_PATHS, "log_start"):
             setattr(self, name, getattr(self, name)[rows])
         self.guidance = None if self.guidance is None else self.guidance[rows]
 
     def _log_base(self, states: Tensor) -> Tensor:
         sigma = self.prior.sigma[:1].expand(len(states))
         return normal_log_prob(states[:, 0], torch.zeros_like(states[:, 0]), sigma)
-
-    @torch.no_grad()
-    def _under(self, first: int, control: Control | None, with_noise: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Of the present suffixes under q: log q - log p [N, T - first], and if asked for xi [N, T - first, *D]."""
-        count, steps = len(self.states), self.prior.num_steps - first
-        if control is None and not with_noise:
-            return torch.zeros(count, steps), None
-        ratios, noise = [], []
-        for row, offset in stacked_transitions(count, steps, MAX_ROWS):
-            step = first + offset
-            state, denoised = self.states[row, step], self.denoised[row, step]
-            mean, std = self.prior.mean(state, step, denoised), expand(self.prior.std[step], state)
-            shifted = (self.states[row, step + 1] - mean) / std
-            shift = torch.zeros_like(state)
-            if control is not None:
-                measurement = self.problem.measurements[self.measurement_id[row]]
-                carried = () if self.guidance is None else (self.guidance[row, step],)
-                shift = control(state, step, denoised, measurement, *carried)
-            ratios.append(log_ratio(shifted, shift))
-            if with_noise:
-                noise.append(shifted - shift)
-        shape = (count, steps, *self.prior.event_shape)
-        return torch.cat(ratios).reshape(count, steps), torch.cat(noise).reshape(shape) if with_noise else None
-
-    def _estimates(self, states: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The prior's estimates of x at s_0..s_K-1 of `states` [N, K+1, *D], and the guidance there."""
-        count, steps = len(states), states.shape[1] - 1
-        denoised, guidance = [], []
-        for row, step in stacked_transitions(count, steps, MAX_ROWS):
-            state = states[row, step]
-            if self._guide is None:
-                denoised.append(self.prior.denoised(state, step))
-                continue
-            measurement = self.problem.measurements[self.measurement_id[row]].to(state)
-            estimate, pulled = self.problem.guide(state, step, measurement)
-            denoised.append(estimate)
-            guidance.append(pulled)
-        shape = (count, steps, *states.shape[2:])
-        return torch.cat(denoised).reshape(shape), torch.cat(guidance).reshape(shape) if guidance else None

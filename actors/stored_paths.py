@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from actors.known_paths import estimates_along
 from actors.path_search import PathSearch
 from actors.rollout import Rollout
 from diffusion.kernel import normal_log_prob
@@ -50,7 +51,7 @@ class StoredPaths(PathSearch):
         if "denoised" in arrays and (not guided or "guidance" in arrays):
             self.denoised, self.guidance = arrays["denoised"], arrays["guidance"] if guided else None
         else:
-            self.denoised, self.guidance = self._estimates(self.states)
+            self.denoised, self.guidance = estimates_along(problem, self.states, self.measurement_id, guided)
         self.log_noising = self.prior.noising.path_log_prob(self.states)
         self._log_weight = torch.as_tensor(stored.log_importance)
 

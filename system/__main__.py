@@ -20,7 +20,7 @@ from system.log import problems_are_heard
 
 __all__ = ["main"]
 
-EXACT = ("populations", "chains", "r_hat", "max_seconds")  # options of `rtb sample --exact`
+EXACT = ("start", "populations", "chains", "r_hat", "max_seconds")  # options of `rtb sample --exact`
 NO_CONFIG = "-"  # in the place of the configuration: that of the run to start from
 
 
@@ -96,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     exact = sample.add_argument_group("exact posterior samples by path-space search, without training")
     exact.add_argument(
         "--exact", action="store_true", help="search until populations agree; exit code 1 if they do not"
+    )
+    exact.add_argument(
+        "--start",
+        metavar="prior|posterior",
+        help="where populations start: a run's posterior is quicker (default prior)",
     )
     exact.add_argument("--populations", type=int, help="populations that never meet (default 4)")
     exact.add_argument("--chains", type=int, help="paths in each (default 256)")

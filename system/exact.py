@@ -26,6 +26,7 @@ from system.errors import RunnerError
 
 __all__ = ["ExactConfig", "ExactSamples", "sample_exactly"]
 
+STARTS = ("prior", "posterior")
 SETTLING = 20  # sweeps at beta = 1 in which the choice of k still adapts; they are not kept
 
 Draw = tuple[Tensor, Tensor]  # x [N, *D] and log p(y | x) [N] of a population
@@ -50,11 +51,15 @@ class ExactConfig:
     """Or stop after this time, mixed or not."""
     seed: int = 0
     """Seed of all random numbers."""
+    start: str = "prior"
+    """Where populations start: from paths of the `prior`, or of the trained `posterior`."""
 
     def __post_init__(self) -> None:
         for name, least in (("num_samples", 1), ("populations", 2), ("chains", 2), ("effective_samples", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.start not in STARTS:
+            raise ValueError(f"start must be {' or '.join(STARTS)}, got {self.start!r}")
         if not self.r_hat > 1:
             raise ValueError(f"r_hat must be above 1, got {self.r_hat}")
         if not self.max_seconds > 0:
@@ -95,6 +100,8 @@ class ExactSamples:
     """Sweeps from one kept draw to the next."""
     seconds: float
     """Wall time."""
+    start: str
+    """Where the populations started, see `ExactConfig`."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What has one entry a sample, for an npz file."""
@@ -115,6 +122,8 @@ class ExactSamples:
             f"{self.temperatures} temperatures, {self.sweeps} sweeps, every {self.thinning} kept; "
             f"{self.acceptance:.1%} of suffixes accepted; {self.seconds:.0f} s",
         ]
+        if self.start == "posterior":
+            lines.append("started from the trained posterior: a mode that it has no paths of is missing here too")
         if self.invalid:
             lines.append(f"{self.invalid} proposals were refused, as their log-likelihood was NaN or +inf")
         return lines
@@ -130,9 +139,15 @@ def sample_exactly(
 ) -> ExactSamples:
     """Samples of p(x | y) under the discrete chain; `control` (of a trained posterior, say) is one more proposal.
 
+    With `config.start` posterior it is also where the populations start: the better it is the fewer temperatures they
+    need. A mode that it has no paths of they then have not either, all of them, so that their agreement does not tell.
+
     Raises:
-        RunnerError: no path of the prior has a finite likelihood, or there was no time to temper all populations.
+        RunnerError: no path to start from has a finite likelihood, or there was no time to temper all populations.
+        ValueError: they are to start from a posterior, and there is no control.
     """
+    if config.start == "posterior" and control is None:
+        raise ValueError("to start from the posterior takes a trained run, got a problem alone")
     with problem.placement():
         return _sample(problem, measurement_id, config, control, progress)
 
@@ -152,7 +167,8 @@ def _sample(
     populations, temperatures = [], []
     for index in range(config.populations):
         seed = int(np.random.SeedSequence((config.seed, index)).generate_state(1)[0])
-        search = PathSearch(problem, measurement_id, config.chains, generator=problem.generator(seed))
+        start = control if config.start == "posterior" else None
+        search = PathSearch(problem, measurement_id, config.chains, generator=problem.generator(seed), start=start)
         progress({"exact/population": index + 1})
         temperatures.append(_temper(search, control, left, progress))
         populations.append(search)
@@ -198,11 +214,12 @@ def _sample(
         sweeps=sweeps,
         thinning=thinning,
         seconds=time.perf_counter() - began,
+        start=config.start,
     )
 
 
 def _temper(search: PathSearch, control: Control | None, left: Callable[[], float], progress: Progress) -> int:
-    """Brings a population from the prior to the posterior; the number of temperatures."""
+    """Brings a population from where it started to the posterior; the number of temperatures."""
     temperatures = 0
     while search.beta < 1:
         try:
@@ -214,8 +231,8 @@ def _temper(search: PathSearch, control: Control | None, left: Callable[[], floa
         search.settle(control, stop=lambda: left() < 0)
         if left() < 0:
             raise RunnerError(
-                f"the time was up at beta {search.beta:.3g} on the way from the prior (0) to the posterior (1); "
-                "raise --max-seconds, or lower --chains"
+                f"the time was up at beta {search.beta:.3g} on the way from the start (0) to the posterior (1); "
+                "raise --max-seconds, or lower --chains, or --start at the posterior of a run"
             )
     return temperatures
 

@@ -297,6 +297,8 @@ def sample_exact(
         run, settings, problem, weights = _trained(source)
         posterior = load_posterior(settings, problem, weights)
         control, path = posterior.control, run.path / "exact.npz"
+    elif config.start == "posterior":
+        raise ConfigError(f"--start posterior takes that of a trained run, got the configuration {source}")
     else:
         settings = load_config(source, list(overrides))
         problem, path = build_problem(settings), Path(f"{settings.name}-exact.npz")

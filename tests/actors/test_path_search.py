@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from actors import path_search, rollout
+from actors.known_paths import estimates_along, ratio_along
 from actors.path_search import PathSearch, log_acceptance, prefix_log_weight, suffix_log_weight
+from diffusion.path import path_log_prior
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
 
@@ -17,9 +19,12 @@ STATES, STEPS, BETA = 3, 3, 0.7
 
 
 class TinyChain:
-    """A chain of three steps on three states, with kernels p, q and n drawn at random, and its 81 paths."""
+    """A chain of three steps on three states, with kernels p, q and n drawn at random, and its 81 paths.
 
-    def __init__(self) -> None:
+    The way to the posterior begins at p, or at one more chain that is drawn at random.
+    """
+
+    def __init__(self, begins="prior") -> None:
         generator = np.random.default_rng(0)
         self.base = generator.dirichlet(np.ones(STATES))
         self.prior, self.kernel, self.noising = (
@@ -32,18 +37,24 @@ class TinyChain:
         self.log_kernel = np.log([[self.kernel[k, s[k], s[k + 1]] for k in along] for s in self.paths])
         self.log_noising = np.log([[self.noising[k, s[k + 1], s[k]] for k in along] for s in self.paths])
         self.log_base = np.log(self.base[self.paths[:, 0]])
-        log_target = self.log_base + self.log_prior.sum(1) + BETA * self.log_likelihood[self.paths[:, -1]]
+        start = self.prior if begins == "prior" else generator.dirichlet(np.ones(STATES), size=(STEPS, STATES))
+        log_start = np.log([[start[k, s[k], s[k + 1]] for k in along] for s in self.paths])
+        self.log_start = torch.from_numpy(log_start - self.log_prior)
+        log_target = self.log_base + BETA * self.log_prior.sum(1) + (1 - BETA) * log_start.sum(1)
+        log_target += BETA * self.log_likelihood[self.paths[:, -1]]
         self.target = np.exp(log_target) / np.exp(log_target).sum()
 
     def transition(self, move, index, acceptance=log_acceptance):
         """[81, 81] matrix of a move at `index`, its acceptance by the functions under test."""
         if move == "suffix":
             ratio = torch.from_numpy((self.log_kernel - self.log_prior)[:, index:])
-            weight = suffix_log_weight(ratio, torch.from_numpy(self.log_likelihood[self.paths[:, -1]]), BETA)
+            reached = torch.from_numpy(self.log_likelihood[self.paths[:, -1]])
+            weight = suffix_log_weight(ratio, reached, BETA, self.log_start[:, index:])
             kept, proposal = self.paths[:, : index + 1], self.log_kernel[:, index:].sum(1)
         else:
             log_prior, log_noising = self.log_prior[:, :index], self.log_noising[:, :index]
-            weight = prefix_log_weight(*map(torch.from_numpy, (self.log_base, log_prior, log_noising)))
+            known = map(torch.from_numpy, (self.log_base, log_prior, log_noising))
+            weight = prefix_log_weight(*known, BETA, self.log_start[:, :index])
             kept, proposal = self.paths[:, index:], self.log_noising[:, :index].sum(1)
         count = len(self.paths)
         matrix = np.zeros((count, count))
@@ -63,9 +74,10 @@ class TinyChain:
 MOVES = [("suffix", index) for index in range(STEPS)] + [("prefix", index) for index in range(1, STEPS + 1)]
 
 
+@pytest.mark.parametrize("begins", ["prior", "elsewhere"])
 @pytest.mark.parametrize(("move", "index"), MOVES)
-def test_both_moves_are_in_detailed_balance_with_the_tempered_posterior(move, index):
-    chain = TinyChain()
+def test_both_moves_are_in_detailed_balance_with_the_tempered_posterior(move, index, begins):
+    chain = TinyChain(begins)
     matrix = chain.transition(move, index)
     assert matrix.min() >= -1e-15 and matrix.sum(1) == pytest.approx(np.ones(len(matrix)), abs=1e-12)
     assert chain.imbalance(matrix) < 1e-12
@@ -107,9 +119,9 @@ def tempered(problem, count, seed=0, control=None):
 
 def consistent(search):
     """Whether what a population carries along is what its states give."""
-    denoised, guidance = search._estimates(search.states)
-    log_prior = path_search.path_log_prior(search.prior, search.states, denoised)
     rows = torch.zeros(len(search.states), dtype=torch.long)
+    denoised, guidance = estimates_along(search.problem, search.states, rows, search.guidance is not None)
+    log_prior = path_log_prior(search.prior, search.states, denoised)
     assert search.denoised.numpy() == pytest.approx(denoised.numpy(), abs=1e-4)
     assert search.log_prior.numpy() == pytest.approx(log_prior.numpy(), abs=2e-3)
     noising = search.prior.noising.path_log_prob(search.states)
@@ -214,6 +226,52 @@ def shifted_posterior(problem):
     return posterior
 
 
+def test_on_the_way_from_a_control_the_population_is_that_of_its_weighted_paths(gaussian_problem):
+    """At beta < 1, where 200,000 fresh paths with weights w^beta say what the mean and the spread are."""
+    posterior = shifted_posterior(gaussian_problem)
+    generator = torch.Generator().manual_seed(1)
+    search = PathSearch(gaussian_problem, 0, 4_000, generator=generator, start=posterior.control)
+    while search.beta < 0.4:
+        search.temper()
+        for _ in range(20):
+            search.sweep(posterior.control)
+    assert search.beta < 0.95
+    consistent(search)
+    known = search.measurement_id, search.states, search.denoised, search.guidance
+    ratio = ratio_along(gaussian_problem, posterior.control, *known)[0]
+    assert search.log_start.numpy() == pytest.approx(ratio.numpy(), abs=2e-3)
+    rows = torch.zeros(200_000, dtype=torch.long)
+    fresh = rollout(gaussian_problem, posterior.control, rows, generator=generator)
+    log_weight = search.beta * fresh.log_weight
+    weight, paths = log_weight.softmax(0), fresh.states.double()
+    error = math.sqrt(1 / len(search.states) + float(weight.square().sum()))
+    for step in (0, 5, gaussian_problem.num_steps):
+        mean = weight @ paths[:, step]
+        std = (weight @ (paths[:, step] - mean).square()).sqrt()
+        found = search.states[:, step].double()
+        assert float(((found.mean(0) - mean) / std).abs().max()) < 4.5 * error
+        assert float((found.std(0) / std - 1).abs().max()) < 4.5 * error
+    expected = float(log_weight.logsumexp(0)) - math.log(len(rows))
+    assert search.log_partition == pytest.approx(expected, abs=0.15)
+
+
+def test_a_control_is_a_place_to_begin_at(gaussian_problem):
+    posterior = shifted_posterior(gaussian_problem)
+    generator = torch.Generator().manual_seed(0)
+    search = PathSearch(gaussian_problem, 0, 1_000, generator=generator, start=posterior.control)
+    with pytest.raises(ValueError, match=r"cannot be written down on its way from a control, got beta 0"):
+        search.state_dict()
+    while search.beta < 1:
+        search.temper()
+        search.settle(posterior.control)
+    exact, values = gaussian_problem.exact[0], search.samples.double()
+    error = (values.mean(0) - exact.mean) / exact.variance.sqrt()
+    assert float(error.abs().max()) < 5 / math.sqrt(1_000)
+    assert search.log_partition == pytest.approx(tempered(gaussian_problem, 4_000).log_partition, abs=0.2)
+    assert not search.log_start.any() and search.state_dict()[1]["beta"] == 1
+    consistent(search)
+
+
 def test_redrawing_parts_of_x_alone_keeps_the_exact_moments(blind_problem):
     """From index 0, where a whole new x is hardly ever accepted, under a kernel that is off."""
     posterior, search = shifted_posterior(blind_problem), tempered(blind_problem, 2_000)
@@ -231,7 +289,8 @@ def test_redrawing_parts_of_x_alone_keeps_the_exact_moments(blind_problem):
 
 def test_noise_that_is_kept_makes_the_same_path_again(blind_problem):
     posterior, search = shifted_posterior(blind_problem), tempered(blind_problem, 50)
-    noise = search._under(3, posterior.control, with_noise=True)[1]
+    known = search.states[:, 3:], search.denoised[:, 3:], None
+    noise = ratio_along(blind_problem, posterior.control, search.measurement_id, *known, first=3, with_noise=True)[1]
     nowhere = torch.zeros(50, 4, dtype=torch.bool)
     again = path_search.rollout(
         blind_problem,
@@ -273,7 +332,8 @@ def test_the_gains_of_the_guided_kernel_are_the_most_likely_ones(gaussian_proble
     guide = search._guide
 
     def log_likelihood():
-        return search._under(0, guide)[0].double().sum(1).mean()
+        known = search.measurement_id, search.states, search.denoised, search.guidance
+        return ratio_along(gaussian_problem, guide, *known)[0].double().sum(1).mean()
 
     best = log_likelihood()
     for row in (0, 1):

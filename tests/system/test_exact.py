@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffusion.posterior import ControlPosterior
 from envs import make_problem
 from system.__main__ import main
 from system.errors import RunnerError
@@ -77,6 +78,24 @@ class _Population:
         return 2 * self._normal(len(self.states)) - 2, 2 * self._normal(len(self.states)) + 2
 
 
+def test_from_a_posterior_that_is_off_the_samples_and_the_evidence_are_the_same(result):
+    problem, expected = result
+    torch.manual_seed(0)
+    crude = ControlPosterior(problem.prior, (1,), None, hidden=8, depth=1).requires_grad_(False)
+    torch.nn.init.normal_(crude.network.head.weight, std=0.3)
+    settings = ExactConfig(start="posterior", max_seconds=120.0)
+    with pytest.raises(ValueError, match="to start from the posterior takes a trained run, got a problem alone"):
+        sample_exactly(problem, 0, settings)
+    found = sample_exactly(problem, 0, settings, control=crude.control)
+    assert found.mixed and found.start == "posterior" and expected.start == "prior"
+    error = np.hypot(found.log_partition_standard_error, expected.log_partition_standard_error)
+    assert found.log_partition == pytest.approx(expected.log_partition, abs=max(5 * error, 0.02))
+    shares = [problem.classes.probabilities(each.samples).mean(0).numpy() for each in (found, expected)]
+    assert shares[0] == pytest.approx(shares[1], abs=0.07 * 2**0.5)
+    apart = (found.samples.mean(0) - expected.samples.mean(0)) / expected.samples.std(0)
+    assert float(apart.abs().max()) < 4 * (2 / 400) ** 0.5
+
+
 def test_the_error_of_the_evidence_covers_it_as_often_as_students_t_says():
     """|t| with three degrees of freedom is below 2 in 86 % of cases; that of the closest of three estimates in 72 %."""
     within, errors, spreads = [], [], []
@@ -109,7 +128,7 @@ def test_the_same_seed_gives_the_same_samples():
 
 def test_without_time_to_reach_the_posterior_the_run_says_at_which_beta_it_was():
     problem = make_problem("gaussian-linear", {"dim": 8, "measurement_dim": 8, "noise_std": 0.01, "num_steps": 8})
-    with pytest.raises(RunnerError, match=r"the time was up at beta .* raise --max-seconds, or lower --chains"):
+    with pytest.raises(RunnerError, match=r"the time was up at beta .* raise --max-seconds, or lower --chains, or"):
         sample_exactly(problem, 0, ExactConfig(max_seconds=1e-3))
 
 
@@ -157,6 +176,13 @@ def test_from_a_run_its_posterior_proposes_too(config, tmp_path, monkeypatch, ca
     assert main(["train", str(config), "--run", "mine", "--quiet"]) == 0
     assert main(["sample", "mine", "--exact", "--num", "20", "--chains", "32", "--quiet"]) in (0, 1)
     assert (tmp_path / "mine" / "exact.npz").is_file() and (tmp_path / "mine" / "exact.json").is_file()
+    assert "started from" not in capsys.readouterr().out
+    again = ["--exact", "--start", "posterior", "--num", "20", "--chains", "32", "--quiet"]
+    assert main(["sample", "mine", *again]) in (0, 1)
+    assert "started from the trained posterior: a mode that it has no paths of is missing" in capsys.readouterr().out
+    assert json.loads((tmp_path / "mine" / "exact.json").read_text())["start"] == "posterior"
+    assert main(["sample", str(config), *again]) == 2
+    assert "--start posterior takes that of a trained run, got the configuration" in capsys.readouterr().err
     assert main(["sample", "mine", "--exact", "--problem.dim", "3"]) == 2
     assert "would change the problem of a finished run" in capsys.readouterr().err
 
@@ -169,6 +195,7 @@ def test_from_a_run_its_posterior_proposes_too(config, tmp_path, monkeypatch, ca
         (["--chains", "1"], "chains must be at least 2, got 1"),
         (["--r-hat", "1.0"], "r_hat must be above 1, got 1.0"),
         (["--max-seconds", "0"], "max_seconds must be positive, got 0.0"),
+        (["--start", "here"], "start must be prior or posterior, got 'here'"),
         (["--output", "nowhere/x.npz"], "--output must be an .npz file in a directory that exists, got nowhere/x.npz"),
     ],
 )
