@@ -128,12 +128,11 @@ class PathSearch:
         """`count` paths of the chain that `start` controls, at which the way to the posterior begins: by default p."""
         if count < 2:
             raise ValueError(f"a population needs at least 2 paths, got {count}")
-        self._begin(problem, torch.full((count,), measurement_id), 0.0, generator, problem.gradient is not None)
+        rows = torch.full((count,), measurement_id)
+        self._begin(problem, rows, 0.0, generator, problem.gradient is not None, start)
         first = rollout(problem, start, self.measurement_id, generator=generator, guided=self._guide is not None)
         self.states, self.denoised, self.guidance = first.states, first.denoised, first.guidance
-        self.log_prior, self.log_likelihood = first.log_prior, first.log_likelihood
-        if start is not None:
-            self._start, self.log_start, self._relaxed = start, first.log_ratio, False
+        self.log_prior, self.log_likelihood, self.log_start = first.log_prior, first.log_likelihood, first.log_ratio
         self.log_noising = self.prior.noising.path_log_prob(self.states)
 
     def _begin(
@@ -143,6 +142,7 @@ class PathSearch:
         beta: float,
         generator: torch.Generator | None,
         guided: bool,
+        start: Control | None = None,
     ) -> None:
         """All but the paths; without `guided` the likelihood's gradient is not asked for."""
         self.problem, self.prior, self.measurement_id = problem, problem.prior, measurement_id
@@ -152,9 +152,9 @@ class PathSearch:
         self.invalid = 0  # proposals whose log-likelihood was NaN or +inf; none of them is accepted
         self._generator = generator
         self._guide = GuidedKernel(problem) if guided else None
-        self._start: Control | None = None  # at beta = 0: the prior
+        self._start = start
         self.log_start = torch.zeros(len(measurement_id), self.prior.num_steps)  # [N, T] its log q - log p
-        self._relaxed = isinstance(problem.likelihood, RelaxedLikelihood)
+        self._relaxed = start is None and isinstance(problem.likelihood, RelaxedLikelihood)
         self._sizes = window_sizes(self.prior.event_shape)
         self._choice = SuffixChoice(len(_KERNELS), len(self._sizes), self.prior.num_steps)
 
