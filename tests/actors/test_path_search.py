@@ -218,28 +218,39 @@ def test_a_posterior_as_a_kernel_leaves_the_target_alone(blind_problem):
     consistent(search)
 
 
-def shifted_posterior(problem):
+def shifted_posterior(problem, std=0.5):
     """A posterior whose control is far from zero."""
     torch.manual_seed(0)
     posterior = ControlPosterior(problem.prior, (2,), None, hidden=8, depth=1).requires_grad_(False)
-    torch.nn.init.normal_(posterior.network.head.weight, std=0.5)
+    torch.nn.init.normal_(posterior.network.head.weight, std=std)
     return posterior
 
 
 def test_on_the_way_from_a_control_the_population_is_that_of_its_weighted_paths(gaussian_problem):
     """At beta < 1, where 200,000 fresh paths with weights w^beta say what the mean and the spread are."""
-    posterior = shifted_posterior(gaussian_problem)
+    posterior = shifted_posterior(gaussian_problem, std=2.0)  # log q - log p spreads by 1.8 nats
     generator = torch.Generator().manual_seed(1)
     search = PathSearch(gaussian_problem, 0, 4_000, generator=generator, start=posterior.control)
+
+    def carried():
+        known = search.measurement_id, search.states, search.denoised, search.guidance
+        ratio = ratio_along(gaussian_problem, posterior.control, *known)[0]
+        assert search.log_start.numpy() == pytest.approx(ratio.numpy(), abs=2e-3)
+        made = search.paths()
+        weight = made.log_likelihood.double() - made.log_behaviour_ratio
+        power = (1 - search.beta) * (search.log_likelihood.double() - ratio.double().sum(1))
+        assert weight.numpy() == pytest.approx((power + search.log_partition).numpy(), abs=0.01)
+
     while search.beta < 0.4:
         search.temper()
+        carried()
         for _ in range(20):
             search.sweep(posterior.control)
+    for _ in range(20):
+        search.redraw_suffix(gaussian_problem.num_steps // 2, posterior.control)
     assert search.beta < 0.95
+    carried()
     consistent(search)
-    known = search.measurement_id, search.states, search.denoised, search.guidance
-    ratio = ratio_along(gaussian_problem, posterior.control, *known)[0]
-    assert search.log_start.numpy() == pytest.approx(ratio.numpy(), abs=2e-3)
     rows = torch.zeros(200_000, dtype=torch.long)
     fresh = rollout(gaussian_problem, posterior.control, rows, generator=generator)
     log_weight = search.beta * fresh.log_weight
@@ -251,6 +262,14 @@ def test_on_the_way_from_a_control_the_population_is_that_of_its_weighted_paths(
         found = search.states[:, step].double()
         assert float(((found.mean(0) - mean) / std).abs().max()) < 4.5 * error
         assert float((found.std(0) / std - 1).abs().max()) < 4.5 * error
+    for value, found in (
+        (fresh.log_likelihood, search.log_likelihood),
+        (fresh.log_ratio.sum(1), search.log_start.sum(1)),
+        (fresh.log_ratio[:, :5].sum(1), search.log_start[:, :5].sum(1)),
+    ):
+        mean = float(weight @ value.double())
+        std = float(weight @ (value.double() - mean).square()) ** 0.5
+        assert abs(float(found.double().mean()) - mean) < 4.5 * error * std
     expected = float(log_weight.logsumexp(0)) - math.log(len(rows))
     assert search.log_partition == pytest.approx(expected, abs=0.15)
 
