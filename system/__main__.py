@@ -286,11 +286,14 @@ def _problems(arguments: argparse.Namespace, _: list[str]) -> None:
         raise UserError(str(error)) from None
     width = max(map(len, factories))
     for name, factory in factories.items():
-        first = (inspect.getdoc(factory) or "").split("\n")[0]
-        sys.stdout.write(f"{name:{width}}  {first}\n")
+        about = (inspect.getdoc(factory) or "").split("\n")
+        sys.stdout.write(f"{name:{width}}  {about[0]}\n")
         if arguments.name:
             for parameter in inspect.signature(factory).parameters.values():
                 sys.stdout.write(f"  --problem.{parameter.name.replace('_', '-')} ({parameter.default})\n")
+            module = inspect.getdoc(inspect.getmodule(factory)) or ""
+            for text in ("\n".join(about[1:]).strip(), module):  # what the options mean, and the equation
+                sys.stdout.write(f"\n{text}\n" if text else "")
 
 
 def _prior_train(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -149,6 +149,10 @@ def test_problems_lists_each_with_a_sentence_and_the_options_of_one(capsys):
     out = capsys.readouterr().out
     assert "Gaussian x in `dim` dimensions" in out
     assert "--problem.noise-std (0.5)" in out and "--problem.measurement-dim (8)" in out
+    assert main(["problems", "psf-deconvolution"]) == 0
+    out = capsys.readouterr().out
+    options, meaning, physics = out.index("--problem.seed"), out.index("`pixel_scale` (arcsec)"), out.index("y = K x +")
+    assert options < meaning < physics
 
 
 def test_what_a_problem_leaves_out_of_its_data_is_told_once_and_not_if_quiet(tmp_path, capfd, no_report):
