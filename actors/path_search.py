@@ -320,7 +320,8 @@ class PathSearch:
             renewed=window(shape, sides, count, self._generator) if sides is not None and partly else None,
         )
         self.invalid += int((~(fresh.log_likelihood < math.inf)).sum())
-        start = self._of_start(fresh.states, fresh.denoised, fresh.guidance, first)
+        known = control == self._start  # bound methods are equal and not the same
+        start = fresh.log_ratio if known else self._of_start(fresh.states, fresh.denoised, fresh.guidance, first)
         reached = self._bridge(self.beta, fresh.states[:, -1], fresh.log_likelihood)
         new = suffix_log_weight(fresh.log_ratio, *reached, start)
         held = self._bridge(self.beta, self.samples, self.log_likelihood)
