@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.exploration import StartBy
-from actors.path_search import log_acceptance
+from actors.path_weights import log_acceptance
 from actors.rollout import Rollout
 from actors.stored_paths import StoredPaths
 from diffusion.kernel import normal_log_prob

@@ -46,6 +46,7 @@ from torch import Tensor
 
 from actors.guided_kernel import GuidedKernel
 from actors.known_paths import estimates_along, ratio_along
+from actors.path_weights import log_acceptance, prefix_log_weight, suffix_log_weight
 from actors.resampling import correlation, effective_fraction, systematic
 from actors.rollout import Control, Rollout, rollout
 from actors.suffix_choice import SuffixChoice, window, window_sizes
@@ -54,44 +55,9 @@ from diffusion.path import path_log_prior
 from envs.likelihoods import RelaxedLikelihood
 from envs.problem import InverseProblem
 
-__all__ = ["PathSearch", "log_acceptance", "prefix_log_weight", "suffix_log_weight"]
+__all__ = ["PathSearch"]
 
 FORGOTTEN, MAX_SWEEPS = 0.5, 20  # when paths have settled: the correlation with where they began, and the most sweeps
-
-
-def suffix_log_weight(
-    log_ratio: Tensor, log_likelihood: Tensor, beta: float, log_start: Tensor | float = 0.0
-) -> Tensor:
-    """[N] float64 log w of a suffix from `log_ratio` [N, K], log q - log p of its transitions.
-
-    `log_start` [N, K] is the same of the chain at which the way begins, 0 for the prior.
-    """
-    tempered = beta * log_likelihood.double() if beta > 0 else 0.0  # and not 0 * -inf
-    return tempered + (1 - beta) * _total(log_start) - log_ratio.double().sum(1)
-
-
-def prefix_log_weight(
-    log_base: Tensor, log_prior: Tensor, log_noising: Tensor, beta: float = 1.0, log_start: Tensor | float = 0.0
-) -> Tensor:
-    """[N] float64 log w of a prefix from log p(s_0) [N] and the two directions' transitions [N, K].
-
-    `log_start` is that of `suffix_log_weight`.
-    """
-    return log_base.double() + log_prior.double().sum(1) + (1 - beta) * _total(log_start) - log_noising.double().sum(1)
-
-
-def _total(log_start: Tensor | float) -> Tensor | float:
-    return log_start.double().sum(1) if isinstance(log_start, Tensor) else log_start
-
-
-def log_acceptance(new: Tensor, old: Tensor) -> Tensor:
-    """[N] log probability of accepting a proposal of log weight `new` [N] in the place of `old` [N].
-
-    A weight that is not finite (outside the likelihood's support, or not a number) counts as zero: it is never
-    accepted, and given up for any other.
-    """
-    old = torch.where(torch.isfinite(old), old, -math.inf)
-    return torch.where(torch.isfinite(new), new - old, -math.inf).clamp_max(0.0)
 
 
 _KERNELS = ("prior", "guided", "control")

@@ -9,7 +9,7 @@ import torch
 
 from actors import Actor, ActorConfig
 from actors.langevin import FIRST, LARGEST, SMALLEST, TARGET, Langevin, LangevinConfig, Point, log_step_weight
-from actors.path_search import log_acceptance
+from actors.path_weights import log_acceptance
 from actors.stored_paths import StoredPaths
 from diffusion.posterior import ControlPosterior
 from envs import make_problem

@@ -10,7 +10,8 @@ import torch
 
 from actors import path_search, rollout
 from actors.known_paths import estimates_along, ratio_along
-from actors.path_search import PathSearch, log_acceptance, prefix_log_weight, suffix_log_weight
+from actors.path_search import PathSearch
+from actors.path_weights import log_acceptance, prefix_log_weight, suffix_log_weight
 from diffusion.path import path_log_prior
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
