@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.data.sky_images import read_sky_image, read_sky_stack
+from envs.data.sky_images import read_sky_image, read_sky_stack, same_scale
 
 __all__ = [
     "PointSpread",
@@ -19,9 +20,11 @@ __all__ = [
     "read_point_spreads",
 ]
 
+_log = logging.getLogger(__name__)
+
 NEGATIVE = 1e-3  # of the peak: what a model of a point spread may fall below zero by
 NORMALISED = 0.1  # by how much the sum may differ from one: a stamp does not hold all of the wings
-CENTRED = 2.0  # pixels that the peak may be away from the middle
+CENTRED = 2.0  # pixels that the peak may be away from the middle: what is seen through it is then moved by as much
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,21 +51,20 @@ class PointSpread:
         Raises:
             ValueError: they are not.
         """
-        if not math.isclose(self.pixel_scale, pixel_scale, rel_tol=1e-3):
+        if not same_scale(self.pixel_scale, pixel_scale):
             raise ValueError(
                 f"the point spread has pixels of {self.pixel_scale:g} arcsec, the image ones of {pixel_scale:g}: "
                 "resample it (`PointSpread.resampled`), or give its own pixel scale"
             )
         return self
 
-    def trimmed(self, size: int) -> PointSpread:
-        """Its middle of `size` x `size` pixels, or all of it if it is smaller; the sum is one again."""
+    def middle(self, size: int) -> Tensor:
+        """[h, w] the kernel's middle of `size` x `size` pixels, or all of it; light beyond is left out of the sum."""
         if size < 1 or size % 2 == 0:
-            raise ValueError(f"a point spread is trimmed to an odd number of pixels, got {size}")
-        rows, columns = (max((full - size) // 2, 0) for full in self.kernel.shape)
+            raise ValueError(f"the middle of a point spread is an odd number of pixels, got {size}")
         full = self.kernel.shape
-        kernel = self.kernel[rows : full[0] - rows, columns : full[1] - columns]
-        return PointSpread(kernel / kernel.sum(), self.pixel_scale)
+        rows, columns = (max((length - size) // 2, 0) for length in full)
+        return self.kernel[rows : full[0] - rows, columns : full[1] - columns]
 
     def resampled(self, pixel_scale: float) -> PointSpread:
         """The same at pixels of `pixel_scale` arcsec: each holds what falls into it, light spread evenly over a pixel.
@@ -137,6 +139,14 @@ def checked_point_spread(kernel: Tensor, pixel_scale: float, place: str) -> Poin
         raise ValueError(
             f"{place}: the peak of a point spread must be in its middle, to {CENTRED:g} pixels, got [{row}, {column}] "
             f"of {[*kernel.shape]}"
+        )
+    if (row, column) != (kernel.shape[0] // 2, kernel.shape[1] // 2):
+        _log.warning(
+            "%s: the peak is at [%d, %d], not in the middle of %s: what is seen through it is moved by as much",
+            place,
+            row,
+            column,
+            [*kernel.shape],
         )
     kernel = kernel.clamp_min(0)
     return PointSpread(kernel / kernel.sum(), pixel_scale)

@@ -102,6 +102,7 @@ def read_shear_map(
     for image in (first, *others):
         if image.values.shape != shape:
             raise ValueError(f"{image.place} must be of the shape {list(shape)} of e1, got {list(image.values.shape)}")
+        first.check_centre(image)
     shear, std = ([image.without(~seen) for image in pair] for pair in ((first, others[0]), others[1:]))
     for image in shear:
         fine = np.abs(image.values) <= LARGEST

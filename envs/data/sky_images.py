@@ -13,10 +13,19 @@ from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
 
-__all__ = ["SkyImage", "read_mask", "read_noise_map", "read_sky_image", "read_sky_stack"]
+__all__ = [
+    "SkyImage",
+    "pixel_scale_of",
+    "read_mask",
+    "read_noise_map",
+    "read_sky_image",
+    "read_sky_stack",
+    "same_scale",
+]
 
-UNSEEN = 1e10  # times the median: noise so large stands for "not measured"
-DEGREE = 3600.0  # arcsec
+UNSEEN = 1e10  # times the smallest: noise so large stands for "not measured"
+SCALE_KEYWORDS = ("PIXELSCL", "PIXSCALE")  # arcsec per pixel, where there are no coordinates: WebbPSF's, and surveys'
+SAME_SCALE = 1e-2  # by which two pixel scales may differ and be one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,6 +40,22 @@ class SkyImage:
     """File and unit, for messages."""
     unit: str = ""
     """What BUNIT says."""
+    centre: tuple[float, float] | None = None
+    """Right ascension and declination of its middle, degrees, where the header has celestial coordinates."""
+
+    def check_centre(self, other: SkyImage) -> None:
+        """Raises ValueError if the middle of `other` is another place on the sky, by more than the larger pixels."""
+        if self.centre is None or other.centre is None:
+            return
+        from astropy.coordinates import angular_separation
+
+        apart = 3600 * math.degrees(float(angular_separation(*np.radians([*self.centre, *other.centre]))))
+        if apart > max(self.pixel_scale, other.pixel_scale):
+            here, there = (f"{each[0]:.5f}, {each[1]:.5f} degrees" for each in (self.centre, other.centre))
+            raise ValueError(
+                f"{other.place}: the middle must be where that of {self.place} is, at {here}, got {there}, "
+                f"{apart:.4g} arcsec away"
+            )
 
     def without(self, hidden: NDArray[np.bool_]) -> SkyImage:
         """The same with 0 where `hidden` [H, W], as many pipelines have NaN in pixels that they mask.
@@ -52,9 +77,10 @@ def read_sky_image(
 ) -> SkyImage:
     """The image in unit `hdu` (name or number) of the FITS file `path`.
 
-    All values must be finite; with `blank`, for `SkyImage.without` to see to, they may be others. The pixel scale
-    (arcsec) is that of the header's CD, PC or CDELT, else `pixel_scale`. `units`, where given, is what BUNIT may say,
-    if it says anything.
+    Number 0 is the first image that there is: many files have an empty unit before it. All values must be finite; with
+    `blank`, for `SkyImage.without` to see to, they may be others. The pixel scale (arcsec) is that of the header's CD,
+    PC or CDELT, if these are celestial, or PIXELSCL or PIXSCALE, else `pixel_scale`. `units`, where given, is what
+    BUNIT may say, if it says anything.
 
     Raises:
         MissingDataError: no such file, or astropy is not installed.
@@ -90,12 +116,28 @@ def _image(
         raise ValueError(f"{place}: a pixel scale must be positive, in arcsec, got {pixel_scale}")
     scale = _scale(header, place)
     if scale is None and pixel_scale is None:
-        raise ValueError(f"{place}: the header has no pixel scale (CD, PC or CDELT): give pixel_scale, in arcsec")
-    if scale is not None and pixel_scale is not None and not math.isclose(scale, pixel_scale, rel_tol=1e-2):
+        raise ValueError(
+            f"{place}: the header has no pixel scale on the sky (CD, PC or CDELT with CTYPE or CUNIT, or PIXELSCL in "
+            "arcsec): write it into the file, or give pixel_scale, where that is an option for files, in its unit"
+        )
+    if scale is not None and pixel_scale is not None and not same_scale(scale, pixel_scale):
         raise ValueError(f"{place}: a pixel scale of {pixel_scale:g} arcsec is asked for, the header has {scale:.4g}")
     known = scale if scale is not None else pixel_scale
     assert known is not None
-    return SkyImage(values=values, pixel_scale=known, place=place, unit=said)
+    return SkyImage(
+        values=values, pixel_scale=known, place=place, unit=said, centre=_centre(header, values.shape, place)
+    )
+
+
+def pixel_scale_of(path: Path, hdu: str | int) -> float | None:
+    """Arcsec per pixel of the image in unit `hdu` of `path`, if its header says; see `read_sky_image`."""
+    place, _, header = _read(path, hdu)
+    return _scale(header, place)
+
+
+def same_scale(one: float, other: float) -> bool:
+    """Whether two pixel scales are one, to a hundredth."""
+    return math.isclose(one, other, rel_tol=SAME_SCALE)
 
 
 def _finite(place: str, values: NDArray[np.float64], hint: str = "") -> None:
@@ -108,8 +150,8 @@ def _finite(place: str, values: NDArray[np.float64], hint: str = "") -> None:
 
 
 def _plain(unit: str) -> str:
-    """A unit in small letters and without signs of powers and products: cm**2 s and cm^2 s are one."""
-    return re.sub(r"[\s*^.]", "", unit.lower())
+    """A unit in small letters, in the singular, without signs of powers and products: cm**2 s and cm^2 s are one."""
+    return re.sub(r"(electron|count|photon)s", r"\1", re.sub(r"[\s*^.]", "", unit.lower()))
 
 
 def read_noise_map(
@@ -122,7 +164,7 @@ def read_noise_map(
     """(standard deviations [H, W], where they mean that nothing was measured [H, W]) of the image of `shape`.
 
     Its BUNIT and pixel scale must be those of the image `like`, where it has any. Pipelines mark pixels without data by
-    a huge number: what is above 10^10 times the median is one of these, and 1 is in its place, as it is where
+    a huge number: what is above 10^10 times the smallest is one of these, and 1 is in its place, as it is where
     `hidden` [H, W], which may hold anything.
 
     Raises:
@@ -135,10 +177,12 @@ def read_noise_map(
         said, scale = str(header.get("BUNIT", "")).strip(), _scale(header, place)
         if said and like.unit and _plain(said) != _plain(like.unit):
             raise ValueError(f"{place}: BUNIT must be that of {like.place}, {like.unit}, got {said}")
-        if scale is not None and not math.isclose(scale, like.pixel_scale, rel_tol=1e-2):
+        if scale is not None and not same_scale(scale, like.pixel_scale):
             raise ValueError(
                 f"{place}: pixels must be those of {like.place}, of {like.pixel_scale:.4g} arcsec, got {scale:.4g}"
             )
+        own = replace(like, values=values, place=place, centre=_centre(header, values.shape, place))
+        like.check_centre(own)
     kept = np.ones(shape, bool) if hidden is None else ~hidden
     bad = kept & ~(np.isfinite(values) & (values > 0))
     if bad.any():
@@ -148,7 +192,7 @@ def read_noise_map(
             f"[{row}, {column}], one of {int(bad.sum())}"
         )
     unseen = kept.copy()
-    unseen[kept] = values[kept] > UNSEEN * np.median(values[kept]) if kept.any() else False
+    unseen[kept] = values[kept] > UNSEEN * values[kept].min() if kept.any() else False
     return np.where(unseen | ~kept, 1.0, values), unseen
 
 
@@ -182,11 +226,18 @@ def _read(path: Path, hdu: str | int, axes: tuple[int, ...] = (2,)) -> tuple[str
         with fits.open(path) as file:
             if hdu not in file:
                 raise ValueError(f"{path} has no unit {hdu!r}, only {', '.join(unit.name or '-' for unit in file)}")
-            unit = file[hdu]
-            values = unit.data
+            unit, values = file[hdu], file[hdu].data
+            images = [number for number, each in enumerate(file) if each.is_image and each.header["NAXIS"] >= 2]
+            if hdu == 0 and values is None and len(images) == 1:
+                unit, values, place = file[images[0]], file[images[0]].data, f"{path}[{images[0]}]"
+            if unit.is_image and values is not None:
+                while values.ndim > axes[-1] and len(values) == 1:  # an axis of one frequency, say
+                    values = values[0]
             if not unit.is_image or values is None or values.ndim not in axes or values.size == 0:
                 shape = None if values is None else list(values.shape)
-                others = [each.name for each in file[1:] if each.is_image and each.header["NAXIS"] in axes]
+                others = [
+                    f"{number} ({file[number].name or 'no name'})" for number in images if file[number] is not unit
+                ]
                 raise ValueError(
                     f"{place} must be an image of {axes[0]} axes, got {type(unit).__name__} of shape {shape}"
                     + (f"; there are images in {', '.join(others)}: write one to a file of its own" if others else "")
@@ -202,26 +253,83 @@ def _same_shape(place: str, values: NDArray[np.float64], shape: tuple[int, ...])
 
 
 def _scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
-    """Arcsec per pixel from a header's CD, PC and CDELT or CDELT, in degrees unless CUNIT1 says arcsec; or None."""
-    step = [float(header.get(f"CDELT{axis}", 1.0)) for axis in (1, 2)]
+    """Arcsec per pixel from a header's CD, PC and CDELT or CDELT, or from `SCALE_KEYWORDS`; None if it does not say.
+
+    Raises:
+        ValueError: they contradict each other, are no numbers, in no unit of angles, or pixels are not square.
+    """
+    scales = {}
+    for name in SCALE_KEYWORDS:
+        if name in header:
+            scales[name] = _number(header, name, place)
+    from_coordinates = _coordinate_scale(header, place)
+    if from_coordinates is not None:
+        scales["CD, PC or CDELT"] = from_coordinates
+    for name, scale in scales.items():
+        if not (scale > 0 and math.isfinite(scale)):
+            raise ValueError(f"{place}: the pixel scale in the header ({name}) must be above 0, got {scale:g} arcsec")
+        if not same_scale(scale, next(iter(scales.values()))):
+            told = " and ".join(f"{each:.4g} ({name})" for name, each in scales.items())
+            raise ValueError(f"{place}: the header has two pixel scales, {told} arcsec")
+    return list(scales.values())[-1] if scales else None
+
+
+def _coordinate_scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
+    """That of the coordinates, if they are angles: of celestial CTYPE, with an angle as CUNIT, or with neither."""
+    step = [_number(header, f"CDELT{axis}", place, 1.0) for axis in (1, 2)]
     rows = []
     for axis in (1, 2):
         if f"CD{axis}_{axis}" in header or f"CD{axis}_{3 - axis}" in header:
-            rows.append([float(header.get(f"CD{axis}_{other}", 0.0)) for other in (1, 2)])
+            rows.append([_number(header, f"CD{axis}_{other}", place, 0.0) for other in (1, 2)])
         elif f"PC{axis}_{axis}" in header or f"CDELT{axis}" in header:
             usual = (float(axis == 1), float(axis == 2))
-            rows.append([step[axis - 1] * float(header.get(f"PC{axis}_{other}", usual[other - 1])) for other in (1, 2)])
-    if len(rows) < 2:
-        return None
-    unit = str(header.get("CUNIT1", "deg")).strip().lower()
-    factors = {"deg": DEGREE, "arcsec": 1.0}
-    if unit not in factors:
-        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}")
-    across, up = (math.hypot(*column) for column in zip(*rows, strict=True))
+            turned = [_number(header, f"PC{axis}_{other}", place, usual[other - 1]) for other in (1, 2)]
+            rows.append([step[axis - 1] * each for each in turned])
+    unit, kind = (str(header.get(name, "")).strip() for name in ("CUNIT1", "CTYPE1"))
+    across, up = (math.hypot(*column) for column in zip(*rows, strict=True)) if len(rows) == 2 else (1.0, 1.0)
+    if len(rows) < 2 or (not unit and (across == up == 1 or (kind and not _celestial(kind)))):
+        return None  # 1 is what a step is that nobody has set, and a step along LINEAR or DETX is no angle
+    factor = _arcsec(unit or "deg", place)
     if not (across > 0 and up > 0):
         raise ValueError(f"{place}: the pixel scale in the header (CD, PC or CDELT) must not be 0, got {across}, {up}")
-    if not math.isclose(across, up, rel_tol=1e-2):
-        raise ValueError(
-            f"{place}: pixels must be square, got {across * factors[unit]:g} x {up * factors[unit]:g} arcsec"
-        )
-    return factors[unit] * math.sqrt(across * up)
+    if not same_scale(across, up):
+        raise ValueError(f"{place}: pixels must be square, got {across * factor:g} x {up * factor:g} arcsec")
+    return factor * math.sqrt(across * up)
+
+
+def _celestial(kind: str) -> bool:
+    """Whether a CTYPE is one of angles on the sky: RA---TAN, DEC--SIN, GLON-CAR, ..."""
+    return kind.upper().startswith(("RA", "DEC")) or kind.upper()[1:4] in ("LON", "LAT")
+
+
+def _arcsec(unit: str, place: str) -> float:
+    from astropy import units
+
+    try:
+        return float(units.Unit(unit.lower()).to(units.arcsec))
+    except (ValueError, units.UnitConversionError):
+        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}") from None
+
+
+def _number(header: Any, name: str, place: str, usual: float = math.nan) -> float:  # noqa: ANN401 - as above
+    value = header.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{place}: {name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _centre(header: Any, shape: tuple[int, ...], place: str) -> tuple[float, float] | None:  # noqa: ANN401 - as above
+    """Degrees of the middle of an image [H, W] whose header has celestial coordinates."""
+    if not _celestial(str(header.get("CTYPE1", "")).strip()) or "CRVAL1" not in header:
+        return None
+    import warnings
+
+    from astropy.wcs import WCS
+
+    try:
+        with warnings.catch_warnings():  # of dates and the like, which do not matter here
+            warnings.simplefilter("ignore")
+            right, up = WCS(header).celestial.pixel_to_world_values((shape[1] - 1) / 2, (shape[0] - 1) / 2)
+    except (ValueError, KeyError, MemoryError) as error:
+        raise ValueError(f"{place}: cannot make sense of the coordinates in the header: {error}") from None
+    return float(right), float(up)

@@ -28,15 +28,17 @@ class Convolution(LinearOperator):
     def __init__(
         self, event_shape: tuple[int, ...], kernel: Tensor, boundary: Literal["periodic", "zero"] = "periodic"
     ) -> None:
-        """`kernel` [h, w] of odd sizes, no larger than the image."""
+        """`kernel` [h, w] of odd sizes, no larger than the image; with zeros beyond its edges, than twice that."""
         super().__init__(event_shape, event_shape)
         *_, rows, columns = event_shape
         if kernel.ndim != 2 or not all(size % 2 for size in kernel.shape):
             raise ValueError(f"the kernel must be [h, w] with h and w odd, got shape {tuple(kernel.shape)}")
-        if kernel.shape[0] > rows or kernel.shape[1] > columns:
-            raise ValueError(f"a kernel of {tuple(kernel.shape)} pixels is larger than the image, {rows} x {columns}")
         if boundary not in ("periodic", "zero"):
             raise ValueError(f"boundary must be periodic or zero, got {boundary!r}")
+        most = (rows, columns) if boundary == "periodic" else (2 * rows - 1, 2 * columns - 1)
+        if kernel.shape[0] > most[0] or kernel.shape[1] > most[1]:
+            beyond = "the image, " if boundary == "periodic" else "what light can cross, "
+            raise ValueError(f"a kernel of {tuple(kernel.shape)} pixels is larger than {beyond}{most[0]} x {most[1]}")
         self.register_buffer("kernel", kernel.double())
         self._periodic = boundary == "periodic"
         self._centre = (kernel.shape[0] // 2, kernel.shape[1] // 2)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from envs.data.location import MissingDataError
 from envs.data.point_spread import PointSpread
+from envs.data.sky_images import same_scale
 from envs.operators.sparse import SparseMatrix
 
 __all__ = ["LENS_PARAMETERS", "LensedImage", "LensedSource", "deflection", "lens_parameters"]
@@ -111,7 +112,7 @@ class LensedImage:
             raise ValueError(f"the slope of a lens must be within (0, 2), got {self.slope}")
         if self.point_spread is not None:
             own, fine = self.point_spread.pixel_scale, self.pixel_scale / self.subsampling
-            if not (math.isclose(own, self.pixel_scale, rel_tol=1e-3) or math.isclose(own, fine, rel_tol=1e-3)):
+            if not (same_scale(own, self.pixel_scale) or same_scale(own, fine)):
                 raise ValueError(
                     f"the point spread has pixels of {own:g} arcsec, but the image has ones of {self.pixel_scale:g}, "
                     f"and {fine:g} between its points: resample it (`PointSpread.resampled`)"
@@ -121,11 +122,7 @@ class LensedImage:
     def _is_fine(self) -> bool:
         """Whether the point spread is at the scale of the points."""
         spread = self.point_spread
-        return (
-            spread is not None
-            and self.subsampling > 1
-            and not math.isclose(spread.pixel_scale, self.pixel_scale, rel_tol=1e-3)
-        )
+        return spread is not None and self.subsampling > 1 and not same_scale(spread.pixel_scale, self.pixel_scale)
 
     @property
     def _margin(self) -> int:

@@ -23,7 +23,7 @@ class SpaceVariantBlur(LinearOperator):
     weights: Tensor
 
     def __init__(self, event_shape: tuple[int, ...], kernels: Tensor, weights: Tensor) -> None:
-        """`kernels` [K, h, w] of odd sizes, no larger than the image; `weights` [K, H, W], whose sum over K is one."""
+        """`kernels` [K, h, w] of odd sizes, as for `Convolution`; `weights` [K, H, W], whose sum over K is one."""
         super().__init__(event_shape, event_shape)
         expected = (len(kernels), *event_shape[-2:])
         if tuple(weights.shape) != expected:

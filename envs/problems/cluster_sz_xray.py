@@ -55,9 +55,20 @@ Array = NDArray[np.float64]
 
 _log = logging.getLogger(__name__)
 
-NO_UNIT = ("no unit (Compton's y)", "1", "y", "Compton y", "Compton-y", "dimensionless", "none")  # what BUNIT may say
+NO_UNIT = (  # what BUNIT may say
+    "no unit (Compton's y)",
+    "1",
+    "y",
+    "Compton",
+    "Compton y",
+    "Compton-y",
+    "Compton parameter",
+    "dimensionless",
+    "unitless",
+    "none",
+)
 COUNT = ("counts", "count", "ct", "cts", "photon", "photons", "counts / pixel", "count / pixel")
-EXPOSURE = ("cm^2 s", "s cm^2", "cm2 sec", "sec cm2")
+EXPOSURE = ("cm^2 s", "s cm^2", "cm2 sec", "sec cm2", "cm^2 s count / photon")
 ARCMINUTE = math.pi / 180 / 60
 FWHM = 2 * math.sqrt(2 * math.log(2))  # standard deviations
 DATA = "cluster-profiles"
@@ -109,6 +120,7 @@ class _Map:
     width: float  # arcmin
     seen: NDArray[np.bool_]  # [H, H]
     values: Array | None = None  # [H, H], of what was measured
+    image: SkyImage | None = None  # what it was read as
 
     def paths(self, edges: Tensor, distance: float, beam: float = 0.0) -> Tensor:
         """[Y, S] Mpc through shells, of pixels that were seen, the cluster being `distance` Mpc away."""
@@ -170,6 +182,8 @@ def cluster_sz_xray(
     else:
         sky, noise = _sz_map(Path(sz), sz_noise, noise_std)
         photons, exposed, beside = _count_map(Path(counts), exposure_map, exposure, background_map, background)
+        if sky.image is not None and photons.image is not None:
+            sky.image.check_centre(photons.image)
     made, density, held_out = _prior(prior, radii, clusters, redshift, num_steps, schedule)
     profiles, distance = Profiles(radii, redshift), angular_distance(redshift)
     pixel = (photons.width * ARCMINUTE) ** 2
@@ -253,6 +267,7 @@ def _beside(path: str, like: SkyImage, least: str, units: tuple[str, ...], hidde
     shape = list(like.values.shape)
     if list(found.values.shape) != shape:
         raise ValueError(f"{found.place} must be of the shape {shape} of its map, got {list(found.values.shape)}")
+    like.check_centre(found)
     values = found.without(hidden).values
     _check(found.place, f"{least} must be 0 and more", values, values >= 0)
     return values
@@ -279,7 +294,7 @@ def _sz_map(path: Path, noise: str | None, noise_std: float) -> tuple[_Map, Arra
             f"{found.place}: Compton's y is below 0.1 everywhere, got {np.abs(values).max():g}: of other units?"
         )
     return _Map(
-        pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values
+        pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values, image=found
     ), noise_std if std is None else std
 
 
@@ -302,4 +317,8 @@ def _count_map(
         raise ValueError(f"{exposure_map}: the exposure is 0 everywhere")
     if exposure_map is not None:
         _log.info("%s: %d of %d pixels have exposure 0 and are left out", exposure_map, (~seen).sum(), seen.size)
-    return _Map(pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values), exposed, beside
+    return (
+        _Map(pixels=len(values), width=found.pixel_scale / 60, seen=seen, values=values, image=found),
+        exposed,
+        beside,
+    )

@@ -87,6 +87,8 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
             f"galaxy-field: {path} must hold counts [n, n] and a selection of that shape, got {list(counts.shape)} "
             f"and {list(selection.shape)}"
         )
+    if len(counts) < 4:
+        raise ValueError(f"galaxy-field: {path} must hold at least 4 x 4 cells, got {list(counts.shape)}")
     seen = selection > 0
     _check(path, "selection must be within [0, 1]", selection, (selection >= 0) & (selection <= 1))
     whole = np.isfinite(counts) & (counts >= 0) & (counts == np.round(counts))

@@ -8,6 +8,7 @@ enter linearly and are solved for, not negative, at each trial of the rest (vari
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,12 @@ def read_lens_fit(path: Path) -> LensFit:
         fit = LensFit(**numbers)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} must be a fit of a lens in JSON, as LensFit.write makes it: {error}") from None
-    for name, size in sizes.items():
+    for name, size in (sizes | {"brightness": 1, "reduced_chi2": 1}).items():
         value = getattr(fit, name)
-        if len(value) != size or not np.isfinite(np.array(value, dtype=np.float64)).all():
-            raise ValueError(f"{path}: {name} must be {size} finite numbers, got {value}")
+        given = value if name in sizes else (value,)
+        fine = isinstance(given, tuple) and all(isinstance(each, int | float) and math.isfinite(each) for each in given)
+        if not fine or len(given) != size:
+            raise ValueError(f"{path}: {name} must be {size} finite {'numbers' if size > 1 else 'number'}, got {value}")
     return fit
 
 

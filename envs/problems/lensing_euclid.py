@@ -2,7 +2,7 @@ r"""`lensing-euclid`: the source behind a real lens, seen by Euclid in eight ban
 
 The file has three units a band: <BAND>_BGSUB, the image less its background, with a pixel scale in its header;
 <BAND>_PSF, the point spread at that scale; <BAND>_RMS, the standard deviation of the noise. Pixels without data (noise
-above 10^10 times the median) and those that a mask hides are left out of y, and a line of the log says how many.
+above 10^10 times the smallest) and those that a mask hides are left out of y, and a line of the log says how many.
 
     y = P (A x + light) / unit + noise,
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from envs.data import data_file
 from envs.data.point_spread import read_point_spread
-from envs.data.sky_images import SkyImage, read_mask, read_noise_map, read_sky_image
+from envs.data.sky_images import SkyImage, pixel_scale_of, read_mask, read_noise_map, read_sky_image, same_scale
 from envs.likelihoods import GaussianLikelihood
 from envs.operators import Pixels, compose
 from envs.operators.lensing import LensedImage
@@ -88,11 +88,19 @@ def read_band(
     masked = np.zeros(shape, bool) if mask is None else read_mask(mask, 0, shape)
     noise, unseen = read_noise_map(path, f"{band}_RMS", shape, image, masked)
     hidden = unseen | masked
+    place = f"{band}_PSF"
+    spread = read_point_spread(path, pixel_scale_of(path, place) or image.pixel_scale, place)
+    fine = image.pixel_scale / subsampling
+    if not (same_scale(spread.pixel_scale, image.pixel_scale) or same_scale(spread.pixel_scale, fine)):
+        raise ValueError(
+            f"{path}[{place}]: pixels must be those of the image, of {image.pixel_scale:.4g} arcsec, or of its points, "
+            f"of {fine:.4g}, got {spread.pixel_scale:.4g}"
+        )
     camera = LensedImage(
         pixels=pixels,
         pixel_scale=image.pixel_scale,
         subsampling=subsampling,
-        point_spread=read_point_spread(path, image.pixel_scale, f"{band}_PSF"),
+        point_spread=spread,
         source_pixels=source_pixels,
         source_pixel_scale=source_size / source_pixels,
         source_centre=source_centre,
@@ -107,6 +115,8 @@ def less_light(band: Band, model: LensFit, unit: float, noise_scale: float) -> t
     """
     if not (unit > 0 and noise_scale > 0):
         raise ValueError(f"unit and noise_scale must be positive, got {unit} and {noise_scale}")
+    if not bool(band.seen.any()):
+        raise ValueError(f"{band.place}: all of the {band.seen.numel()} pixels are masked, or have no data")
     keep, count = Pixels(band.seen), int((~band.seen).sum())
     _log.info("%s: %d of %d pixels are masked and left out", band.place, count, band.seen.numel())
     left = (band.image - lens_light(band.camera, model)) / unit

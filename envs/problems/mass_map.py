@@ -124,7 +124,10 @@ def mass_map(
         shear, std, seen = (torch.from_numpy(part) for part in (field.shear, field.std, field.seen))
         width = field.pixel_scale / 60
     if not bool(seen.any()):
-        raise ValueError(f"none of the {size} x {size} pixels has a measurement")
+        raise ValueError(
+            f"none of the {size} x {size} pixels, each {binning} x {binning} of the map, has half of a measurement: is "
+            "the map smaller than that, or the mask inverted?"
+        )
     pixels, physics = Pixels(seen.expand(2, size, size)), Shear(shape)
     operator: ForwardOperator = compose(pixels, physics)
     power = pixel_power(size, width * ARCMINUTE, spectrum)

@@ -140,7 +140,10 @@ def psf_deconvolution(
     if measured != "simulated":
         field, seen, sky, scale = _field(measured, image, (row, column), pixels, binning, pixel_scale, mask)
         if not (noise_std or sky or noise == "poisson-gaussian"):
-            raise ValueError(f"{measured}: half of the sky or more has one value: give its noise, noise_std, got 0")
+            raise ValueError(
+                f"{measured}: half of the sky or more has one value: give its noise, noise_std, got 0"
+                + ("" if mask is None else f"; is {mask} inverted? It leaves {int(seen.sum())} pixels")
+            )
         field, sky = (field, sky) if noise == "poisson-gaussian" else (field / unit, sky / unit)
     operator, keep = _blur(psf or "gaussian", shape, image, psf_fwhm, scale, binning), Pixels(seen[None])
     whole = bool(seen.all())
@@ -239,7 +242,7 @@ def _stack(name: str, number: int) -> Tensor:
 
 def _blur(psf: str, shape: tuple[int, ...], image: int, fwhm: float, scale: float, binning: int) -> LinearOperator:
     """The convolution with the point spread called `psf`, for pixels of `scale` arcsec."""
-    most = shape[-1] - 1 + shape[-1] % 2  # pixels of a kernel within the image
+    most = 2 * shape[-1] - 1  # pixels of a kernel by which light gets from one edge of the image to the other
     if psf == "gaussian":
         spreads = [gaussian_point_spread(fwhm, scale)]
     elif psf in ("stack", "variant"):
@@ -252,7 +255,7 @@ def _blur(psf: str, shape: tuple[int, ...], image: int, fwhm: float, scale: floa
             raise ValueError(f"{psf} must hold one point spread or {CORNERS}, those of the corners, got {len(spreads)}")
     if binning > 1 and psf not in ("gaussian", "stack", "variant"):
         spreads = [spread.at(scale / binning).resampled(scale) for spread in spreads]
-    kernels = [spread.at(scale).trimmed(most).kernel for spread in spreads]
+    kernels = [spread.at(scale).middle(most) for spread in spreads]
     if len(kernels) == 1:
         return Convolution(shape, kernels[0], "zero")
     return SpaceVariantBlur(shape, torch.stack(kernels), corner_weights(*shape[-2:]))

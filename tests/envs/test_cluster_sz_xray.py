@@ -269,10 +269,24 @@ def test_pixels_that_cannot_be_are_named(maps, name, place, value, message):
             r"noise.fits\[0\]: pixels must be those of .*, of 60 arcsec, got 360",
         ),
         ("exposure", {"CDELT1": -0.1, "CDELT2": 0.1}, r"exposure.fits\[0\]: a pixel scale of 45 arcsec is asked for"),
+        ("counts", {"CRVAL1": 40.0}, r"counts.fits\[0\]: the middle must be where that of .*sz.fits\[0\] is, at 10.0"),
+        ("exposure", {"CRPIX1": 3.5}, r"exposure.fits\[0\]: the middle must be where that of .*counts.fits\[0\] is"),
+        ("noise", {"CRVAL2": -10.0}, r"noise.fits\[0\]: the middle must be where that of .*sz.fits\[0\] is"),
     ],
 )
 def test_maps_in_other_units_or_pixels_are_refused_by_name(maps, name, header, message):
-    options, _, folder = maps
+    options, images, folder = maps
+    for each, values in images.items():
+        place = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 10.0, "CRVAL2": 10.0}
+        for key, value in (place | {f"CRPIX{axis}": (len(values) + 1) / 2 for axis in (1, 2)}).items():
+            fits.setval(folder / f"{each}.fits", key, value=value)
+    if name == "counts" and "CRVAL1" in header:
+        make_problem("cluster-sz-xray", options)  # of one place, all of them
+        fits.setval(folder / "exposure.fits", "BUNIT", value="cm**2 s count/photon")
+        fits.setval(folder / "counts.fits", "BUNIT", value="COUNTS")
+        make_problem("cluster-sz-xray", options)
+        for each in ("exposure", "background"):  # all of the X-ray maps
+            fits.setval(folder / f"{each}.fits", "CRVAL1", value=40.0)
     for key, value in header.items():
         fits.setval(folder / f"{name}.fits", key, value=value)
     with pytest.raises(ValueError, match=message):

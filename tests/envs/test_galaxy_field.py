@@ -104,6 +104,9 @@ def test_files_of_another_kind_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", counts=np.ones((4, 5)))
     with pytest.raises(ValueError, match=r"must hold counts \[n, n\] and a selection of that shape, got \[4, 5\]"):
         make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
+    np.savez(tmp_path / "a.npz", counts=np.ones((1, 1)))
+    with pytest.raises(ValueError, match=r"a.npz must hold at least 4 x 4 cells, got \[1, 1\]"):
+        make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})
     np.savez(tmp_path / "a.npz", number=np.ones((4, 4)))
     with pytest.raises(ValueError, match=r"a.npz must hold counts and, if need be, a selection, got number"):
         make_problem("galaxy-field", {"data": str(tmp_path / "a.npz")})

@@ -1,3 +1,4 @@
+import json
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ from envs.data import MissingDataError
 from envs.data.point_spread import gaussian_point_spread
 from envs.operators.lensing import LensedImage, lens_parameters
 from envs.problems.lens_fit import WIDTHS, LensFit, fit_lens, lens_light, read_lens_fit
+from envs.problems.lensing_euclid import read_band
 
 needs_lens = pytest.mark.skipif(
     not Path(os.environ.get("RTB_DATA", "nowhere"), "lens_euclid_q1").is_dir(), reason="RTB_DATA has no lens_euclid_q1"
@@ -168,14 +170,39 @@ def test_files_that_cannot_be_are_refused_by_name(write, changes, options, messa
 def test_a_point_spread_or_a_noise_map_of_other_pixels_is_refused_by_its_unit(write):
     files = SMALL | write()
     for unit, message in (
-        ("VIS_PSF", r"lens.fits\[VIS_PSF\]: a pixel scale of 0.1 arcsec is asked for, the header has 0.05"),
-        ("VIS_RMS", r"lens.fits\[VIS_RMS\]: pixels must be those of .*\[VIS_BGSUB\], of 0.1 arcsec, got 0.05"),
+        ("VIS_PSF", r"lens.fits\[VIS_PSF\]: pixels must be those of the image, of 0.1 .* of 0.05, got 0.03"),
+        ("VIS_RMS", r"lens.fits\[VIS_RMS\]: pixels must be those of .*\[VIS_BGSUB\], of 0.1 arcsec, got 0.03"),
     ):
         for axis in (1, 2):
-            fits.setval(files["path"], f"CDELT{axis}", value=0.05 / 3600, extname=unit)
+            fits.setval(files["path"], f"CDELT{axis}", value=0.03 / 3600, extname=unit)
         with pytest.raises(ValueError, match=message):
-            make_problem("lensing-euclid", files)
+            make_problem("lensing-euclid", files | {"subsampling": 2})
         write()
+
+
+def test_a_point_spread_may_be_at_the_scale_of_the_points(write):
+    fine = gaussian_point_spread(0.2, 0.05)
+    files = SMALL | write(VIS_PSF=fine.kernel.numpy()) | {"subsampling": 2}
+    for axis in (1, 2):
+        fits.setval(files["path"], f"CDELT{axis}", value=0.05 / 3600, extname="VIS_PSF")
+    band = read_band(
+        Path(files["path"]),
+        "VIS",
+        None,
+        pixels=24,
+        subsampling=2,
+        source_pixels=4,
+        source_size=1.0,
+        source_centre=(0, 0),
+    )
+    assert band.camera.point_spread.pixel_scale == pytest.approx(0.05)
+    assert make_problem("lensing-euclid", files).measurements.shape == (1, 576)
+
+
+def test_a_mask_or_a_noise_map_that_leaves_nothing_is_named(write, tmp_path):
+    fits.PrimaryHDU(np.ones((30, 30))).writeto(tmp_path / "all.fits")
+    with pytest.raises(ValueError, match=r"lens.fits\[VIS_BGSUB\]: all of the 576 pixels are masked, or have no data"):
+        make_problem("lensing-euclid", SMALL | write() | {"mask": str(tmp_path / "all.fits")})
 
 
 def test_a_fit_is_read_as_it_was_written_and_nothing_else(tmp_path):
@@ -184,6 +211,11 @@ def test_a_fit_is_read_as_it_was_written_and_nothing_else(tmp_path):
     for text, message in (("[]", "must be a fit"), ('{"lens": [1.0]}', "must be a fit")):
         (tmp_path / "other.json").write_text(text)
         with pytest.raises(ValueError, match=message):
+            read_lens_fit(tmp_path / "other.json")
+    whole = (tmp_path / "fit.json").read_text()
+    for name, value in (("lens", 3), ("light", None), ("source", ["a"] * 6), ("brightness", "bright")):
+        (tmp_path / "other.json").write_text(json.dumps(json.loads(whole) | {name: value}))
+        with pytest.raises(ValueError, match=rf"other.json: {name} must be \d finite number"):
             read_lens_fit(tmp_path / "other.json")
     short = (tmp_path / "fit.json").read_text().replace("0.8,", "", 1)
     (tmp_path / "other.json").write_text(short)

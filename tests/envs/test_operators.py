@@ -290,6 +290,7 @@ def test_operators_compose_linearly_where_both_are_linear(generator):
         (lambda: random_mask(GREY, 1.0), r"hidden fraction must be within \[0, 1\), got 1.0"),
         (lambda: Convolution(GREY, torch.ones(2, 3)), r"h and w odd, got shape \(2, 3\)"),
         (lambda: Convolution(GREY, torch.ones(9, 9)), r"kernel of \(9, 9\) pixels is larger than the image, 8 x 8"),
+        (lambda: Convolution(GREY, torch.ones(17, 3), "zero"), r"larger than what light can cross, 15 x 15"),
         (lambda: Convolution(GREY, torch.ones(3, 3), "reflect"), "boundary must be periodic or zero, got 'reflect'"),
         (lambda: gaussian_kernel(0.0), "standard deviation must be positive, got 0.0"),
         (lambda: gaussian_kernel(1.0, 4), "size must be odd and positive, got 4"),

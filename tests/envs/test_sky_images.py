@@ -11,7 +11,7 @@ from envs.data.point_spread import (
     read_point_spread,
     read_point_spreads,
 )
-from envs.data.sky_images import read_mask, read_noise_map, read_sky_image
+from envs.data.sky_images import pixel_scale_of, read_mask, read_noise_map, read_sky_image
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_an_image_without_a_pixel_scale_takes_the_one_that_is_given(write):
         ({}, np.where(IMAGE == 6, np.nan, IMAGE), r"file.fits\[SCI\]: 1 of 12 values are not finite, .* at \[1, 2\]"),
         ({"CDELT1": -1e-5, "CDELT2": 1e-5}, IMAGE, r"scale of 0.1 arcsec is asked for, the header has 0.036"),
         ({"CDELT1": -1e-5, "CDELT2": 2e-5}, IMAGE, "pixels must be square, got 0.036 x 0.072 arcsec"),
-        ({"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz"}, IMAGE, "must be in deg or arcsec, CUNIT1 says hz"),
+        ({"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz"}, IMAGE, "must be in deg or arcsec, CUNIT1 says Hz"),
         ({"BUNIT": "MJy/sr"}, IMAGE, "values must be in electrons, BUNIT says MJy/sr"),
         ({"BUNIT": "electrons / s"}, IMAGE, "values must be in electrons, BUNIT says electrons / s"),
         ({"CDELT1": 0.0, "CDELT2": 0.0}, IMAGE, r"file.fits\[SCI\]: the pixel scale in the header .* must not be 0"),
@@ -71,6 +71,71 @@ def test_an_image_without_a_pixel_scale_takes_the_one_that_is_given(write):
 def test_an_image_that_is_not_what_it_should_be_is_refused(write, header, values, message):
     with pytest.raises(ValueError, match=message):
         read_sky_image(write(header=header, SCI=values), "SCI", 0.1, ("electrons", "electron"))
+
+
+@pytest.mark.parametrize(
+    ("header", "scale"),
+    [
+        ({"PIXELSCL": 0.03}, 0.03),
+        ({"PIXSCALE": 0.2, "CDELT1": 1.0, "CDELT2": 1.0}, 0.2),  # 1: nobody has set these
+        ({"PIXELSCL": 0.1, "CTYPE1": "LINEAR", "CD1_1": 0.1, "CD2_2": 0.1}, 0.1),
+        ({"PIXELSCL": 0.036, "CDELT1": -1e-5, "CDELT2": 1e-5, "CTYPE1": "RA---TAN"}, 0.036),
+        ({"CDELT1": 0.5, "CDELT2": 0.5, "CUNIT1": "arcmin"}, 30.0),
+        ({"CDELT1": 1e-5, "CDELT2": 1e-5, "CUNIT1": "DEG", "CTYPE1": "GLON-CAR"}, 0.036),
+        ({"CTYPE1": "LINEAR", "CD1_1": 0.1, "CD2_2": 0.1}, None),
+        ({"CTYPE1": "DETX", "CDELT1": 0.5, "CDELT2": 0.5}, None),
+        ({"CDELT1": 1.0, "CDELT2": 1.0}, None),
+    ],
+)
+def test_the_pixel_scale_may_be_a_keyword_and_what_is_no_angle_is_none(write, header, scale):
+    path = write(header=header, SCI=IMAGE)
+    assert pixel_scale_of(path, "SCI") == (None if scale is None else pytest.approx(scale))
+    if scale is None:
+        with pytest.raises(
+            ValueError, match=r"no pixel scale on the sky \(CD, PC or CDELT with CTYPE or CUNIT, or PIXE"
+        ):
+            read_sky_image(path, "SCI")
+        assert read_sky_image(path, "SCI", 0.05).pixel_scale == 0.05
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"PIXELSCL": 0.025, "CDELT1": 1e-5, "CDELT2": 1e-5}, r"two pixel scales, 0.025 \(PIXELSCL\) and 0.036 \(CD"),
+        ({"PIXELSCL": -1.0}, r"the pixel scale in the header \(PIXELSCL\) must be above 0, got -1 arcsec"),
+        ({"CDELT1": "abc", "CDELT2": 1e-5}, r"CDELT1 must be a number, got 'abc'"),
+    ],
+)
+def test_pixel_scales_that_contradict_each_other_or_are_no_numbers_are_refused(write, header, message):
+    with pytest.raises(ValueError, match=message):
+        read_sky_image(write(header=header, SCI=IMAGE), "SCI")
+
+
+def sky(right, up, scale=0.1):
+    """The header of an image of 4 x 3 pixels whose middle is there (degrees)."""
+    step = {"CDELT1": -scale / 3600, "CDELT2": scale / 3600, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}
+    return step | {"CRPIX1": 2.5, "CRPIX2": 2.0, "CRVAL1": right, "CRVAL2": up}
+
+
+def test_images_of_other_places_on_the_sky_are_not_put_together(write):
+    image = read_sky_image(write(header=sky(150.0, 60.0), SCI=IMAGE), "SCI")
+    assert image.centre == pytest.approx((150.0, 60.0))
+    near = write("near.fits", sky(150.0 + 0.09 / 3600 / np.cos(np.radians(60)), 60.0), RMS=np.ones((3, 4)))
+    assert not read_noise_map(near, "RMS", (3, 4), image)[1].any()
+    far = write("far.fits", sky(150.0 + 0.3 / 3600 / np.cos(np.radians(60)), 60.0), RMS=np.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"far.fits\[RMS\]: the middle must be where that of .*, 0.3 arcsec away"):
+        read_noise_map(far, "RMS", (3, 4), image)
+    plain = read_sky_image(write("plain.fits", SCI=IMAGE), "SCI", 0.1)
+    image.check_centre(plain)  # which does not say where it is
+    plain.check_centre(image)
+
+
+def test_the_only_image_of_a_file_may_be_in_an_extension_compressed_or_behind_an_axis_of_one(write, tmp_path):
+    assert read_sky_image(write(SCI=IMAGE[None]), 0, 0.1).values.tolist() == IMAGE.tolist()
+    packed = fits.CompImageHDU(np.arange(100 * 90, dtype=np.int32).reshape(100, 90))
+    fits.HDUList([fits.PrimaryHDU(), packed]).writeto(tmp_path / "image.fits.fz")
+    image = read_sky_image(tmp_path / "image.fits.fz", pixel_scale=0.1)
+    assert image.values.shape == (100, 90) and image.values[1, 2] == 92 and image.place.endswith("image.fits.fz[1]")
 
 
 def test_units_are_compared_without_signs_of_powers(write):
@@ -88,8 +153,10 @@ def test_what_is_no_file_no_unit_or_no_fits_is_named(write, tmp_path):
         read_sky_image(tmp_path / "none.fits")
     with pytest.raises(ValueError, match=r"has no unit 'ERR', only PRIMARY, SCI"):
         read_sky_image(write(SCI=IMAGE), "ERR")
-    with pytest.raises(ValueError, match=r"\[0\] must be an image of 2 axes, got PrimaryHDU .* images in SCI: write"):
-        read_sky_image(write(SCI=IMAGE))
+    with pytest.raises(
+        ValueError, match=r"\[0\] must be .* of 2 axes, got PrimaryHDU .* images in 1 \(SCI\), 2 \(B\): write"
+    ):
+        read_sky_image(write(SCI=IMAGE, B=IMAGE))
     whole = write("short.fits", SCI=np.zeros((100, 100)))
     whole.write_bytes(whole.read_bytes()[:6000])
     with pytest.raises(ValueError, match=r"cannot read .*short.fits as FITS, is all of it there\?"):
@@ -105,6 +172,8 @@ def test_a_huge_standard_deviation_means_that_nothing_was_measured(write):
     found, unseen = read_noise_map(write(RMS=noise), "RMS", (3, 4))
     assert np.argwhere(unseen).tolist() == [[1, 3]]
     assert found[1, 3] == 1 and found[0, 0] == 0.2
+    most = np.where(IMAGE > 3, 1e16, 0.2)  # of which the median is 10^16
+    assert read_noise_map(write(RMS=most), "RMS", (3, 4))[1].tolist() == (IMAGE > 3).tolist()
 
 
 @pytest.mark.parametrize("wrong", [-0.2, 0.0, np.nan, np.inf])
@@ -167,8 +236,17 @@ def test_a_point_spread_is_read_and_its_sum_is_one(write):
     assert spread.kernel.numpy() == pytest.approx(kernel.clip(0), abs=2e-6) and spread.pixel_scale == 0.1
 
 
+def test_a_point_spread_whose_peak_is_beside_its_middle_is_told_of(write, caplog):
+    kernel = gaussian_point_spread(0.3, 0.1).kernel.numpy()
+    read_point_spread(write(PSF=kernel), 0.1, "PSF")
+    assert not caplog.text
+    read_point_spread(write(PSF=np.roll(kernel, 2, 1)), 0.1, "PSF")
+    assert "[PSF]: the peak is at [6, 8], not in the middle of [13, 13]: what is seen through it" in caplog.text
+
+
 def test_a_stack_of_point_spreads_is_read_and_what_is_wrong_in_it_has_its_number(tmp_path):
-    stack = np.stack([gaussian_point_spread(fwhm, 0.1).trimmed(7).kernel.numpy() for fwhm in (0.2, 0.3, 0.4)])
+    stack = np.stack([gaussian_point_spread(fwhm, 0.1).middle(7).numpy() for fwhm in (0.2, 0.3, 0.4)])
+    stack /= stack.sum((1, 2), keepdims=True)
     path = tmp_path / "stack.fits"
     fits.PrimaryHDU(stack).writeto(path)
     spreads = read_point_spreads(path, 0.1)
@@ -221,12 +299,11 @@ def test_a_point_spread_of_other_pixels_is_resampled_only_by_name():
     assert variance == pytest.approx((0.3 / 2.3548) ** 2 + (0.1**2 - 0.02**2) / 12, rel=0.01)
 
 
-def test_a_trimmed_point_spread_is_the_middle():
+def test_the_middle_of_a_point_spread_is_as_bright_as_it_was():
     spread = gaussian_point_spread(0.3, 0.1)
-    middle = spread.kernel[4:9, 4:9]
-    assert spread.trimmed(5).kernel.numpy() == pytest.approx((middle / middle.sum()).numpy())
-    assert spread.trimmed(99).kernel.shape == (13, 13)
+    assert torch.equal(spread.middle(5), spread.kernel[4:9, 4:9])
+    assert spread.middle(99).shape == (13, 13)
     with pytest.raises(ValueError, match="odd number of pixels, got 4"):
-        spread.trimmed(4)
+        spread.middle(4)
     with pytest.raises(ValueError, match=r"sum one, got 0\.5"):
         PointSpread(0.5 * spread.kernel, 0.1)
