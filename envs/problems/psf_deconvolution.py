@@ -36,7 +36,6 @@ from envs.data.point_spread import (
     PointSpread,
     checked_point_spread,
     gaussian_point_spread,
-    read_point_spread,
     read_point_spreads,
 )
 from envs.data.sky_images import read_mask, read_sky_image
@@ -248,7 +247,9 @@ def _blur(psf: str, shape: tuple[int, ...], image: int, fwhm: float, scale: floa
     elif psf in ("stack", "variant"):
         spreads = [_of_stack(number, scale) for number in range(image, image + (1 if psf == "stack" else CORNERS))]
     elif psf == "hst":
-        spreads = [read_point_spread(data_file("hst_hsc_scarlet", "PSF_HST.fits", source=HST), HST_SCALE)]
+        whole = read_sky_image(data_file("hst_hsc_scarlet", "PSF_HST.fits", source=HST), pixel_scale=HST_SCALE)
+        peaked = torch.from_numpy(whole.values[2:, 2:])  # the peak of its 179 x 179 pixels is at [90, 90]
+        spreads = [checked_point_spread(peaked, HST_SCALE, whole.place)]
     else:
         spreads = read_point_spreads(Path(psf), scale / binning)
         if len(spreads) not in (1, CORNERS):
