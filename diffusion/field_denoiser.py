@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from diffusion.denoiser import MixtureDenoiser
 from diffusion.kernel import expand
 
 __all__ = ["FieldDenoiser", "hartley", "power_law"]
@@ -57,6 +58,12 @@ class FieldDenoiser(nn.Module):
     def forward(self, state: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """See `diffusion.denoiser.Denoiser`."""
         return hartley(self._gain(state, alpha, sigma) * hartley(state))
+
+    def as_mixture(self) -> MixtureDenoiser:
+        """The same with its covariance [H W, H W] written out, as a mixture of one component."""
+        identity = torch.eye(self.power.numel()).to(self.power).reshape(-1, 1, *self.power.shape)
+        covariance = hartley(self.power * hartley(identity)).flatten(1)
+        return MixtureDenoiser(torch.zeros_like(covariance[:1]), covariance, event_shape=(1, *self.power.shape))
 
     def pull_back(
         self, state: Tensor, alpha: Tensor, sigma: Tensor, cotangent: Callable[[Tensor], Tensor]

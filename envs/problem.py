@@ -12,7 +12,7 @@ from typing import Protocol, overload
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoiser import Denoiser, GaussianDenoiser, MixtureDenoiser
+from diffusion.denoiser import Denoiser
 from diffusion.newton import ITERATIONS, Product, newton_shift
 from diffusion.posterior import GuidanceForm, LikelihoodGradient, MarginalGradient
 from diffusion.prior import Prior
@@ -154,8 +154,12 @@ class InverseProblem:
             raise ValueError(f"problem {self.name!r}: there must be at least one measurement, got none")
         if self.surrogate is not None:
             self._check_surrogate(self.surrogate)
-        if self.guidance == "variational":
-            self._check_approximable()
+        if self.guidance == "variational" and not self.shiftable:
+            raise ValueError(
+                f"problem {self.name!r}: likelihood_gradient variational needs a likelihood with a gradient and "
+                f"residuals in standard deviations of its noise, which {type(self.guiding).__name__} has not; give the "
+                "problem a surrogate, or leave likelihood_gradient at its default"
+            )
         if not bool(torch.isfinite(self.measurements).all()):
             count = int((~torch.isfinite(self.measurements)).sum())
             raise ValueError(
@@ -181,19 +185,6 @@ class InverseProblem:
         if shape != expected:
             raise ValueError(
                 f"problem {self.name!r}: the surrogate must be of the same y, of shape {expected}, got one of {shape}"
-            )
-
-    def _check_approximable(self) -> None:
-        if not self.shiftable:
-            raise ValueError(
-                f"problem {self.name!r}: likelihood_gradient variational needs a likelihood with a gradient and "
-                f"residuals in standard deviations of its noise, which {type(self.guiding).__name__} has not; give the "
-                "problem a surrogate, or leave likelihood_gradient at its default"
-            )
-        if not isinstance(self.prior.denoiser, GaussianDenoiser | MixtureDenoiser):
-            raise ValueError(
-                f"problem {self.name!r}: likelihood_gradient variational needs a prior that is a Gaussian or a mixture "
-                f"of Gaussians, got {type(self.prior.denoiser).__name__}, as of a trained network; repeated takes any"
             )
 
     def at(self, measurements: Tensor) -> InverseProblem:
@@ -293,7 +284,7 @@ class InverseProblem:
 
     def _approximation(self, row: int) -> Denoiser:
         """That of the posterior of measurement `row`."""
-        return self.approximations.of(self.prior.denoiser, self.guiding, self.measurements[row], self._asked_guiding)
+        return self.approximations.of(self.prior, self.guiding, self.measurements[row], self._asked_guiding)
 
     @property
     def shiftable(self) -> bool:

@@ -14,6 +14,9 @@ lead to the Gaussian N(mu, P^-1) of the largest evidence lower bound, or near it
 the place of the Hessian, as in Khan et al. 2018, arXiv 1806.04854). t is the best of a few for the bound. Where y is
 linear in x with Gaussian noise Laplace's approximation is exact, and no step is made. Where y bends it can be too wide,
 so that its draws are far too unlikely: of closure phases by tens of nats, and of M87's by thousands.
+
+A prior that is no mixture, such as a network, is stood in for by one that is fitted to its draws
+(`diffusion.fitted_mixture`): what guides paths need not be right, as their weights are those of the prior itself.
 """
 
 from __future__ import annotations
@@ -22,9 +25,12 @@ import logging
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.denoiser import GaussianDenoiser, MixtureDenoiser
+from diffusion.field_denoiser import FieldDenoiser
+from diffusion.fitted_mixture import fitted_mixture
+from diffusion.prior import Prior
 from diffusion.untied_mixture import UntiedMixtureDenoiser
 from envs.asked import Asked
 from envs.likelihoods import Likelihood, LikelihoodError
@@ -38,6 +44,7 @@ SHARES = (1.0, 0.5, 0.25, 0.1)  # t
 STEPS = 24  # at most
 LAST_DRAWS = 512  # for the bound at last
 SMALL, SMALL_STEPS = 0.1, 3  # nats that the bound gains, and after how many such steps it is left at that
+PRIOR_DRAWS, HELD_OUT, AT_A_TIME = 1_000, 200, 100  # x of a prior that is no mixture
 GAUSSIAN_ENOUGH = 1.0  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
 
 _log = logging.getLogger(__name__)
@@ -83,16 +90,37 @@ class VariationalMixtures:
     """Approximate posteriors, each worked out when it is first asked for and then kept."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, bytes], tuple[UntiedMixtureDenoiser, nn.Module, Likelihood]] = {}
+        self._known: dict[tuple[int, int, bytes], tuple[UntiedMixtureDenoiser, Prior, Likelihood]] = {}
+        self._densities: dict[int, GaussianDenoiser | MixtureDenoiser] = {}
 
-    def of(self, prior: nn.Module, likelihood: Likelihood, measurement: Tensor, asked: Asked) -> UntiedMixtureDenoiser:
-        """See `variational_mixture`: of the density `prior`, and a `likelihood` with a gradient and residuals."""
+    def of(self, prior: Prior, likelihood: Likelihood, measurement: Tensor, asked: Asked) -> UntiedMixtureDenoiser:
+        """See `variational_mixture`: of the density of `prior`, and a `likelihood` with a gradient and residuals."""
         key = id(prior), id(likelihood), measurement.cpu().numpy().tobytes()
         if key not in self._known:
-            assert isinstance(prior, GaussianDenoiser | MixtureDenoiser)
-            found = variational_mixture(prior, cast(GuidingLikelihood, likelihood), measurement, asked)
+            if id(prior) not in self._densities:
+                self._densities[id(prior)] = _density(prior)
+            density = self._densities[id(prior)]
+            found = variational_mixture(density, cast(GuidingLikelihood, likelihood), measurement, asked)
             self._known[key] = (found, prior, likelihood)  # both kept, so that no other gets their id
         return self._known[key][0]
+
+
+@torch.no_grad()
+def _density(prior: Prior) -> GaussianDenoiser | MixtureDenoiser:
+    """That of `prior` if it is a mixture, else one that is fitted to draws of its chain."""
+    denoiser = prior.denoiser
+    if isinstance(denoiser, GaussianDenoiser | MixtureDenoiser):
+        return denoiser
+    if isinstance(denoiser, FieldDenoiser):
+        return denoiser.as_mixture()
+    generator = torch.Generator(prior.std.device).manual_seed(0)
+    drawn = torch.cat([prior.sample(AT_A_TIME, generator) for _ in range((PRIOR_DRAWS + HELD_OUT) // AT_A_TIME)])
+    density = fitted_mixture(drawn[:PRIOR_DRAWS], drawn[PRIOR_DRAWS:])
+    _log.info(
+        "the prior is no mixture of Gaussians: for what guides the paths %s of its draws stands in for it",
+        "the Gaussian" if len(density.means) == 1 else "the kernel density",
+    )
+    return density
 
 
 def _best_gaussian(

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from diffusion.denoiser import GaussianDenoiser
-from diffusion.field_denoiser import FieldDenoiser, hartley
+from diffusion.field_denoiser import FieldDenoiser, hartley, power_law
 from envs import make_problem
 from envs.exact.mixture import condition_mixture
 
@@ -75,6 +75,15 @@ def test_ten_thousand_dimensions_are_few(generator):
     typical = problem.simulate(problem.prior.denoiser.sample(8, generator), generator)
     others = [problem.solve(value)[0].log_partition for value in typical]
     assert exact.log_partition == pytest.approx(np.mean(others), abs=5 * np.std(others))
+
+
+def test_as_a_mixture_it_has_the_same_density_and_the_same_estimates(generator):
+    field = FieldDenoiser(power_law(6, 1.5, 2.0))
+    mixture, value = field.as_mixture(), field.sample(4, generator)
+    assert value.shape[1:] == mixture.event_shape == (1, 6, 6)
+    assert mixture.log_prob(value).numpy() == pytest.approx(field.log_prob(value).numpy(), rel=1e-9)
+    alpha, sigma = torch.full((4,), 0.6), torch.full((4,), 0.8)
+    assert mixture(value, alpha, sigma).numpy() == pytest.approx(field(value, alpha, sigma).numpy(), abs=1e-6)
 
 
 def test_a_spectrum_that_is_none_is_refused():
