@@ -71,11 +71,11 @@ class PosteriorConfig:
     estimated anew, three times over: the best guide for many measurements, at three passes of the denoiser);
     repeated-covariance (both, twice over: where y bends too much for one step and modes are many, as of a galaxy and
     its lens; three times as dear as covariance, and no better where that does); variational (how far x^ moves under an
-    approximation of the posterior, the best Gaussian for each component of the prior that y speaks for: usually the
-    best guide of all where the prior is a Gaussian mixture and x has at most some hundred elements; it takes some
-    seconds to a minute at the start, and next to nothing later; with initial_gain 1, and for the problem's own
-    measurements only: no actor.mixture joint, and learner.pretraining.until 0). Covariance, repeated,
-    repeated-covariance and variational need a likelihood with residuals."""
+    approximation of the posterior, the best Gaussian for each component of the prior that y speaks for, the prior being
+    a Gaussian mixture or stood in for by one of its draws: usually the best guide of all where x has at most some
+    hundred elements; it takes some seconds to a minute at the start, and next to nothing later; with initial_gain 1,
+    and for the problem's own measurements only: no actor.mixture joint, and learner.pretraining.until 0). Covariance,
+    repeated, repeated-covariance and variational need a likelihood with residuals."""
     initial_gain: float = 0.0
     """control with likelihood_gradient covariance, repeated, repeated-covariance or variational: the gain on how far x^
     moves that training starts from. 0 is the prior, 1 what the guide says: better where there is time for few

@@ -36,7 +36,7 @@ moved J times by the shift that allows for the covariance, and m_k has that of t
 
     m_k = (x^(s^J) + S (I + H S)^-1 grad_x log p(y | x) - x^(s)) / e_k,    S and H at s^J and its x^.
 
-Or, for a prior that is a mixture of Gaussians, the posterior itself is approximated by another
+Or the prior is taken for a mixture of Gaussians, if it is none for one of its draws, and the posterior for another
 (`envs.variational`), and m_k = (x^_v(s) - x^(s)) / e_k with the estimate x^_v under that mixture: c'_k = 1 is right as
 far as it is the posterior, for every step and whatever the modes.
 
