@@ -56,8 +56,10 @@ class CountSpectrum:
     """[C] counts."""
     exposure: float
     """Exposure time, s."""
-    scale: float
-    """BACKSCAL times AREASCAL: size of the region that was counted, in a unit of its own."""
+    area_scale: float
+    """AREASCAL: by which the effective area is multiplied; 1 if it is not given."""
+    region: float | None
+    """BACKSCAL: size of the region that was counted, in a unit of its own; None if it is not given."""
     good: NDArray[np.bool_]
     """[C] whether QUALITY is 0, or all if there is no such column."""
     group: NDArray[np.int64]
@@ -112,13 +114,8 @@ def read_pha(path: Path) -> CountSpectrum:
     if not isinstance(exposure, int | float) or not (exposure > 0 and math.isfinite(exposure)):
         raise ValueError(f"{path}: EXPOSURE must be a time above 0 s, got {exposure}")
     names = set(table.names)
-    if names & {"BACKSCAL", "AREASCAL"}:
-        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be keywords, one for all channels, got a column")
     if str(header.get("HDUCLAS2", "")).strip() == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
-    parts = [header.get(key, 1.0) for key in ("BACKSCAL", "AREASCAL")]
-    if not all(isinstance(part, int | float) and part > 0 and math.isfinite(part) for part in parts):
-        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be numbers above 0, got {parts[0]} and {parts[1]}")
     quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
     grouping = _numbers(path, table, "GROUPING") if "GROUPING" in names else np.zeros(len(counts))
@@ -133,7 +130,8 @@ def read_pha(path: Path) -> CountSpectrum:
         channel=channel,
         counts=counts,
         exposure=float(exposure),
-        scale=float(parts[0]) * float(parts[1]),
+        area_scale=_scale(path, table, header, "AREASCAL") or 1.0,
+        region=_scale(path, table, header, "BACKSCAL"),
         good=quality == 0,
         group=np.maximum(np.cumsum(grouping != -1) - 1, 0),
         named={
@@ -258,6 +256,20 @@ def _table(
         if unit and name in UNITS and re.sub(r"[\s*^]", "", unit.lower()) not in UNITS[name][1]:
             raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
     return table, header
+
+
+def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # noqa: ANN401 - a table of astropy
+    """A number above 0, from the keyword or from a column that has the same one in all channels; None without both."""
+    value = header.get(name)
+    if name in table.names:
+        column = _numbers(path, table, name)
+        _refuse(path, f"{name} must be {column[0]:g} in all channels as in the first", column, column != column[0])
+        value = float(column[0])
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{path}: {name} must be a number above 0, got {value}")
+    return float(value)
 
 
 def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy

@@ -33,10 +33,19 @@ def test_a_spectrum_is_read_with_its_groups_and_its_quality(tmp_path):
     path = made.write_pha(tmp_path / "a.pi", extra=extra, RESPFILE="a.rmf", ANCRFILE="NONE")
     found = read_pha(path)
     assert found.counts.tolist() == made.COUNTS.tolist() and found.channel.tolist() == [1, 2, 3, 4, 5, 6]
-    assert (found.exposure, found.scale, found.named) == (1000.0, 0.5, {"RESPFILE": "a.rmf"})
+    assert (found.exposure, found.area_scale, found.region) == (1000.0, 1.0, 0.5)
+    assert found.named == {"RESPFILE": "a.rmf"}
     assert found.group.tolist() == [0, 0, 1, 2, 3, 3] and found.good.tolist() == [1, 1, 1, 0, 1, 0]
     plain = read_pha(made.write_pha(tmp_path / "b.pi"))
     assert plain.group.tolist() == list(range(6)) and plain.good.all()
+
+
+def test_a_scale_may_be_a_column_that_has_the_same_number_in_all_channels(tmp_path):
+    extra = [("BACKSCAL", "E", np.full(6, 0.25)), ("AREASCAL", "E", np.full(6, 0.5))]
+    found = read_pha(made.write_pha(tmp_path / "a.pi", extra=extra, BACKSCAL=None, AREASCAL=None))
+    assert (found.region, found.area_scale) == (0.25, 0.5)
+    found = read_pha(made.write_pha(tmp_path / "b.pi", BACKSCAL=None, AREASCAL=None))
+    assert (found.region, found.area_scale) == (None, 1.0)
 
 
 @HAS_DATA
@@ -65,13 +74,15 @@ def test_a_matrix_of_asca_keeps_the_efficiency_in_its_rows():
         ({"counts": np.array([1.0, np.nan, 2.0])}, r"a.pi: COUNTS must be finite, got nan in row 2"),
         ({"counts": np.array([1.5, 2.5])}, r"COUNTS must be whole numbers .* got 1.5 in row 1, and in 1 more"),
         ({"EXPOSURE": 0.0}, r"a.pi: EXPOSURE must be a time above 0 s, got 0.0"),
-        ({"BACKSCAL": -1.0}, r"a.pi: BACKSCAL and AREASCAL must be numbers above 0, got -1.0 and 1.0"),
-        ({"BACKSCAL": "a.fits"}, r"a.pi: BACKSCAL and AREASCAL must be numbers above 0, got a.fits and 1.0"),
+        ({"BACKSCAL": -1.0}, r"a.pi: BACKSCAL must be a number above 0, got -1.0"),
+        ({"BACKSCAL": "a.fits"}, r"a.pi: BACKSCAL must be a number above 0, got a.fits"),
+        ({"AREASCAL": 0}, r"a.pi: AREASCAL must be a number above 0, got 0"),
         ({"extra": [("GROUPING", "I", [1, -1, 7, 0, 1, -1])]}, r"a.pi: GROUPING must be 1, -1 or 0, got 7 in row 3"),
         ({"extra": [("GROUPING", "I", [-1, -1, 1, 1, 1, 1])]}, r"GROUPING of the first .*, got -1 in row 1"),
         ({"HDUCLAS1": "RESPONSE"}, r"HDUCLAS1 of SPECTRUM must be SPECTRUM, got RESPONSE"),
         ({"HDUCLAS2": "NET"}, r"the background must not be subtracted"),
-        ({"extra": [("BACKSCAL", "E", np.ones(6))]}, r"BACKSCAL and AREASCAL must be keywords"),
+        ({"extra": [("BACKSCAL", "E", [2, 2, 2, 3, 2, 4])]}, r"BACKSCAL must be 2 in all .*, got 3 in row 4, and in 1"),
+        ({"extra": [("AREASCAL", "E", np.zeros(6))]}, r"AREASCAL must be a number above 0, got 0.0"),
         ({"extra": [("QUALITY", "2I", np.zeros((6, 2)))]}, r"QUALITY must be one number a row"),
     ],
 )

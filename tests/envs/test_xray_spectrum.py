@@ -50,6 +50,31 @@ def test_counts_of_a_users_files_are_folded_as_by_hand(tmp_path):
     assert likelihood.ratio == pytest.approx(1000 * 0.5 / (2000 * 1.0))
 
 
+def test_scales_of_the_area_multiply_the_response_and_the_background(tmp_path):
+    """Half of the area sees half of the source, and half of a background that all of the area has measured."""
+    plain = read_observation(made.write_observation(tmp_path), low=0.9, high=6.0)
+    names = {"RESPFILE": "my.rmf", "ANCRFILE": "my.arf", "BACKFILE": "my_bg.pi"}
+    half = read_observation(made.write_pha(tmp_path / "half.pi", AREASCAL=0.5, **names), low=0.9, high=6.0)
+    assert half.response == pytest.approx(0.5 * plain.response, rel=1e-12)
+    assert (plain.ratio, half.ratio) == (0.25, 0.125)
+    made.write_pha(tmp_path / "my_bg.pi", made.BESIDE, EXPOSURE=2000.0, BACKSCAL=1.0, AREASCAL=0.2)
+    beside = read_observation(tmp_path / "half.pi", low=0.9, high=6.0)
+    assert (beside.response == half.response).all() and beside.ratio == pytest.approx(0.625, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["my.pi", "my_bg.pi"])
+def test_a_background_beside_a_region_of_unknown_size_is_refused(tmp_path, name):
+    path = made.write_observation(tmp_path)
+    with fits.open(tmp_path / name, mode="update") as file:
+        del file["SPECTRUM"].header["BACKSCAL"]
+        file["SPECTRUM"].header["BACKFILE"] = "my_bg.pi" if name == "my.pi" else "none"
+    with pytest.raises(ValueError, match=rf"{name} must have the keyword BACKSCAL"):
+        read_observation(path, low=0.9, high=6.0)
+    with fits.open(path, mode="update") as file:
+        file["SPECTRUM"].header["BACKFILE"] = "none"
+    assert read_observation(path, low=0.9, high=6.0).background is None
+
+
 @HAS_DATA
 @pytest.mark.parametrize("name", ["3c273.pi", "9774.pi"])
 def test_counts_of_chandra_are_folded_as_by_a_loop_over_the_files_own_columns(name):
