@@ -105,16 +105,18 @@ def read_pha(path: Path) -> CountSpectrum:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no spectrum of counts, or a value in it cannot be.
     """
-    table, header = _table(path, "SPECTRUM", "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
+    table, header, primary = _table(path, ("SPECTRUM",), "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
+    names = _names(table)
+    if "SPEC_NUM" in names or "TYPE:II" in (_word(header, "HDUCLAS3"), _word(header, "HDUCLAS4")):
+        raise ValueError(f"{path} is a PHA file of type II, of several spectra; extract one to a file of type I")
     counts = _numbers(path, table, "COUNTS")
     _refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
     channel = _numbers(path, table, "CHANNEL").astype(np.int64)
     _refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
-    exposure = header.get("EXPOSURE")
+    exposure = header.get("EXPOSURE", primary.get("EXPOSURE"))
     if not isinstance(exposure, int | float) or not (exposure > 0 and math.isfinite(exposure)):
-        raise ValueError(f"{path}: EXPOSURE must be a time above 0 s, got {exposure}")
-    names = set(table.names)
-    if str(header.get("HDUCLAS2", "")).strip() == "NET":
+        raise ValueError(f"{path}: EXPOSURE in SPECTRUM or the first header must be a time above 0 s, got {exposure}")
+    if _word(header, "HDUCLAS2") == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
     quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
@@ -137,7 +139,7 @@ def read_pha(path: Path) -> CountSpectrum:
         named={
             key: str(header[key]).strip()
             for key in ("RESPFILE", "ANCRFILE", "BACKFILE")
-            if str(header.get(key, "none")).strip().lower() not in ("", "none")
+            if _word(header, key) not in ("", "NONE")
         },
     )
 
@@ -149,7 +151,7 @@ def read_arf(path: Path) -> EffectiveArea:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no ARF, or a value in it cannot be.
     """
-    table, _ = _table(path, "SPECRESP", "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
+    table, _, _ = _table(path, ("SPECRESP",), "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
     area = _numbers(path, table, "SPECRESP")
     _refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
     return EffectiveArea(path=path, energy=_energies(path, table), area=area)
@@ -163,13 +165,13 @@ def read_rmf(path: Path) -> Redistribution:
         ValueError: it is no RMF, or a value in it cannot be.
     """
     columns = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
-    table, header = _table(path, "MATRIX", "HDUCLAS2", "RSP_MATRIX", columns, "SPECRESP MATRIX")
-    bounds, _ = _table(path, "EBOUNDS", "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
+    table, header, _ = _table(path, ("MATRIX", "SPECRESP MATRIX"), "HDUCLAS2", "RSP_MATRIX", columns)
+    bounds, _, _ = _table(path, ("EBOUNDS",), "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
     # Rows of EBOUNDS are in the order of the channels; their CHANNEL column is wrong in some files of the archives.
     edges = np.stack([_numbers(path, bounds, name) for name in ("E_MIN", "E_MAX")], 1)
     wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
     _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
-    first = int(header.get(f"TLMIN{table.names.index('F_CHAN') + 1}", 1))
+    first = int(header.get(f"TLMIN{_names(table).index('F_CHAN') + 1}", 1))
     groups = _numbers(path, table, "N_GRP").astype(np.int64)
     _refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
     matrix = np.zeros((len(table), len(edges)))
@@ -189,7 +191,7 @@ def read_rmf(path: Path) -> Redistribution:
             taken += length
     wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
     _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
-    includes_area = str(header.get("HDUCLAS3", "")).strip() == "FULL"
+    includes_area = _word(header, "HDUCLAS3") == "FULL"
     total = matrix.sum(1)
     expected = "a row of MATRIX is of probabilities and sums to 1 or less, or HDUCLAS3 is FULL and the area is in it"
     _refuse(path, expected, total, (total > MOST) & (not includes_area))
@@ -217,33 +219,42 @@ def check_same_energies(area: EffectiveArea, redistribution: Redistribution) -> 
 
 
 def _table(
-    path: Path, extension: str, keyword: str, expected: str, columns: tuple[str, ...], other: str = ""
-) -> tuple[Any, Any]:
-    """The table called `extension` (or `other`) and its header; `keyword` has to be as `expected` where it is given."""
+    path: Path, extensions: tuple[str, ...], keyword: str, expected: str, columns: tuple[str, ...]
+) -> tuple[Any, Any, Any]:
+    """The one table that has a name of `extensions` or says `expected` for `keyword`, its header, and the file's first.
+
+    `columns` it must have, of either case as all names.
+    """
     try:
         from astropy.io import fits
     except ImportError:
         raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
     if not path.is_file():
         raise MissingDataError(f"there is no file {path}")
-    header: Any = None
-    table: Any = None
     try:
         with fits.open(path, memmap=False) as file:
             names = [unit.name for unit in file]
-            found = next((name for name in (extension, other) if name in names), None)
-            if found is not None:
-                header, table = file[found].header, file[found].data
+            primary = file[0].header
+            found = [
+                (unit.name, unit.header, unit.data)
+                for unit in file[1:]
+                if unit.name.upper() in extensions or _word(unit.header, keyword) == expected
+            ]
     except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
         raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
-    if found is None:
+    extension = extensions[0]
+    if not found:
         raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
+    if len(found) > 1:
+        several = ", ".join(name for name, _, _ in found)
+        raise ValueError(f"{path} must have one extension {extension}, got {len(found)} of the kind: {several}")
+    _, header, table = found[0]
     if getattr(table, "names", None) is None:
         raise ValueError(f"{path}: {extension} must be a table, got {'no data' if table is None else 'an image'}")
-    got = str(header.get(keyword, expected)).strip()
+    got = _word(header, keyword)
     if got not in (expected, ""):
         raise ValueError(f"{path}: {keyword} of {extension} must be {expected}, got {got}")
-    missing = [name for name in columns if name not in table.names]
+    missing = [name for name in columns if name not in _names(table)]
     if missing:
         raise ValueError(
             f"{path}: {extension} must have columns {', '.join(columns)}; {', '.join(missing)} is not among "
@@ -255,13 +266,23 @@ def _table(
         unit = str(table.columns[name].unit or "").strip()
         if unit and name in UNITS and re.sub(r"[\s*^]", "", unit.lower()) not in UNITS[name][1]:
             raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
-    return table, header
+    return table, header, primary
+
+
+def _names(table: Any) -> list[str]:  # noqa: ANN401 - a table of astropy
+    """Columns' names in capitals: FITS does not tell cases apart, nor does astropy where it looks one up."""
+    return [name.upper() for name in table.names]
+
+
+def _word(header: Any, key: str) -> str:  # noqa: ANN401 - a header of astropy
+    """What a keyword says, in capitals; nothing if it is not there."""
+    return str(header.get(key, "")).strip().upper()
 
 
 def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # noqa: ANN401 - a table of astropy
     """A number above 0, from the keyword or from a column that has the same one in all channels; None without both."""
     value = header.get(name)
-    if name in table.names:
+    if name in _names(table):
         column = _numbers(path, table, name)
         _refuse(path, f"{name} must be {column[0]:g} in all channels as in the first", column, column != column[0])
         value = float(column[0])

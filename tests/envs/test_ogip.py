@@ -48,6 +48,63 @@ def test_a_scale_may_be_a_column_that_has_the_same_number_in_all_channels(tmp_pa
     assert (found.region, found.area_scale) == (None, 1.0)
 
 
+def _rename(path, change):
+    """`change` to the names of all extensions and of their columns."""
+    with fits.open(path) as file:
+        for unit in file[1:]:
+            unit.header["EXTNAME"] = change(unit.name)
+            for name in unit.columns.names:
+                unit.columns.change_name(name, change(name))
+        file.writeto(path, overwrite=True)
+
+
+def test_names_of_extensions_and_columns_are_of_either_case(tmp_path):
+    extra = [("GROUPING", "I", [1, -1, 1, 0, 1, -1]), ("QUALITY", "I", [0, 0, 0, 2, 0, 5])]
+    pha, arf = made.write_pha(tmp_path / "a.pi", extra=extra), made.write_arf(tmp_path / "a.arf")
+    rmf = made.write_rmf(tmp_path / "a.rmf", first=0)
+    for path in (pha, arf, rmf):
+        _rename(path, str.lower)
+    spectrum = read_pha(pha)
+    assert spectrum.group.tolist() == [0, 0, 1, 2, 3, 3] and spectrum.good.tolist() == [1, 1, 1, 0, 1, 0]
+    assert read_arf(arf).area.tolist() == made.AREA.tolist()
+    found = read_rmf(rmf)
+    assert found.matrix == pytest.approx(made.MATRIX, abs=1e-7) and found.first_channel == 0
+    with fits.open(arf, mode="update") as file:
+        file["SPECRESP"].columns.change_unit("specresp", "m**2")
+    with pytest.raises(ValueError, match=r"SPECRESP of SPECRESP must be in cm\^2"):
+        read_arf(arf)
+
+
+def test_an_extension_of_another_name_is_known_by_its_class(tmp_path):
+    path = made.write_pha(tmp_path / "a.pi")
+    with fits.open(path, mode="update") as file:
+        file["SPECTRUM"].name = "SOURCE"
+    assert read_pha(path).counts.tolist() == made.COUNTS.tolist()
+
+
+def test_a_second_spectrum_or_matrix_is_refused(tmp_path):
+    pha, rmf = made.write_pha(tmp_path / "a.pi"), made.write_rmf(tmp_path / "a.rmf", layout="fixed")
+    for path, read in ((pha, read_pha), (rmf, read_rmf)):
+        with fits.open(path) as file:
+            name = file[1].name
+            again = file[1].copy()
+            again.name = f"{name}2"
+            fits.HDUList([*file, again]).writeto(path, overwrite=True)
+        message = rf"{path.name} must have one extension {name}, got 2 of the kind: {name}, {name}2"
+        with pytest.raises(ValueError, match=message):
+            read(path)
+
+
+def test_an_exposure_may_stand_in_the_first_header(tmp_path):
+    path = made.write_pha(tmp_path / "a.pi", EXPOSURE=None)
+    with pytest.raises(ValueError, match=r"EXPOSURE in SPECTRUM or the first header must be .*, got None"):
+        read_pha(path)
+    fits.setval(path, "EXPOSURE", value=700.0, ext=0)
+    assert read_pha(path).exposure == 700.0
+    fits.setval(path, "EXPOSURE", value=800.0, ext=1)
+    assert read_pha(path).exposure == 800.0
+
+
 @HAS_DATA
 @pytest.mark.parametrize(("name", "counts"), [("3c273", 736), ("9774", 4424)])
 def test_files_of_chandra_have_the_numbers_of_their_headers(name, counts):
@@ -73,14 +130,16 @@ def test_a_matrix_of_asca_keeps_the_efficiency_in_its_rows():
         ({"counts": np.array([1, 2, -3, 0])}, r"a.pi: COUNTS must be whole numbers of 0 and more, got -3 in row 3$"),
         ({"counts": np.array([1.0, np.nan, 2.0])}, r"a.pi: COUNTS must be finite, got nan in row 2"),
         ({"counts": np.array([1.5, 2.5])}, r"COUNTS must be whole numbers .* got 1.5 in row 1, and in 1 more"),
-        ({"EXPOSURE": 0.0}, r"a.pi: EXPOSURE must be a time above 0 s, got 0.0"),
+        ({"EXPOSURE": 0.0}, r"a.pi: EXPOSURE in SPECTRUM or .* must be a time above 0 s, got 0.0"),
         ({"BACKSCAL": -1.0}, r"a.pi: BACKSCAL must be a number above 0, got -1.0"),
         ({"BACKSCAL": "a.fits"}, r"a.pi: BACKSCAL must be a number above 0, got a.fits"),
         ({"AREASCAL": 0}, r"a.pi: AREASCAL must be a number above 0, got 0"),
         ({"extra": [("GROUPING", "I", [1, -1, 7, 0, 1, -1])]}, r"a.pi: GROUPING must be 1, -1 or 0, got 7 in row 3"),
         ({"extra": [("GROUPING", "I", [-1, -1, 1, 1, 1, 1])]}, r"GROUPING of the first .*, got -1 in row 1"),
         ({"HDUCLAS1": "RESPONSE"}, r"HDUCLAS1 of SPECTRUM must be SPECTRUM, got RESPONSE"),
-        ({"HDUCLAS2": "NET"}, r"the background must not be subtracted"),
+        ({"HDUCLAS2": "Net"}, r"the background must not be subtracted"),
+        ({"HDUCLAS4": "TYPE:II"}, r"a.pi is a PHA file of type II, of several .* extract one to a file of type I"),
+        ({"extra": [("SPEC_NUM", "I", range(6))]}, r"a.pi is a PHA file of type II"),
         ({"extra": [("BACKSCAL", "E", [2, 2, 2, 3, 2, 4])]}, r"BACKSCAL must be 2 in all .*, got 3 in row 4, and in 1"),
         ({"extra": [("AREASCAL", "E", np.zeros(6))]}, r"AREASCAL must be a number above 0, got 0.0"),
         ({"extra": [("QUALITY", "2I", np.zeros((6, 2)))]}, r"QUALITY must be one number a row"),
