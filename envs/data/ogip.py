@@ -39,6 +39,7 @@ KEV, CM2, COUNT = ("keV", ("kev",)), ("cm^2", ("cm2",)), ("counts", ("count", "c
 UNITS = {"ENERG_LO": KEV, "ENERG_HI": KEV, "E_MIN": KEV, "E_MAX": KEV, "SPECRESP": CM2, "COUNTS": COUNT}
 """Unit of a column, and what TUNIT may say, in small letters and without signs of powers."""
 MOST = 1.1  # that a row of probabilities may sum to, with the roundings of real files
+ROUNDED = 0.01  # relative difference of errors from Poisson's that is rounding
 SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
 
 _log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class CountSpectrum:
     region: float | None
     """BACKSCAL: size of the region that was counted, in a unit of its own; None if it is not given."""
     good: NDArray[np.bool_]
-    """[C] whether QUALITY is 0, or all if there is no such column."""
+    """[C] whether QUALITY is 0, or all if there is none."""
     group: NDArray[np.int64]
     """[C] number of the group that a channel belongs to, 0, 1, ...; of each its own where the file has no GROUPING."""
     named: dict[str, str]
@@ -106,8 +107,7 @@ def read_pha(path: Path) -> CountSpectrum:
         ValueError: it is no spectrum of counts, or a value in it cannot be.
     """
     table, header, primary = _table(path, ("SPECTRUM",), "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
-    names = _names(table)
-    if "SPEC_NUM" in names or "TYPE:II" in (_word(header, "HDUCLAS3"), _word(header, "HDUCLAS4")):
+    if "SPEC_NUM" in _names(table) or "TYPE:II" in (_word(header, "HDUCLAS3"), _word(header, "HDUCLAS4")):
         raise ValueError(f"{path} is a PHA file of type II, of several spectra; extract one to a file of type I")
     counts = _numbers(path, table, "COUNTS")
     _refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
@@ -118,13 +118,16 @@ def read_pha(path: Path) -> CountSpectrum:
         raise ValueError(f"{path}: EXPOSURE in SPECTRUM or the first header must be a time above 0 s, got {exposure}")
     if _word(header, "HDUCLAS2") == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
-    quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
+    if _word(header, "CORRFILE") not in ("", "NONE") and header.get("CORRSCAL") != 0:
+        raise ValueError(f"{path}: CORRFILE must be none, no such correction is made, got {header['CORRFILE']}")
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
-    grouping = _numbers(path, table, "GROUPING") if "GROUPING" in names else np.zeros(len(counts))
+    grouping = _every_channel(path, table, header, "GROUPING")
     orphan = (grouping == -1) & (np.arange(len(grouping)) == 0)
     _refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
     _refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
-    error = _numbers(path, table, "SYS_ERR") if "SYS_ERR" in names else np.zeros(1)
+    if header.get("POISSERR") is not True:
+        _check_poisson(path, counts, _every_channel(path, table, header, "STAT_ERR"))
+    error = _every_channel(path, table, header, "SYS_ERR")
     if error.any():
         _log.warning("%s: SYS_ERR of up to %g is left out: counts are taken for Poisson", path, error.max())
     return CountSpectrum(
@@ -134,7 +137,7 @@ def read_pha(path: Path) -> CountSpectrum:
         exposure=float(exposure),
         area_scale=_scale(path, table, header, "AREASCAL") or 1.0,
         region=_scale(path, table, header, "BACKSCAL"),
-        good=quality == 0,
+        good=_every_channel(path, table, header, "QUALITY") == 0,
         group=np.maximum(np.cumsum(grouping != -1) - 1, 0),
         named={
             key: str(header[key]).strip()
@@ -279,6 +282,17 @@ def _word(header: Any, key: str) -> str:  # noqa: ANN401 - a header of astropy
     return str(header.get(key, "")).strip().upper()
 
 
+def _check_poisson(path: Path, counts: Array, error: Array) -> None:
+    """ValueError if errors are given that are neither sqrt(N) nor 1 + sqrt(N + 0.75) (Gehrels 1986, ApJ 303, 336).
+
+    Programs write these for Poisson's; in channels without counts they differ, and nothing is checked.
+    """
+    forms = (np.sqrt(counts), 1 + np.sqrt(counts + 0.75))
+    wrong = min(((np.abs(error - form) > ROUNDED * form) & (counts > 0) for form in forms), key=np.sum)
+    expected = "POISSERR is not T, so STAT_ERR must be an error of Poisson's, the root of COUNTS or Gehrels'"
+    _refuse(path, expected, error, wrong & error.any())
+
+
 def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # noqa: ANN401 - a table of astropy
     """A number above 0, from the keyword or from a column that has the same one in all channels; None without both."""
     value = header.get(name)
@@ -291,6 +305,16 @@ def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # n
     if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{path}: {name} must be a number above 0, got {value}")
     return float(value)
+
+
+def _every_channel(path: Path, table: Any, header: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
+    """A number of every channel, from the column or from the keyword that stands for one; 0 without both."""
+    if name in _names(table):
+        return _numbers(path, table, name)
+    value = header.get(name, 0)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{path}: {name} must be a number, got {value}")
+    return np.full(len(table), float(value))
 
 
 def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy

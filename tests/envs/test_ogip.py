@@ -138,6 +138,13 @@ def test_a_matrix_of_asca_keeps_the_efficiency_in_its_rows():
         ({"extra": [("GROUPING", "I", [-1, -1, 1, 1, 1, 1])]}, r"GROUPING of the first .*, got -1 in row 1"),
         ({"HDUCLAS1": "RESPONSE"}, r"HDUCLAS1 of SPECTRUM must be SPECTRUM, got RESPONSE"),
         ({"HDUCLAS2": "Net"}, r"the background must not be subtracted"),
+        ({"CORRFILE": "my.cor"}, r"a.pi: CORRFILE must be none, no such correction is made, got my.cor"),
+        (
+            {"POISSERR": False, "extra": [("STAT_ERR", "E", np.sqrt([3, 9, 26.01, 7, 2, 0]))]},
+            r"a.pi: POISSERR is not T, so STAT_ERR must be an error of Poisson's, .*, got 5.1 in row 3$",
+        ),
+        ({"POISSERR": False, "STAT_ERR": 2.0}, r"STAT_ERR must be an error of Poisson's, .*, got 2 in row 1, and in 4"),
+        ({"QUALITY": "good"}, r"a.pi: QUALITY must be a number, got good"),
         ({"HDUCLAS4": "TYPE:II"}, r"a.pi is a PHA file of type II, of several .* extract one to a file of type I"),
         ({"extra": [("SPEC_NUM", "I", range(6))]}, r"a.pi is a PHA file of type II"),
         ({"extra": [("BACKSCAL", "E", [2, 2, 2, 3, 2, 4])]}, r"BACKSCAL must be 2 in all .*, got 3 in row 4, and in 1"),
@@ -215,6 +222,24 @@ def test_a_file_that_ends_early_or_holds_an_image_is_named(tmp_path):
 def test_errors_that_are_not_of_counting_are_said_to_be_left_out(tmp_path, caplog):
     read_pha(made.write_pha(tmp_path / "a.pi", extra=[("SYS_ERR", "E", [0, 0, 0.1, 0, 0, 0])]))
     assert "a.pi: SYS_ERR of up to 0.1 is left out" in caplog.text
+    read_pha(made.write_pha(tmp_path / "b.pi", SYS_ERR=0.03))
+    assert "b.pi: SYS_ERR of up to 0.03 is left out" in caplog.text
+    caplog.clear()
+    read_pha(made.write_pha(tmp_path / "c.pi", SYS_ERR=0.0))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("error", [np.sqrt(made.COUNTS), 1 + np.sqrt(made.COUNTS + 0.75), np.zeros(6)])
+def test_errors_of_counting_are_no_news_and_others_are_if_poissons_are_to_be_taken(tmp_path, error):
+    read_pha(made.write_pha(tmp_path / "a.pi", extra=[("STAT_ERR", "E", error)], POISSERR=False))
+    read_pha(made.write_pha(tmp_path / "b.pi", extra=[("STAT_ERR", "E", error + 3)], POISSERR=True))
+
+
+def test_a_quality_of_the_whole_spectrum_and_corrections_by_nothing(tmp_path):
+    assert not read_pha(made.write_pha(tmp_path / "a.pi", QUALITY=5)).good.any()
+    for keywords in ({"CORRFILE": "none"}, {"CORRFILE": "NONE", "CORRSCAL": 1.0}, {"CORRFILE": " "}, {"CORRSCAL": 1.0}):
+        assert read_pha(made.write_pha(tmp_path / "b.pi", QUALITY=0, **keywords)).good.all()
+    read_pha(made.write_pha(tmp_path / "c.pi", CORRFILE="my.cor", CORRSCAL=0.0))
 
 
 def test_a_matrix_that_does_not_fit_its_channels_is_refused_with_its_row(tmp_path):
