@@ -170,11 +170,8 @@ def read_rmf(path: Path) -> Redistribution:
     columns = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
     table, header, _ = _table(path, ("MATRIX", "SPECRESP MATRIX"), "HDUCLAS2", "RSP_MATRIX", columns)
     bounds, _, _ = _table(path, ("EBOUNDS",), "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
-    # Rows of EBOUNDS are in the order of the channels; their CHANNEL column is wrong in some files of the archives.
-    edges = np.stack([_numbers(path, bounds, name) for name in ("E_MIN", "E_MAX")], 1)
-    wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
-    _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
     first = int(header.get(f"TLMIN{_names(table).index('F_CHAN') + 1}", 1))
+    edges = _channel_energies(path, bounds, first)
     groups = _numbers(path, table, "N_GRP").astype(np.int64)
     _refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
     matrix = np.zeros((len(table), len(edges)))
@@ -325,6 +322,30 @@ def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a ta
     values = values.astype(np.float64)
     _refuse(path, f"{name} must be finite", values, ~np.isfinite(values))
     return values
+
+
+def _channel_energies(path: Path, table: Any, first: int) -> Array:  # noqa: ANN401 - a table of astropy
+    """[C, 2] keV of the channels from number `first` on, which EBOUNDS may have in any order."""
+    edges = np.stack([_numbers(path, table, name) for name in ("E_MIN", "E_MAX")], 1)
+    wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
+    _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
+    last = first + len(edges) - 1
+    channel = _numbers(path, table, "CHANNEL") if "CHANNEL" in _names(table) else np.arange(first, last + 1)
+    order = channel.argsort(kind="stable")
+    if np.array_equal(channel[order], np.arange(first, last + 1)):
+        edges = edges[order]
+    else:  # files of the archives have zeros there, or numbers that ran over
+        expected = f"each channel from {first} to {last} once"
+        _log.warning("%s: CHANNEL of EBOUNDS is not %s, so its rows are taken in order", path, expected)
+    low = edges[:, 0]
+    turns = np.diff(low) * (low[-1] - low[0]) <= 0  # channels of a grating may go down in energy
+    if turns.any():
+        index = int(turns.argmax())
+        raise ValueError(
+            f"{path}: energies of EBOUNDS must go up, or down, from the first channel to the last, got E_MIN of "
+            f"{low[index]:g} and {low[index + 1]:g} keV in channels {first + index} and {first + index + 1}"
+        )
+    return edges
 
 
 def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of astropy

@@ -272,6 +272,30 @@ def test_a_matrix_that_does_not_fit_its_channels_is_refused_with_its_row(tmp_pat
             read_rmf(path)
 
 
+def test_energies_are_those_of_the_channel_that_a_row_names(tmp_path, caplog):
+    path, order = made.write_rmf(tmp_path / "a.rmf", first=0), [3, 0, 5, 1, 2, 4]
+    with fits.open(path, mode="update") as file:
+        file["EBOUNDS"].data[:] = file["EBOUNDS"].data[order]
+    assert read_rmf(path).channel_energy[:, 0].tolist() == made.CHANNEL_ENERGY[:-1].tolist() and not caplog.text
+    with fits.open(path, mode="update") as file:
+        file["EBOUNDS"].data["CHANNEL"] = np.arange(6)
+    message = r"a.rmf: energies of EBOUNDS must go up, or down, .* 3.75 and 0.75 keV in channels 0 and 1"
+    with pytest.raises(ValueError, match=message):
+        read_rmf(path)
+    with fits.open(path, mode="update") as file:
+        for name in ("E_MIN", "E_MAX"):
+            file["EBOUNDS"].data[name] = np.sort(file["EBOUNDS"].data[name])[::-1]
+    assert read_rmf(path).channel_energy[:, 0].tolist() == made.CHANNEL_ENERGY[:-1][::-1].tolist()
+
+
+def test_rows_that_name_no_channels_are_taken_in_order_with_a_warning(tmp_path, caplog):
+    path = made.write_rmf(tmp_path / "a.rmf")
+    with fits.open(path, mode="update") as file:
+        file["EBOUNDS"].data["CHANNEL"] = [0, 0, 3, 0, 0, -32768]
+    assert read_rmf(path).channel_energy[:, 0].tolist() == made.CHANNEL_ENERGY[:-1].tolist()
+    assert "a.rmf: CHANNEL of EBOUNDS is not each channel from 1 to 6 once, so its rows are taken in" in caplog.text
+
+
 def test_an_arf_and_an_rmf_on_different_energies_are_named_with_the_row(tmp_path):
     rmf, other = read_rmf(made.write_rmf(tmp_path / "a.rmf")), made.ENERGY.copy()
     other[3] = 4.1
