@@ -37,7 +37,7 @@ __all__ = [
 Array = NDArray[np.float64]
 KEV, CM2, COUNT = ("keV", ("kev",)), ("cm^2", ("cm2",)), ("counts", ("count", "counts", "ct", "cts"))
 UNITS = {"ENERG_LO": KEV, "ENERG_HI": KEV, "E_MIN": KEV, "E_MAX": KEV, "SPECRESP": CM2, "COUNTS": COUNT}
-"""Unit of a column, and what TUNIT may say, in small letters and without signs of powers."""
+"""Unit of a column, and what TUNIT may say, in small letters and without the signs of a power above 0."""
 MOST = 1.1  # that a row of probabilities may sum to, with the roundings of real files
 ROUNDED = 0.01  # relative difference of errors from Poisson's that is rounding
 SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
@@ -157,7 +157,8 @@ def read_arf(path: Path) -> EffectiveArea:
     table, _, _ = _table(path, ("SPECRESP",), "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
     area = _numbers(path, table, "SPECRESP")
     _refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
-    return EffectiveArea(path=path, energy=_energies(path, table), area=area)
+    energy, order = _energies(path, table)
+    return EffectiveArea(path=path, energy=energy, area=area[order])
 
 
 def read_rmf(path: Path) -> Redistribution:
@@ -195,10 +196,11 @@ def read_rmf(path: Path) -> Redistribution:
     total = matrix.sum(1)
     expected = "a row of MATRIX is of probabilities and sums to 1 or less, or HDUCLAS3 is FULL and the area is in it"
     _refuse(path, expected, total, (total > MOST) & (not includes_area))
+    energy, order = _energies(path, table)
     return Redistribution(
         path=path,
-        energy=_energies(path, table),
-        matrix=matrix,
+        energy=energy,
+        matrix=matrix[order],
         first_channel=first,
         channel_energy=edges,
         includes_area=includes_area,
@@ -215,7 +217,7 @@ def check_same_energies(area: EffectiveArea, redistribution: Redistribution) -> 
     if differs.any():
         row = int(differs.argmax())
         spans = [f"{low:g} to {high:g} keV" for low, high in (ours[row], theirs[row])]
-        raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1}")
+        raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1} by energy")
 
 
 def _table(
@@ -264,7 +266,7 @@ def _table(
         raise ValueError(f"{path}: {extension} has no rows")
     for name in columns:
         unit = str(table.columns[name].unit or "").strip()
-        if unit and name in UNITS and re.sub(r"[\s*^]", "", unit.lower()) not in UNITS[name][1]:
+        if unit and name in UNITS and re.sub(r"[\s*^()+]", "", unit.lower()) not in UNITS[name][1]:
             raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
     return table, header, primary
 
@@ -348,14 +350,21 @@ def _channel_energies(path: Path, table: Any, first: int) -> Array:  # noqa: ANN
     return edges
 
 
-def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of astropy
-    """[E, 2] keV, each bin beginning where the one before ends."""
+def _energies(path: Path, table: Any) -> tuple[Array, slice]:  # noqa: ANN401 - a table of astropy
+    """[E, 2] keV, each bin beginning where the one before ends, and the order of rows in which it does.
+
+    Gratings have rows that go down in energy.
+    """
     energy = np.stack([_numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
     low, high = energy[:, 0], energy[:, 1]
-    gap = np.abs(low[1:] - high[:-1]) > SAME * high[:-1]
-    _refuse(path, "energies must be 0 keV or more, go up, and leave no gap; ENERG_LO", low, (low < 0) | (low >= high))
-    _refuse(path, "each bin must begin where the one before ends; ENERG_LO", low, np.concatenate([[False], gap]))
-    return energy
+    _refuse(path, "ENERG_LO must be 0 keV or more, and below ENERG_HI", low, (low < 0) | (low >= high))
+    down = low[-1] < low[0]
+    expected = "ENERG_HI must be ENERG_LO of the row before" if down else "ENERG_LO must be ENERG_HI of the row before"
+    ours, before = (high[1:], low[:-1]) if down else (low[1:], high[:-1])
+    gap = np.abs(ours - before) > SAME * np.maximum(ours, before)
+    _refuse(path, f"{expected}, in keV", high if down else low, np.concatenate([[False], gap]))
+    order = slice(None, None, -1 if down else 1)
+    return energy[order], order
 
 
 def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[Any]) -> None:

@@ -179,8 +179,17 @@ def test_a_file_of_another_kind_is_refused_by_its_extensions_and_columns(tmp_pat
     with pytest.raises(ValueError, match=r"SPECRESP must be 0 cm\^2 or more, got -1 in row 4"):
         read_arf(made.write_arf(tmp_path / "d.arf", gap, np.array([1.0, 1, 1, -1, 1])))
     gap[2] = 1.5
-    with pytest.raises(ValueError, match=r"ENERG_LO, got 2 in row 2"):
+    with pytest.raises(ValueError, match=r"ENERG_LO must be 0 keV or more, and below ENERG_HI, got 2 in row 2"):
         read_arf(made.write_arf(tmp_path / "d.arf", gap))
+    path = made.write_arf(tmp_path / "d.arf")
+    with fits.open(path, mode="update") as file:
+        file["SPECRESP"].data["ENERG_LO"][3] = 4.25
+    with pytest.raises(ValueError, match=r"ENERG_LO must be ENERG_HI of the row before, in keV, got 4.25 in row 4$"):
+        read_arf(path)
+    with fits.open(path, mode="update") as file:
+        file["SPECRESP"].data[:] = file["SPECRESP"].data[::-1].copy()
+    with pytest.raises(ValueError, match=r"ENERG_HI must be ENERG_LO of the row before, in keV, got 4 in row 3$"):
+        read_arf(path)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +215,28 @@ def test_columns_in_other_units_are_refused_by_name(tmp_path, kind, column, unit
     message = rf"a.{kind}: {column} of {extension} must be in {expected}, TUNIT says {re.escape(unit)}"
     with pytest.raises(ValueError, match=message):
         read(path)
+
+
+@pytest.mark.parametrize("unit", ["cm2", "cm^2", "cm**2", "cm^(2)", "cm**(+2)", "cm+2", "CM 2"])
+def test_an_area_in_square_centimetres_is_known_however_it_is_written(tmp_path, unit):
+    path = made.write_arf(tmp_path / "a.arf")
+    with fits.open(path, mode="update") as file:
+        file["SPECRESP"].columns.change_unit("SPECRESP", unit)
+    assert read_arf(path).area.tolist() == made.AREA.tolist()
+    with fits.open(path, mode="update") as file:
+        file["SPECRESP"].columns.change_unit("SPECRESP", unit.replace("2", "-2"))
+    with pytest.raises(ValueError, match=r"SPECRESP of SPECRESP must be in cm\^2"):
+        read_arf(path)
+
+
+def test_rows_that_go_down_in_energy_are_turned_round(tmp_path):
+    arf, rmf = made.write_arf(tmp_path / "a.arf"), made.write_rmf(tmp_path / "a.rmf", layout="fixed")
+    for path in (arf, rmf):
+        with fits.open(path, mode="update") as file:
+            file[1].data[:] = file[1].data[::-1].copy()
+    area, found = read_arf(arf), read_rmf(rmf)
+    assert area.area.tolist() == made.AREA.tolist() and found.matrix == pytest.approx(made.MATRIX, abs=1e-7)
+    assert area.energy[:, 0].tolist() == found.energy[:, 0].tolist() == made.ENERGY[:-1].tolist()
 
 
 def test_a_file_that_ends_early_or_holds_an_image_is_named(tmp_path):
@@ -275,7 +306,7 @@ def test_a_matrix_that_does_not_fit_its_channels_is_refused_with_its_row(tmp_pat
 def test_energies_are_those_of_the_channel_that_a_row_names(tmp_path, caplog):
     path, order = made.write_rmf(tmp_path / "a.rmf", first=0), [3, 0, 5, 1, 2, 4]
     with fits.open(path, mode="update") as file:
-        file["EBOUNDS"].data[:] = file["EBOUNDS"].data[order]
+        file["EBOUNDS"].data[:] = file["EBOUNDS"].data[order].copy()
     assert read_rmf(path).channel_energy[:, 0].tolist() == made.CHANNEL_ENERGY[:-1].tolist() and not caplog.text
     with fits.open(path, mode="update") as file:
         file["EBOUNDS"].data["CHANNEL"] = np.arange(6)
@@ -284,7 +315,7 @@ def test_energies_are_those_of_the_channel_that_a_row_names(tmp_path, caplog):
         read_rmf(path)
     with fits.open(path, mode="update") as file:
         for name in ("E_MIN", "E_MAX"):
-            file["EBOUNDS"].data[name] = np.sort(file["EBOUNDS"].data[name])[::-1]
+            file["EBOUNDS"].data[name] = np.sort(file["EBOUNDS"].data[name])[::-1].copy()
     assert read_rmf(path).channel_energy[:, 0].tolist() == made.CHANNEL_ENERGY[:-1][::-1].tolist()
 
 
