@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.data import load_dataset
+from envs.data import MissingDataError, load_dataset
 from envs.data.ogip import (
     CountSpectrum,
     EffectiveArea,
@@ -143,6 +143,7 @@ def read_observation(
 ) -> Observation:
     """The observation in a PHA file; the other files are those that its header names, beside it, unless given.
 
+    A `background` called none, in either case, is no file: no background is used, even if the header names one.
     Channels of a nominal energy outside of `low` to `high` keV, or of a QUALITY other than 0, do not count, and a line
     of the log says how many. `group` of them are added up at a time; 0 keeps the file's groups, whole ones.
 
@@ -151,10 +152,13 @@ def read_observation(
         ValueError: a file cannot be read, two do not match, or no channel is left.
     """
     source = read_pha(spectrum)
-    named = {key: spectrum.parent / name for key, name in source.named.items()}
-    rmf, arf, background = (
-        given or named.get(key) for given, key in ((rmf, "RESPFILE"), (arf, "ANCRFILE"), (background, "BACKFILE"))
-    )
+    rmf, arf = rmf or _named(source, "RESPFILE", "rmf"), arf or _named(source, "ANCRFILE", "arf")
+    if background is None:
+        background = _named(source, "BACKFILE", "background")
+    elif str(background).lower() == "none":
+        background = None
+        if "BACKFILE" in source.named:
+            _log.info("%s: no background is used, its BACKFILE %s is left out", spectrum, source.named["BACKFILE"])
     if rmf is None:
         raise ValueError(f"{spectrum} names no RESPFILE in its header; give the RMF by hand")
     redistribution = read_rmf(rmf)
@@ -206,6 +210,19 @@ def read_observation(
     )
 
 
+def _named(spectrum: CountSpectrum, key: str, option: str) -> Path | None:
+    """The file that the header of a spectrum names, beside it; `option` is that by which another is given."""
+    if key not in spectrum.named:
+        return None
+    path = spectrum.path.parent / spectrum.named[key]
+    if not path.is_file():
+        other = "another, or none" if key == "BACKFILE" else "another"
+        raise MissingDataError(
+            f"there is no file {path}, which {key} of {spectrum.path} names; give {other} as {option}"
+        )
+    return path
+
+
 def _extent(spectrum: CountSpectrum, other: CountSpectrum) -> float:
     """Exposure times effective area times region, which background counts go with; for a ratio to that of `other`."""
     if spectrum.region is None:
@@ -253,10 +270,10 @@ def xray_spectrum(
 ) -> InverseProblem:
     """The spectrum behind the PHA file `spectrum`, or one drawn from the prior with `seed` behind a mock telescope.
 
-    `arf`, `rmf` and `background` are files that the header of `spectrum` does not name. `simulated` takes all but the
-    counts from the files, and draws these. x has `bins` bins within `low` to `high` keV; `flux` is what you expect of
-    the source at 1 keV, within a factor of ten. The prior is that of `spectra` simulated ones, or a trained one,
-    `prior` by name or folder, whose bins must be these.
+    `arf`, `rmf` and `background` are files that the header of `spectrum` does not name; "none" for `background` uses
+    none even if it names one. `simulated` takes all but the counts from the files, and draws these. x has `bins` bins
+    within `low` to `high` keV; `flux` is what you expect of the source at 1 keV, within a factor of ten. The prior is
+    that of `spectra` simulated ones, or a trained one, `prior` by name or folder, whose bins must be these.
     """
     if spectrum is None and (arf or rmf or background):
         raise ValueError("arf, rmf and background are those of a spectrum, and there is none")

@@ -12,8 +12,9 @@ from astropy.io import fits
 from scipy import integrate
 
 from envs import make_problem
-from envs.data import load_dataset
+from envs.data import MissingDataError, load_dataset
 from envs.data.xray_spectra import absorption, bremsstrahlung
+from envs.likelihoods import PoissonLikelihood
 from envs.problems.xray_spectrum import mock_observation, read_observation
 from tests import ogip_files as made
 
@@ -155,6 +156,23 @@ def test_counts_where_no_photon_can_be_detected_are_refused_unless_there_is_a_ba
         read_observation(path, arf, rmf, low=0.9, high=6.0)
     beside = made.write_pha(tmp_path / "b.pi", made.BESIDE)
     assert read_observation(path, arf, rmf, beside, low=0.9, high=6.0).background.tolist() == [2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("none", ["none", "None"])
+def test_a_background_that_the_header_names_may_be_done_without(tmp_path, caplog, none):
+    path = made.write_observation(tmp_path)
+    (tmp_path / "my_bg.pi").unlink()
+    options = {**OWN, "spectrum": str(path)}
+    message = r"there is no file .*my_bg.pi, which BACKFILE of .*my.pi names; give another, or none as background"
+    with pytest.raises(MissingDataError, match=message):
+        make_problem("xray-spectrum", options)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("xray-spectrum", {**options, "background": none})
+    assert isinstance(problem.likelihood, PoissonLikelihood)
+    assert "my.pi: no background is used, its BACKFILE my_bg.pi is left out" in caplog.text
+    (tmp_path / "my.arf").unlink()
+    with pytest.raises(MissingDataError, match=r"my.arf, which ANCRFILE of .*my.pi names; give another as arf"):
+        make_problem("xray-spectrum", {**options, "background": none})
 
 
 def test_channels_of_another_quality_or_energy_are_left_out_with_a_line_of_the_log(tmp_path, caplog):
