@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.data.location import MissingDataError
+from envs.data.ogip_table import column_names, numbers, read_table, refuse, word
 
 __all__ = [
     "CountSpectrum",
@@ -35,9 +34,6 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-KEV, CM2, COUNT = ("keV", ("kev",)), ("cm^2", ("cm2",)), ("counts", ("count", "counts", "ct", "cts"))
-UNITS = {"ENERG_LO": KEV, "ENERG_HI": KEV, "E_MIN": KEV, "E_MAX": KEV, "SPECRESP": CM2, "COUNTS": COUNT}
-"""Unit of a column, and what TUNIT may say, in small letters and without the signs of a power above 0."""
 MOST = 1.1  # that a row of probabilities may sum to, with the roundings of real files
 ROUNDED = 0.01  # relative difference of errors from Poisson's that is rounding
 SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
@@ -106,25 +102,25 @@ def read_pha(path: Path) -> CountSpectrum:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no spectrum of counts, or a value in it cannot be.
     """
-    table, header, primary = _table(path, ("SPECTRUM",), "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
-    if "SPEC_NUM" in _names(table) or "TYPE:II" in (_word(header, "HDUCLAS3"), _word(header, "HDUCLAS4")):
+    table, header, primary = read_table(path, ("SPECTRUM",), "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
+    if "SPEC_NUM" in column_names(table) or "TYPE:II" in (word(header, "HDUCLAS3"), word(header, "HDUCLAS4")):
         raise ValueError(f"{path} is a PHA file of type II, of several spectra; extract one to a file of type I")
-    counts = _numbers(path, table, "COUNTS")
-    _refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
-    channel = _numbers(path, table, "CHANNEL").astype(np.int64)
-    _refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
+    counts = numbers(path, table, "COUNTS")
+    refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
+    channel = numbers(path, table, "CHANNEL").astype(np.int64)
+    refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
     exposure = header.get("EXPOSURE", primary.get("EXPOSURE"))
     if not isinstance(exposure, int | float) or not (exposure > 0 and math.isfinite(exposure)):
         raise ValueError(f"{path}: EXPOSURE in SPECTRUM or the first header must be a time above 0 s, got {exposure}")
-    if _word(header, "HDUCLAS2") == "NET":
+    if word(header, "HDUCLAS2") == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
-    if _word(header, "CORRFILE") not in ("", "NONE") and header.get("CORRSCAL") != 0:
+    if word(header, "CORRFILE") not in ("", "NONE") and header.get("CORRSCAL") != 0:
         raise ValueError(f"{path}: CORRFILE must be none, no such correction is made, got {header['CORRFILE']}")
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
     grouping = _every_channel(path, table, header, "GROUPING")
     orphan = (grouping == -1) & (np.arange(len(grouping)) == 0)
-    _refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
-    _refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
+    refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
+    refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
     if header.get("POISSERR") is not True:
         _check_poisson(path, counts, _every_channel(path, table, header, "STAT_ERR"))
     error = _every_channel(path, table, header, "SYS_ERR")
@@ -142,7 +138,7 @@ def read_pha(path: Path) -> CountSpectrum:
         named={
             key: str(header[key]).strip()
             for key in ("RESPFILE", "ANCRFILE", "BACKFILE")
-            if _word(header, key) not in ("", "NONE")
+            if word(header, key) not in ("", "NONE")
         },
     )
 
@@ -154,9 +150,9 @@ def read_arf(path: Path) -> EffectiveArea:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no ARF, or a value in it cannot be.
     """
-    table, _, _ = _table(path, ("SPECRESP",), "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
-    area = _numbers(path, table, "SPECRESP")
-    _refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
+    table, _, _ = read_table(path, ("SPECRESP",), "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
+    area = numbers(path, table, "SPECRESP")
+    refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
     energy, order = _energies(path, table)
     return EffectiveArea(path=path, energy=energy, area=area[order])
 
@@ -169,12 +165,12 @@ def read_rmf(path: Path) -> Redistribution:
         ValueError: it is no RMF, or a value in it cannot be.
     """
     columns = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
-    table, header, _ = _table(path, ("MATRIX", "SPECRESP MATRIX"), "HDUCLAS2", "RSP_MATRIX", columns)
-    bounds, _, _ = _table(path, ("EBOUNDS",), "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
-    first = int(header.get(f"TLMIN{_names(table).index('F_CHAN') + 1}", 1))
+    table, header, _ = read_table(path, ("MATRIX", "SPECRESP MATRIX"), "HDUCLAS2", "RSP_MATRIX", columns)
+    bounds, _, _ = read_table(path, ("EBOUNDS",), "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
+    first = int(header.get(f"TLMIN{column_names(table).index('F_CHAN') + 1}", 1))
     edges = _channel_energies(path, bounds, first)
-    groups = _numbers(path, table, "N_GRP").astype(np.int64)
-    _refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
+    groups = numbers(path, table, "N_GRP").astype(np.int64)
+    refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
     matrix = np.zeros((len(table), len(edges)))
     for row in range(len(table)):
         starts, lengths, values = (np.ravel(table[name][row]) for name in ("F_CHAN", "N_CHAN", "MATRIX"))
@@ -191,11 +187,11 @@ def read_rmf(path: Path) -> Redistribution:
             matrix[row, start : start + length] += part
             taken += length
     wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
-    _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
-    includes_area = _word(header, "HDUCLAS3") == "FULL"
+    refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
+    includes_area = word(header, "HDUCLAS3") == "FULL"
     total = matrix.sum(1)
     expected = "a row of MATRIX is of probabilities and sums to 1 or less, or HDUCLAS3 is FULL and the area is in it"
-    _refuse(path, expected, total, (total > MOST) & (not includes_area))
+    refuse(path, expected, total, (total > MOST) & (not includes_area))
     energy, order = _energies(path, table)
     return Redistribution(
         path=path,
@@ -220,67 +216,6 @@ def check_same_energies(area: EffectiveArea, redistribution: Redistribution) -> 
         raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1} by energy")
 
 
-def _table(
-    path: Path, extensions: tuple[str, ...], keyword: str, expected: str, columns: tuple[str, ...]
-) -> tuple[Any, Any, Any]:
-    """The one table that has a name of `extensions` or says `expected` for `keyword`, its header, and the file's first.
-
-    `columns` it must have, of either case as all names.
-    """
-    try:
-        from astropy.io import fits
-    except ImportError:
-        raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
-    if not path.is_file():
-        raise MissingDataError(f"there is no file {path}")
-    try:
-        with fits.open(path, memmap=False) as file:
-            names = [unit.name for unit in file]
-            primary = file[0].header
-            found = [
-                (unit.name, unit.header, unit.data)
-                for unit in file[1:]
-                if unit.name.upper() in extensions or _word(unit.header, keyword) == expected
-            ]
-    except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
-        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
-    extension = extensions[0]
-    if not found:
-        raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
-    if len(found) > 1:
-        several = ", ".join(name for name, _, _ in found)
-        raise ValueError(f"{path} must have one extension {extension}, got {len(found)} of the kind: {several}")
-    _, header, table = found[0]
-    if getattr(table, "names", None) is None:
-        raise ValueError(f"{path}: {extension} must be a table, got {'no data' if table is None else 'an image'}")
-    got = _word(header, keyword)
-    if got not in (expected, ""):
-        raise ValueError(f"{path}: {keyword} of {extension} must be {expected}, got {got}")
-    missing = [name for name in columns if name not in _names(table)]
-    if missing:
-        raise ValueError(
-            f"{path}: {extension} must have columns {', '.join(columns)}; {', '.join(missing)} is not among "
-            f"{', '.join(table.names)}"
-        )
-    if not len(table):
-        raise ValueError(f"{path}: {extension} has no rows")
-    for name in columns:
-        unit = str(table.columns[name].unit or "").strip()
-        if unit and name in UNITS and re.sub(r"[\s*^()+]", "", unit.lower()) not in UNITS[name][1]:
-            raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
-    return table, header, primary
-
-
-def _names(table: Any) -> list[str]:  # noqa: ANN401 - a table of astropy
-    """Columns' names in capitals: FITS does not tell cases apart, nor does astropy where it looks one up."""
-    return [name.upper() for name in table.names]
-
-
-def _word(header: Any, key: str) -> str:  # noqa: ANN401 - a header of astropy
-    """What a keyword says, in capitals; nothing if it is not there."""
-    return str(header.get(key, "")).strip().upper()
-
-
 def _check_poisson(path: Path, counts: Array, error: Array) -> None:
     """ValueError if errors are given that are neither sqrt(N) nor 1 + sqrt(N + 0.75) (Gehrels 1986, ApJ 303, 336).
 
@@ -289,15 +224,15 @@ def _check_poisson(path: Path, counts: Array, error: Array) -> None:
     forms = (np.sqrt(counts), 1 + np.sqrt(counts + 0.75))
     wrong = min(((np.abs(error - form) > ROUNDED * form) & (counts > 0) for form in forms), key=np.sum)
     expected = "POISSERR is not T, so STAT_ERR must be an error of Poisson's, the root of COUNTS or Gehrels'"
-    _refuse(path, expected, error, wrong & error.any())
+    refuse(path, expected, error, wrong & error.any())
 
 
 def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # noqa: ANN401 - a table of astropy
     """A number above 0, from the keyword or from a column that has the same one in all channels; None without both."""
     value = header.get(name)
-    if name in _names(table):
-        column = _numbers(path, table, name)
-        _refuse(path, f"{name} must be {column[0]:g} in all channels as in the first", column, column != column[0])
+    if name in column_names(table):
+        column = numbers(path, table, name)
+        refuse(path, f"{name} must be {column[0]:g} in all channels as in the first", column, column != column[0])
         value = float(column[0])
     if value is None:
         return None
@@ -308,31 +243,21 @@ def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # n
 
 def _every_channel(path: Path, table: Any, header: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
     """A number of every channel, from the column or from the keyword that stands for one; 0 without both."""
-    if name in _names(table):
-        return _numbers(path, table, name)
+    if name in column_names(table):
+        return numbers(path, table, name)
     value = header.get(name, 0)
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{path}: {name} must be a number, got {value}")
     return np.full(len(table), float(value))
 
 
-def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
-    """A column of one finite number a row, float64."""
-    values = np.asarray(table[name])
-    if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {name} must be one number a row, got {values.dtype} {list(values.shape)}")
-    values = values.astype(np.float64)
-    _refuse(path, f"{name} must be finite", values, ~np.isfinite(values))
-    return values
-
-
 def _channel_energies(path: Path, table: Any, first: int) -> Array:  # noqa: ANN401 - a table of astropy
     """[C, 2] keV of the channels from number `first` on, which EBOUNDS may have in any order."""
-    edges = np.stack([_numbers(path, table, name) for name in ("E_MIN", "E_MAX")], 1)
+    edges = np.stack([numbers(path, table, name) for name in ("E_MIN", "E_MAX")], 1)
     wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
-    _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
+    refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
     last = first + len(edges) - 1
-    channel = _numbers(path, table, "CHANNEL") if "CHANNEL" in _names(table) else np.arange(first, last + 1)
+    channel = numbers(path, table, "CHANNEL") if "CHANNEL" in column_names(table) else np.arange(first, last + 1)
     order = channel.argsort(kind="stable")
     if np.array_equal(channel[order], np.arange(first, last + 1)):
         edges = edges[order]
@@ -355,20 +280,13 @@ def _energies(path: Path, table: Any) -> tuple[Array, slice]:  # noqa: ANN401 - 
 
     Gratings have rows that go down in energy.
     """
-    energy = np.stack([_numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
+    energy = np.stack([numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
     low, high = energy[:, 0], energy[:, 1]
-    _refuse(path, "ENERG_LO must be 0 keV or more, and below ENERG_HI", low, (low < 0) | (low >= high))
+    refuse(path, "ENERG_LO must be 0 keV or more, and below ENERG_HI", low, (low < 0) | (low >= high))
     down = low[-1] < low[0]
     expected = "ENERG_HI must be ENERG_LO of the row before" if down else "ENERG_LO must be ENERG_HI of the row before"
     ours, before = (high[1:], low[:-1]) if down else (low[1:], high[:-1])
     gap = np.abs(ours - before) > SAME * np.maximum(ours, before)
-    _refuse(path, f"{expected}, in keV", high if down else low, np.concatenate([[False], gap]))
+    refuse(path, f"{expected}, in keV", high if down else low, np.concatenate([[False], gap]))
     order = slice(None, None, -1 if down else 1)
     return energy[order], order
-
-
-def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[Any]) -> None:
-    if wrong.any():
-        row, count = int(wrong.argmax()), int(wrong.sum())
-        more = f", and in {count - 1} more" if count > 1 else ""
-        raise ValueError(f"{path}: {expected}, got {values[row]:g} in row {row + 1}{more}")
