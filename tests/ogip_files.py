@@ -90,14 +90,15 @@ def _objects(rows):
 
 
 def write_pha(path, counts=COUNTS, first=1, *, extra=(), **header):
-    """A spectrum; `extra` are (name, format, values) of more columns."""
+    """A spectrum; `extra` are (name, format, values) of more columns, a keyword of None is left out."""
     columns = [
         fits.Column("CHANNEL", "I", array=np.arange(len(counts)) + first),
         fits.Column("COUNTS", "E" if np.asarray(counts).dtype.kind == "f" else "J", array=counts),
         *(fits.Column(name, kind, array=values) for name, kind, values in extra),
     ]
     unit = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
-    unit.header.update({"HDUCLAS1": "SPECTRUM", "EXPOSURE": 1000.0, "BACKSCAL": 0.5, "AREASCAL": 1.0} | header)
+    keywords = {"HDUCLAS1": "SPECTRUM", "EXPOSURE": 1000.0, "BACKSCAL": 0.5, "AREASCAL": 1.0} | header
+    unit.header.update({name: value for name, value in keywords.items() if value is not None})
     unit.writeto(path, overwrite=True)
     return path
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.data.location import MissingDataError
+from envs.data.ogip_table import column_names, numbers, read_table, refuse, word
 
 __all__ = [
     "CountSpectrum",
@@ -35,10 +34,8 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
-KEV, CM2, COUNT = ("keV", ("kev",)), ("cm^2", ("cm2",)), ("counts", ("count", "counts", "ct", "cts"))
-UNITS = {"ENERG_LO": KEV, "ENERG_HI": KEV, "E_MIN": KEV, "E_MAX": KEV, "SPECRESP": CM2, "COUNTS": COUNT}
-"""Unit of a column, and what TUNIT may say, in small letters and without signs of powers."""
 MOST = 1.1  # that a row of probabilities may sum to, with the roundings of real files
+ROUNDED = 0.01  # relative difference of errors from Poisson's that is rounding
 SAME = 1e-5  # relative difference between energies of two files that is rounding of float32
 
 _log = logging.getLogger(__name__)
@@ -56,10 +53,12 @@ class CountSpectrum:
     """[C] counts."""
     exposure: float
     """Exposure time, s."""
-    scale: float
-    """BACKSCAL times AREASCAL: size of the region that was counted, in a unit of its own."""
+    area_scale: float
+    """AREASCAL: by which the effective area is multiplied; 1 if it is not given."""
+    region: float | None
+    """BACKSCAL: size of the region that was counted, in a unit of its own; None if it is not given."""
     good: NDArray[np.bool_]
-    """[C] whether QUALITY is 0, or all if there is no such column."""
+    """[C] whether QUALITY is 0, or all if there is none."""
     group: NDArray[np.int64]
     """[C] number of the group that a channel belongs to, 0, 1, ...; of each its own where the file has no GROUPING."""
     named: dict[str, str]
@@ -103,29 +102,28 @@ def read_pha(path: Path) -> CountSpectrum:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no spectrum of counts, or a value in it cannot be.
     """
-    table, header = _table(path, "SPECTRUM", "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
-    counts = _numbers(path, table, "COUNTS")
-    _refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
-    channel = _numbers(path, table, "CHANNEL").astype(np.int64)
-    _refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
-    exposure = header.get("EXPOSURE")
+    table, header, primary = read_table(path, ("SPECTRUM",), "HDUCLAS1", "SPECTRUM", ("CHANNEL", "COUNTS"))
+    if "SPEC_NUM" in column_names(table) or "TYPE:II" in (word(header, "HDUCLAS3"), word(header, "HDUCLAS4")):
+        raise ValueError(f"{path} is a PHA file of type II, of several spectra; extract one to a file of type I")
+    counts = numbers(path, table, "COUNTS")
+    refuse(path, "COUNTS must be whole numbers of 0 and more", counts, (counts < 0) | (counts != np.round(counts)))
+    channel = numbers(path, table, "CHANNEL").astype(np.int64)
+    refuse(path, "CHANNEL must go up by 1 from row to row", channel, np.diff(channel, prepend=channel[0] - 1) != 1)
+    exposure = header.get("EXPOSURE", primary.get("EXPOSURE"))
     if not isinstance(exposure, int | float) or not (exposure > 0 and math.isfinite(exposure)):
-        raise ValueError(f"{path}: EXPOSURE must be a time above 0 s, got {exposure}")
-    names = set(table.names)
-    if names & {"BACKSCAL", "AREASCAL"}:
-        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be keywords, one for all channels, got a column")
-    if str(header.get("HDUCLAS2", "")).strip() == "NET":
+        raise ValueError(f"{path}: EXPOSURE in SPECTRUM or the first header must be a time above 0 s, got {exposure}")
+    if word(header, "HDUCLAS2") == "NET":
         raise ValueError(f"{path}: the background must not be subtracted, counts without it are not Poisson; got NET")
-    parts = [header.get(key, 1.0) for key in ("BACKSCAL", "AREASCAL")]
-    if not all(isinstance(part, int | float) and part > 0 and math.isfinite(part) for part in parts):
-        raise ValueError(f"{path}: BACKSCAL and AREASCAL must be numbers above 0, got {parts[0]} and {parts[1]}")
-    quality = _numbers(path, table, "QUALITY") if "QUALITY" in names else np.zeros(len(counts))
+    if word(header, "CORRFILE") not in ("", "NONE") and header.get("CORRSCAL") != 0:
+        raise ValueError(f"{path}: CORRFILE must be none, no such correction is made, got {header['CORRFILE']}")
     # 1 begins a group, -1 goes on with it, 0 is a channel by itself.
-    grouping = _numbers(path, table, "GROUPING") if "GROUPING" in names else np.zeros(len(counts))
+    grouping = _every_channel(path, table, header, "GROUPING")
     orphan = (grouping == -1) & (np.arange(len(grouping)) == 0)
-    _refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
-    _refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
-    error = _numbers(path, table, "SYS_ERR") if "SYS_ERR" in names else np.zeros(1)
+    refuse(path, "GROUPING must be 1, -1 or 0", grouping, ~np.isin(grouping, (-1, 0, 1)))
+    refuse(path, "GROUPING of the first channel must not go on with a group", grouping, orphan)
+    if header.get("POISSERR") is not True:
+        _check_poisson(path, counts, _every_channel(path, table, header, "STAT_ERR"))
+    error = _every_channel(path, table, header, "SYS_ERR")
     if error.any():
         _log.warning("%s: SYS_ERR of up to %g is left out: counts are taken for Poisson", path, error.max())
     return CountSpectrum(
@@ -133,13 +131,14 @@ def read_pha(path: Path) -> CountSpectrum:
         channel=channel,
         counts=counts,
         exposure=float(exposure),
-        scale=float(parts[0]) * float(parts[1]),
-        good=quality == 0,
+        area_scale=_scale(path, table, header, "AREASCAL") or 1.0,
+        region=_scale(path, table, header, "BACKSCAL"),
+        good=_every_channel(path, table, header, "QUALITY") == 0,
         group=np.maximum(np.cumsum(grouping != -1) - 1, 0),
         named={
             key: str(header[key]).strip()
             for key in ("RESPFILE", "ANCRFILE", "BACKFILE")
-            if str(header.get(key, "none")).strip().lower() not in ("", "none")
+            if word(header, key) not in ("", "NONE")
         },
     )
 
@@ -151,10 +150,11 @@ def read_arf(path: Path) -> EffectiveArea:
         MissingDataError: astropy is not installed, or there is no such file.
         ValueError: it is no ARF, or a value in it cannot be.
     """
-    table, _ = _table(path, "SPECRESP", "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
-    area = _numbers(path, table, "SPECRESP")
-    _refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
-    return EffectiveArea(path=path, energy=_energies(path, table), area=area)
+    table, _, _ = read_table(path, ("SPECRESP",), "HDUCLAS2", "SPECRESP", ("ENERG_LO", "ENERG_HI", "SPECRESP"))
+    area = numbers(path, table, "SPECRESP")
+    refuse(path, "SPECRESP must be 0 cm^2 or more", area, area < 0)
+    energy, order = _energies(path, table)
+    return EffectiveArea(path=path, energy=energy, area=area[order])
 
 
 def read_rmf(path: Path) -> Redistribution:
@@ -165,15 +165,12 @@ def read_rmf(path: Path) -> Redistribution:
         ValueError: it is no RMF, or a value in it cannot be.
     """
     columns = ("ENERG_LO", "ENERG_HI", "N_GRP", "F_CHAN", "N_CHAN", "MATRIX")
-    table, header = _table(path, "MATRIX", "HDUCLAS2", "RSP_MATRIX", columns, "SPECRESP MATRIX")
-    bounds, _ = _table(path, "EBOUNDS", "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
-    # Rows of EBOUNDS are in the order of the channels; their CHANNEL column is wrong in some files of the archives.
-    edges = np.stack([_numbers(path, bounds, name) for name in ("E_MIN", "E_MAX")], 1)
-    wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
-    _refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
-    first = int(header.get(f"TLMIN{table.names.index('F_CHAN') + 1}", 1))
-    groups = _numbers(path, table, "N_GRP").astype(np.int64)
-    _refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
+    table, header, _ = read_table(path, ("MATRIX", "SPECRESP MATRIX"), "HDUCLAS2", "RSP_MATRIX", columns)
+    bounds, _, _ = read_table(path, ("EBOUNDS",), "HDUCLAS2", "EBOUNDS", ("E_MIN", "E_MAX"))
+    first = int(header.get(f"TLMIN{column_names(table).index('F_CHAN') + 1}", 1))
+    edges = _channel_energies(path, bounds, first)
+    groups = numbers(path, table, "N_GRP").astype(np.int64)
+    refuse(path, "N_GRP must be 0 or more", groups, groups < 0)
     matrix = np.zeros((len(table), len(edges)))
     for row in range(len(table)):
         starts, lengths, values = (np.ravel(table[name][row]) for name in ("F_CHAN", "N_CHAN", "MATRIX"))
@@ -190,15 +187,16 @@ def read_rmf(path: Path) -> Redistribution:
             matrix[row, start : start + length] += part
             taken += length
     wrong = np.asarray(~np.isfinite(matrix) | (matrix < 0))
-    _refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
-    includes_area = str(header.get("HDUCLAS3", "")).strip() == "FULL"
+    refuse(path, "MATRIX must be finite and 0 or more", np.where(wrong, matrix, 0).sum(1), np.asarray(wrong.any(1)))
+    includes_area = word(header, "HDUCLAS3") == "FULL"
     total = matrix.sum(1)
     expected = "a row of MATRIX is of probabilities and sums to 1 or less, or HDUCLAS3 is FULL and the area is in it"
-    _refuse(path, expected, total, (total > MOST) & (not includes_area))
+    refuse(path, expected, total, (total > MOST) & (not includes_area))
+    energy, order = _energies(path, table)
     return Redistribution(
         path=path,
-        energy=_energies(path, table),
-        matrix=matrix,
+        energy=energy,
+        matrix=matrix[order],
         first_channel=first,
         channel_energy=edges,
         includes_area=includes_area,
@@ -215,73 +213,80 @@ def check_same_energies(area: EffectiveArea, redistribution: Redistribution) -> 
     if differs.any():
         row = int(differs.argmax())
         spans = [f"{low:g} to {high:g} keV" for low, high in (ours[row], theirs[row])]
-        raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1}")
+        raise ValueError(f"{where}, got {spans[0]} and {spans[1]} in row {row + 1} by energy")
 
 
-def _table(
-    path: Path, extension: str, keyword: str, expected: str, columns: tuple[str, ...], other: str = ""
-) -> tuple[Any, Any]:
-    """The table called `extension` (or `other`) and its header; `keyword` has to be as `expected` where it is given."""
-    try:
-        from astropy.io import fits
-    except ImportError:
-        raise MissingDataError("FITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
-    if not path.is_file():
-        raise MissingDataError(f"there is no file {path}")
-    header: Any = None
-    table: Any = None
-    try:
-        with fits.open(path, memmap=False) as file:
-            names = [unit.name for unit in file]
-            found = next((name for name in (extension, other) if name in names), None)
-            if found is not None:
-                header, table = file[found].header, file[found].data
-    except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
-        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
-    if found is None:
-        raise ValueError(f"{path} must have an extension {extension}, got {', '.join(names)}")
-    if getattr(table, "names", None) is None:
-        raise ValueError(f"{path}: {extension} must be a table, got {'no data' if table is None else 'an image'}")
-    got = str(header.get(keyword, expected)).strip()
-    if got not in (expected, ""):
-        raise ValueError(f"{path}: {keyword} of {extension} must be {expected}, got {got}")
-    missing = [name for name in columns if name not in table.names]
-    if missing:
+def _check_poisson(path: Path, counts: Array, error: Array) -> None:
+    """ValueError if errors are given that are neither sqrt(N) nor 1 + sqrt(N + 0.75) (Gehrels 1986, ApJ 303, 336).
+
+    Programs write these for Poisson's; in channels without counts they differ, and nothing is checked.
+    """
+    forms = (np.sqrt(counts), 1 + np.sqrt(counts + 0.75))
+    wrong = min(((np.abs(error - form) > ROUNDED * form) & (counts > 0) for form in forms), key=np.sum)
+    expected = "POISSERR is not T, so STAT_ERR must be an error of Poisson's, the root of COUNTS or Gehrels'"
+    refuse(path, expected, error, wrong & error.any())
+
+
+def _scale(path: Path, table: Any, header: Any, name: str) -> float | None:  # noqa: ANN401 - a table of astropy
+    """A number above 0, from the keyword or from a column that has the same one in all channels; None without both."""
+    value = header.get(name)
+    if name in column_names(table):
+        column = numbers(path, table, name)
+        refuse(path, f"{name} must be {column[0]:g} in all channels as in the first", column, column != column[0])
+        value = float(column[0])
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{path}: {name} must be a number above 0, got {value}")
+    return float(value)
+
+
+def _every_channel(path: Path, table: Any, header: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
+    """A number of every channel, from the column or from the keyword that stands for one; 0 without both."""
+    if name in column_names(table):
+        return numbers(path, table, name)
+    value = header.get(name, 0)
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{path}: {name} must be a number, got {value}")
+    return np.full(len(table), float(value))
+
+
+def _channel_energies(path: Path, table: Any, first: int) -> Array:  # noqa: ANN401 - a table of astropy
+    """[C, 2] keV of the channels from number `first` on, which EBOUNDS may have in any order."""
+    edges = np.stack([numbers(path, table, name) for name in ("E_MIN", "E_MAX")], 1)
+    wide = (edges[:, 0] >= 0) & (edges[:, 0] < edges[:, 1])
+    refuse(path, "E_MIN of EBOUNDS must be 0 keV or more, and below E_MAX", edges[:, 0], ~wide)
+    last = first + len(edges) - 1
+    channel = numbers(path, table, "CHANNEL") if "CHANNEL" in column_names(table) else np.arange(first, last + 1)
+    order = channel.argsort(kind="stable")
+    if np.array_equal(channel[order], np.arange(first, last + 1)):
+        edges = edges[order]
+    else:  # files of the archives have zeros there, or numbers that ran over
+        expected = f"each channel from {first} to {last} once"
+        _log.warning("%s: CHANNEL of EBOUNDS is not %s, so its rows are taken in order", path, expected)
+    low = edges[:, 0]
+    turns = np.diff(low) * (low[-1] - low[0]) <= 0  # channels of a grating may go down in energy
+    if turns.any():
+        index = int(turns.argmax())
         raise ValueError(
-            f"{path}: {extension} must have columns {', '.join(columns)}; {', '.join(missing)} is not among "
-            f"{', '.join(table.names)}"
+            f"{path}: energies of EBOUNDS must go up, or down, from the first channel to the last, got E_MIN of "
+            f"{low[index]:g} and {low[index + 1]:g} keV in channels {first + index} and {first + index + 1}"
         )
-    if not len(table):
-        raise ValueError(f"{path}: {extension} has no rows")
-    for name in columns:
-        unit = str(table.columns[name].unit or "").strip()
-        if unit and name in UNITS and re.sub(r"[\s*^]", "", unit.lower()) not in UNITS[name][1]:
-            raise ValueError(f"{path}: {name} of {extension} must be in {UNITS[name][0]}, TUNIT says {unit}")
-    return table, header
+    return edges
 
 
-def _numbers(path: Path, table: Any, name: str) -> Array:  # noqa: ANN401 - a table of astropy
-    """A column of one finite number a row, float64."""
-    values = np.asarray(table[name])
-    if values.ndim != 1 or values.dtype.kind not in "iuf":
-        raise ValueError(f"{path}: {name} must be one number a row, got {values.dtype} {list(values.shape)}")
-    values = values.astype(np.float64)
-    _refuse(path, f"{name} must be finite", values, ~np.isfinite(values))
-    return values
+def _energies(path: Path, table: Any) -> tuple[Array, slice]:  # noqa: ANN401 - a table of astropy
+    """[E, 2] keV, each bin beginning where the one before ends, and the order of rows in which it does.
 
-
-def _energies(path: Path, table: Any) -> Array:  # noqa: ANN401 - a table of astropy
-    """[E, 2] keV, each bin beginning where the one before ends."""
-    energy = np.stack([_numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
+    Gratings have rows that go down in energy.
+    """
+    energy = np.stack([numbers(path, table, name) for name in ("ENERG_LO", "ENERG_HI")], 1)
     low, high = energy[:, 0], energy[:, 1]
-    gap = np.abs(low[1:] - high[:-1]) > SAME * high[:-1]
-    _refuse(path, "energies must be 0 keV or more, go up, and leave no gap; ENERG_LO", low, (low < 0) | (low >= high))
-    _refuse(path, "each bin must begin where the one before ends; ENERG_LO", low, np.concatenate([[False], gap]))
-    return energy
-
-
-def _refuse(path: Path, expected: str, values: NDArray[Any], wrong: NDArray[Any]) -> None:
-    if wrong.any():
-        row, count = int(wrong.argmax()), int(wrong.sum())
-        more = f", and in {count - 1} more" if count > 1 else ""
-        raise ValueError(f"{path}: {expected}, got {values[row]:g} in row {row + 1}{more}")
+    refuse(path, "ENERG_LO must be 0 keV or more, and below ENERG_HI", low, (low < 0) | (low >= high))
+    down = low[-1] < low[0]
+    expected = "ENERG_HI must be ENERG_LO of the row before" if down else "ENERG_LO must be ENERG_HI of the row before"
+    ours, before = (high[1:], low[:-1]) if down else (low[1:], high[:-1])
+    gap = np.abs(ours - before) > SAME * np.maximum(ours, before)
+    refuse(path, f"{expected}, in keV", high if down else low, np.concatenate([[False], gap]))
+    order = slice(None, None, -1 if down else 1)
+    return energy[order], order

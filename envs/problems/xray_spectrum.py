@@ -3,12 +3,13 @@ r"""`xray-spectrum`: what does a source emit, given the counts in the channels o
 x is the logarithm of the photon flux in D bins of energy, in units of `flux` (E / keV)^-1.7 photons / cm^2 / s / keV.
 Counts in group g of channels are Poisson, with the expectation
 
-    s_g = exposure sum_{c in g} sum_j R[j, c] A_j integral over bin j of flux (E / keV)^-1.7 exp(x_d(E)) dE
+    s_g = exposure a sum_{c in g} sum_j R[j, c] A_j integral over bin j of flux (E / keV)^-1.7 exp(x_d(E)) dE
         = sum_d M[g, d] exp(x_d),
 
-A being the effective area, R the redistribution matrix, and x the same within a bin; the first and the last bin reach
-to the ends of the response, from where photons may be detected in the channels that count. A background is measured in
-a region beside the source, and integrated out (`envs.likelihoods.background`).
+A being the effective area, a what it is multiplied by (AREASCAL), R the redistribution matrix, and x the same within a
+bin; the first and the last bin reach to the ends of the response, from where photons may be detected in the channels
+that count. A background is measured in a region beside the source, and integrated out (`envs.likelihoods.background`).
+Of B counts there, B ratio are expected among the source's, ratio being that of exposure x AREASCAL x BACKSCAL.
 
 The prior is a kernel density of simulated spectra (`envs.data.xray_spectra`), a Gaussian mixture whose score is exact:
 a Gaussian of standard deviation `bandwidth` about each. Or it is a trained one, `spectra` or your own, of which the
@@ -29,8 +30,16 @@ from torch import Tensor, nn
 from diffusion.denoiser import MixtureDenoiser
 from diffusion.prior import Prior
 from diffusion.schedule import make_schedule
-from envs.data import load_dataset
-from envs.data.ogip import EffectiveArea, Redistribution, check_same_energies, read_arf, read_pha, read_rmf
+from envs.data import MissingDataError, load_dataset
+from envs.data.ogip import (
+    CountSpectrum,
+    EffectiveArea,
+    Redistribution,
+    check_same_energies,
+    read_arf,
+    read_pha,
+    read_rmf,
+)
 from envs.data.xray_spectra import REFERENCE_INDEX, energy_edges
 from envs.likelihoods import MeasuredBackgroundLikelihood, PoissonLikelihood
 from envs.problem import InverseProblem
@@ -57,7 +66,7 @@ class Observation:
     counts: Array
     """[G] counts of every group of channels; zeros in a mock."""
     response: Array
-    """[E, G] exposure times area times probability, cm^2 s."""
+    """[E, G] exposure times effective area times probability, cm^2 s."""
     energy: Array
     """[E, 2] edges of the energy bins of the response, keV."""
     channel_energy: Array
@@ -65,7 +74,7 @@ class Observation:
     background: Array | None = None
     """[G] counts of the background measurement, if there is one."""
     ratio: float = 1.0
-    """Exposure and area of the source measurement over those of the background's."""
+    """Exposure, effective area and region of the source measurement over those of the background's."""
 
 
 class Folded(nn.Module):
@@ -134,6 +143,7 @@ def read_observation(
 ) -> Observation:
     """The observation in a PHA file; the other files are those that its header names, beside it, unless given.
 
+    A `background` called none, in either case, is no file: no background is used, even if the header names one.
     Channels of a nominal energy outside of `low` to `high` keV, or of a QUALITY other than 0, do not count, and a line
     of the log says how many. `group` of them are added up at a time; 0 keeps the file's groups, whole ones.
 
@@ -142,10 +152,13 @@ def read_observation(
         ValueError: a file cannot be read, two do not match, or no channel is left.
     """
     source = read_pha(spectrum)
-    named = {key: spectrum.parent / name for key, name in source.named.items()}
-    rmf, arf, background = (
-        given or named.get(key) for given, key in ((rmf, "RESPFILE"), (arf, "ANCRFILE"), (background, "BACKFILE"))
-    )
+    rmf, arf = rmf or _named(source, "RESPFILE", "rmf"), arf or _named(source, "ANCRFILE", "arf")
+    if background is None:
+        background = _named(source, "BACKFILE", "background")
+    elif str(background).lower() == "none":
+        background = None
+        if "BACKFILE" in source.named:
+            _log.info("%s: no background is used, its BACKFILE %s is left out", spectrum, source.named["BACKFILE"])
     if rmf is None:
         raise ValueError(f"{spectrum} names no RESPFILE in its header; give the RMF by hand")
     redistribution = read_rmf(rmf)
@@ -179,7 +192,7 @@ def read_observation(
         *(spectrum, (label < 0).sum(), len(label), source.counts[label < 0].sum(), source.counts.sum()),
         *((~within).sum(), low, high, (within & ~used).sum()),
     )
-    response = source.exposure * area[:, None] * (matrix @ member)
+    response = source.exposure * source.area_scale * area[:, None] * (matrix @ member)
     counts = source.counts @ member
     empty = ~(response > 0).any(0)
     if (empty & (counts > 0)).any() and beside is None:
@@ -193,8 +206,31 @@ def read_observation(
         energy=redistribution.energy,
         channel_energy=np.array([[energy[label == g].min(), energy[label == g].max()] for g in groups]),
         background=None if beside is None else beside.counts @ member,
-        ratio=1.0 if beside is None else source.exposure * source.scale / (beside.exposure * beside.scale),
+        ratio=1.0 if beside is None else _extent(source, beside) / _extent(beside, source),
     )
+
+
+def _named(spectrum: CountSpectrum, key: str, option: str) -> Path | None:
+    """The file that the header of a spectrum names, beside it; `option` is that by which another is given."""
+    if key not in spectrum.named:
+        return None
+    path = spectrum.path.parent / spectrum.named[key]
+    if not path.is_file():
+        other = "another, or none" if key == "BACKFILE" else "another"
+        raise MissingDataError(
+            f"there is no file {path}, which {key} of {spectrum.path} names; give {other} as {option}"
+        )
+    return path
+
+
+def _extent(spectrum: CountSpectrum, other: CountSpectrum) -> float:
+    """Exposure times effective area times region, which background counts go with; for a ratio to that of `other`."""
+    if spectrum.region is None:
+        raise ValueError(
+            f"{spectrum.path} must have the keyword BACKSCAL: without the size of its region the background cannot be "
+            f"scaled to or from that of {other.path}"
+        )
+    return spectrum.exposure * spectrum.area_scale * spectrum.region
 
 
 def _area(redistribution: Redistribution, spectrum: Path, arf: Path | None) -> Array:
@@ -234,10 +270,10 @@ def xray_spectrum(
 ) -> InverseProblem:
     """The spectrum behind the PHA file `spectrum`, or one drawn from the prior with `seed` behind a mock telescope.
 
-    `arf`, `rmf` and `background` are files that the header of `spectrum` does not name. `simulated` takes all but the
-    counts from the files, and draws these. x has `bins` bins within `low` to `high` keV; `flux` is what you expect of
-    the source at 1 keV, within a factor of ten. The prior is that of `spectra` simulated ones, or a trained one,
-    `prior` by name or folder, whose bins must be these.
+    `arf`, `rmf` and `background` are files that the header of `spectrum` does not name; "none" for `background` uses
+    none even if it names one. `simulated` takes all but the counts from the files, and draws these. x has `bins` bins
+    within `low` to `high` keV; `flux` is what you expect of the source at 1 keV, within a factor of ten. The prior is
+    that of `spectra` simulated ones, or a trained one, `prior` by name or folder, whose bins must be these.
     """
     if spectrum is None and (arf or rmf or background):
         raise ValueError("arf, rmf and background are those of a spectrum, and there is none")

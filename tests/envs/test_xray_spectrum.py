@@ -12,8 +12,9 @@ from astropy.io import fits
 from scipy import integrate
 
 from envs import make_problem
-from envs.data import load_dataset
+from envs.data import MissingDataError, load_dataset
 from envs.data.xray_spectra import absorption, bremsstrahlung
+from envs.likelihoods import PoissonLikelihood
 from envs.problems.xray_spectrum import mock_observation, read_observation
 from tests import ogip_files as made
 
@@ -48,6 +49,31 @@ def test_counts_of_a_users_files_are_folded_as_by_hand(tmp_path):
     assert likelihood.operator(torch.from_numpy(x)[None])[0].numpy() == pytest.approx(expected, rel=1e-6)
     assert likelihood.background.tolist() == made.BESIDE[1:5].tolist()
     assert likelihood.ratio == pytest.approx(1000 * 0.5 / (2000 * 1.0))
+
+
+def test_scales_of_the_area_multiply_the_response_and_the_background(tmp_path):
+    """Half of the area sees half of the source, and half of a background that all of the area has measured."""
+    plain = read_observation(made.write_observation(tmp_path), low=0.9, high=6.0)
+    names = {"RESPFILE": "my.rmf", "ANCRFILE": "my.arf", "BACKFILE": "my_bg.pi"}
+    half = read_observation(made.write_pha(tmp_path / "half.pi", AREASCAL=0.5, **names), low=0.9, high=6.0)
+    assert half.response == pytest.approx(0.5 * plain.response, rel=1e-12)
+    assert (plain.ratio, half.ratio) == (0.25, 0.125)
+    made.write_pha(tmp_path / "my_bg.pi", made.BESIDE, EXPOSURE=2000.0, BACKSCAL=1.0, AREASCAL=0.2)
+    beside = read_observation(tmp_path / "half.pi", low=0.9, high=6.0)
+    assert (beside.response == half.response).all() and beside.ratio == pytest.approx(0.625, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["my.pi", "my_bg.pi"])
+def test_a_background_beside_a_region_of_unknown_size_is_refused(tmp_path, name):
+    path = made.write_observation(tmp_path)
+    with fits.open(tmp_path / name, mode="update") as file:
+        del file["SPECTRUM"].header["BACKSCAL"]
+        file["SPECTRUM"].header["BACKFILE"] = "my_bg.pi" if name == "my.pi" else "none"
+    with pytest.raises(ValueError, match=rf"{name} must have the keyword BACKSCAL"):
+        read_observation(path, low=0.9, high=6.0)
+    with fits.open(path, mode="update") as file:
+        file["SPECTRUM"].header["BACKFILE"] = "none"
+    assert read_observation(path, low=0.9, high=6.0).background is None
 
 
 @HAS_DATA
@@ -130,6 +156,23 @@ def test_counts_where_no_photon_can_be_detected_are_refused_unless_there_is_a_ba
         read_observation(path, arf, rmf, low=0.9, high=6.0)
     beside = made.write_pha(tmp_path / "b.pi", made.BESIDE)
     assert read_observation(path, arf, rmf, beside, low=0.9, high=6.0).background.tolist() == [2, 0, 1, 0]
+
+
+@pytest.mark.parametrize("none", ["none", "None"])
+def test_a_background_that_the_header_names_may_be_done_without(tmp_path, caplog, none):
+    path = made.write_observation(tmp_path)
+    (tmp_path / "my_bg.pi").unlink()
+    options = {**OWN, "spectrum": str(path)}
+    message = r"there is no file .*my_bg.pi, which BACKFILE of .*my.pi names; give another, or none as background"
+    with pytest.raises(MissingDataError, match=message):
+        make_problem("xray-spectrum", options)
+    with caplog.at_level(logging.INFO):
+        problem = make_problem("xray-spectrum", {**options, "background": none})
+    assert isinstance(problem.likelihood, PoissonLikelihood)
+    assert "my.pi: no background is used, its BACKFILE my_bg.pi is left out" in caplog.text
+    (tmp_path / "my.arf").unlink()
+    with pytest.raises(MissingDataError, match=r"my.arf, which ANCRFILE of .*my.pi names; give another as arf"):
+        make_problem("xray-spectrum", {**options, "background": none})
 
 
 def test_channels_of_another_quality_or_energy_are_left_out_with_a_line_of_the_log(tmp_path, caplog):
