@@ -31,21 +31,11 @@ from numpy.typing import NDArray
 from envs.data.location import MissingDataError
 from envs.data.uvfits import read_uvfits
 from envs.data.visibilities import VisibilityTable
+from envs.data.visibility_columns import CSV, TABLE, check_comment, check_units
 from envs.data.visibility_rows import Rows, checked
 
 __all__ = ["read_visibilities"]
 
-TABLE = {"u": "lambda", "v": "lambda", "Re(V)": "Jy", "Im(V)": "Jy", "weight": "Jy^-2"}
-CSV = {"time": "UTC", "T1": "", "T2": "", "U": "lambda", "V": "lambda", "Iamp": "Jy", "Iphase": "d", "Isigma": "Jy"}
-NAMES = {
-    "u": r"\bu",
-    "v": r"\bv",
-    "Re(V)": r"\b(?:Re|Real)(?:\s*\(V\))?",
-    "Im(V)": r"\b(?:Im|Imag)(?:\s*\(V\))?",
-    "weight": r"\bweights?",
-}
-"""What columns of a table are called in a comment."""
-OTHER_UNITS = re.compile(r"(?<![A-Za-z])(?:[mukµμ]Jy|[kMG](?:lambda|λ))(?![A-Za-z])")  # than those of a table
 UVFITS = (".uvfits", ".uvf", ".fits")
 
 
@@ -89,19 +79,7 @@ def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
 
 def _table(path: Path, comments: list[str], rows: list[tuple[int, str]]) -> Rows:
     for text in comments:
-        units = re.findall(r"\[([^\]]*)\]", text)
-        if len(units) == len(TABLE):
-            _check_units(path, dict(zip(TABLE, units, strict=True)), TABLE)
-        found = {name: re.search(pattern + r"\s*[\[(](?!V\))([^\])]*)", text) for name, pattern in NAMES.items()}
-        said = {name: match[1] for name, match in found.items() if match}
-        if {"u", "v"} <= set(said):  # else it is a comment about something else
-            _check_units(path, said, {name: TABLE[name] for name in said})
-        other = OTHER_UNITS.search(text)
-        if other is not None:
-            raise ValueError(
-                f"{path}: columns must be in {', '.join(TABLE.values())}; a comment speaks of {other[0]}: convert them "
-                "first, or take it out"
-            )
+        check_comment(path, text)
     u, v, real, imaginary, weight = _numbers(path, [(number, text.split()) for number, text in rows], list(TABLE))
     places = [f"line {number}" for number, _ in rows]
     value = (real + 1j * imaginary).astype(np.complex128)
@@ -115,7 +93,7 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]]) -> Rows:
     missing = [name for name in CSV if name not in units]
     if missing:
         raise ValueError(f"{path} must name its columns {', '.join(CSV)} in a comment; missing: {', '.join(missing)}")
-    _check_units(path, units, CSV)
+    check_units(path, units, CSV)
     split = [(number, [part.strip() for part in text.split(",")]) for number, text in rows]
     order = [each[1] if each else "" for each in found]
     for number, parts in split:
@@ -135,12 +113,6 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]]) -> Rows:
             raise ValueError(f"{path}, {places[right.argmin()]}: {name}, got {column[right.argmin()]}")
     value = (amplitude * np.exp(1j * np.deg2rad(phase))).astype(np.complex128)
     return Rows(places=places, u=-u, v=-v, value=value, weight=sigma**-2, time=time, stations=names)
-
-
-def _check_units(path: Path, units: dict[str, str], expected: dict[str, str]) -> None:
-    for name, unit in expected.items():
-        if units[name].strip() != unit:
-            raise ValueError(f"{path}: {name} must be in [{unit}], the file says [{units[name]}]; convert it first")
 
 
 def _numbers(path: Path, rows: list[tuple[int, list[str]]], names: list[str]) -> Sequence[NDArray[np.float64]]:

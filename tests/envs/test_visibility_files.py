@@ -77,6 +77,60 @@ def test_what_is_wrong_is_named_with_the_file_and_the_row(tmp_path, name, text, 
         read_visibilities(_written(tmp_path / name, text))
 
 
+@pytest.mark.parametrize(
+    ("comment", "spoken"),
+    [
+        ("U[m] V[m]", r"u must be in \[lambda\], the file says \[m\]"),
+        ("uu(m) vv(m) re im wgt", r"u must be in \[lambda\], the file says \[m\]"),
+        ("u[m], v", r"speaks of u\[m"),
+        ("u, v [km]", r"speaks of v \[km"),
+        ("u_m v_m Re Im weight", "speaks of u_m"),
+        ("uv in ns", "speaks of in ns"),
+        ("units: m, Jy", "speaks of units: m"),
+        ("u and v in metres", "speaks of metres"),
+        ("Baselines are in Kilometers", "speaks of Kilometers"),
+        ("u, v in seconds", "speaks of in seconds"),
+        ("uv in megalambda", "speaks of megalambda"),
+        ("u and v in Mega wavelengths", "speaks of Mega wavelengths"),
+        ("UV: KLAMBDA", "speaks of KLAMBDA"),
+        ("u, v in Gλ", "speaks of Gλ"),
+        ("u v Re Im weight in MJY", "speaks of MJY"),
+        ("flux densities in millijansky", "speaks of millijansky"),
+        ("u v Re Im [mjy]", "speaks of mjy"),
+    ],
+)
+def test_other_units_in_a_comment_are_refused_however_they_are_spelt(tmp_path, comment, spoken):
+    with pytest.raises(ValueError, match=f"a.txt: .*{spoken}"):
+        read_visibilities(_written(tmp_path / "a.txt", f"# {comment}\n1 2 3 4 5\n"))
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "u [wavelengths] v [λ] Re(V) [Jy] Im(V) [jy] weight [1/Jy^2]",
+        "u(lambda) v(lambda) Re(Jansky) Im(Jy) weight(Jy**-2)",
+        "U [Wavelength] V [Lambda] weights [Jy⁻²]",
+        "u v Re Im weight [Jy^{-2}]",
+        "u [lambda] v [lambda] of V [Jy]",
+        "dishes of 12 metres, wavelength[m] = 0.0013",
+        "u and v at 1.3 mm; the longest baseline has 16.2 kilometres, scans 30 seconds",
+        "u and v in M87, in some minutes, in mean, in m87.csv",
+        "team of B. Metre; some comment in millions",
+    ],
+)
+def test_equal_units_and_comments_about_other_things_are_taken(tmp_path, comment):
+    assert len(read_visibilities(_written(tmp_path / "a.txt", f"# {comment}\n1 2 3 4 5\n"))) == 1
+
+
+def test_equal_units_of_the_csv_are_taken_and_others_refused(tmp_path):
+    header = "#time(hr),T1,T2,U(wavelengths),V(λ),Iamp(jy),Iphase(deg),Isigma(Jansky)\n"
+    assert read_visibilities(_written(tmp_path / "a.csv", header + ROW)).value == pytest.approx([2j], abs=1e-12)
+    with pytest.raises(ValueError, match=r"Iphase must be in \[d\], the file says \[rad\]"):
+        read_visibilities(_written(tmp_path / "b.csv", header.replace("deg", "rad") + ROW))
+    with pytest.raises(ValueError, match=r"time must be in \[UTC\], the file names no unit"):
+        read_visibilities(_written(tmp_path / "c.csv", header.replace("(hr)", "") + ROW))
+
+
 def test_flagged_rows_are_dropped_only_when_asked_and_are_counted_and_logged(tmp_path, caplog):
     path = _written(tmp_path / "a.txt", "1 2 3 4 5\n1 2 nan 4 0\n3 4 5 6 7\n")
     with caplog.at_level(logging.INFO):
