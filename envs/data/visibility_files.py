@@ -1,9 +1,10 @@
 r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv, and UVFITS.
 
-- A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, `#` for comments, as made by frank
-  and by CASA scripts; may be compressed (.gz, .bz2). Units in a comment, as u [lambda] or u(m), must be these.
-- csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), columns in any
-  order.
+- A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, between spaces or commas, `#` for
+  comments, as made by frank and by CASA scripts; may be compressed (.gz, .bz2). Units in a comment or a header, as
+  u [lambda] or u(m), must be these.
+- csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), with or without
+  its `#`, columns in any order.
 - UVFITS: random groups (AIPS Memo 117): u, v in seconds times the frequency of each channel; Stokes I, or half the sum
   of the parallel hands. One source, one set of frequencies.
 
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 from envs.data.location import MissingDataError
 from envs.data.uvfits import read_uvfits
 from envs.data.visibilities import VisibilityTable
-from envs.data.visibility_columns import CSV, TABLE, check_comment, check_units
+from envs.data.visibility_columns import CSV, TABLE, check_comment, check_units, is_header
 from envs.data.visibility_rows import Rows, checked
 
 __all__ = ["read_visibilities"]
@@ -56,31 +57,36 @@ def read_visibilities(path: str | Path, *, flagged: str = "refuse") -> Visibilit
     comments, rows = _read_lines(path)
     if not rows:
         raise ValueError(f"{path} has no row of numbers")
-    return checked(path, (_csv if "," in rows[0][1] else _table)(path, comments, rows), flagged)
+    other = "," in rows[0][1] and (rows[0][1].count(",") != len(TABLE) - 1 or any("T1" in text for text in comments))
+    return checked(path, (_csv if other else _table)(path, comments, rows), flagged)
 
 
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
-    """Comments, and the other lines that are not empty with their number in the file."""
+    """Comments and headers, and the other lines that are not empty with their number in the file."""
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     comments, rows = [], []
     file: IO[str]
     try:
-        with opener(path, "rt", encoding="utf-8") as file:
+        with opener(path, "rt", encoding="utf-8-sig") as file:  # some programs start a csv with a byte order mark
             for number, line in enumerate(file, 1):
-                text = line.strip()
+                text = line.strip().removesuffix(",")
                 if text.startswith("#"):
                     comments.append(text.lstrip("# "))
                 elif text:
                     rows.append((number, text))
     except (UnicodeDecodeError, OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from None
+    if rows and is_header(rows[0][1]):
+        comments.append(rows.pop(0)[1])
     return comments, rows
 
 
 def _table(path: Path, comments: list[str], rows: list[tuple[int, str]]) -> Rows:
     for text in comments:
         check_comment(path, text)
-    u, v, real, imaginary, weight = _numbers(path, [(number, text.split()) for number, text in rows], list(TABLE))
+    separator = "," if "," in rows[0][1] else None
+    split = [(number, text.split(separator)) for number, text in rows]
+    u, v, real, imaginary, weight = _numbers(path, split, list(TABLE))
     places = [f"line {number}" for number, _ in rows]
     value = (real + 1j * imaginary).astype(np.complex128)
     return Rows(places=places, u=u, v=v, value=value, weight=weight)
@@ -92,7 +98,10 @@ def _csv(path: Path, comments: list[str], rows: list[tuple[int, str]]) -> Rows:
     units = {each[1]: each[2] or "" for each in found if each}
     missing = [name for name in CSV if name not in units]
     if missing:
-        raise ValueError(f"{path} must name its columns {', '.join(CSV)} in a comment; missing: {', '.join(missing)}")
+        raise ValueError(
+            f"{path} must name its columns {', '.join(CSV)} in a header, or have the {len(TABLE)} columns "
+            f"{', '.join(TABLE)} and no more, got {rows[0][1].count(',') + 1}; missing: {', '.join(missing)}"
+        )
     check_units(path, units, CSV)
     split = [(number, [part.strip() for part in text.split(",")]) for number, text in rows]
     order = [each[1] if each else "" for each in found]

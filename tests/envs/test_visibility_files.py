@@ -131,6 +131,63 @@ def test_equal_units_of_the_csv_are_taken_and_others_refused(tmp_path):
         read_visibilities(_written(tmp_path / "c.csv", header.replace("(hr)", "") + ROW))
 
 
+COMMAS = "1e5,-2e5,0.5,-0.25,400\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COMMAS,
+        COMMAS.replace(",", ", "),
+        "# u,v,re,im,w\n" + COMMAS,
+        "u,v,Re,Im,weight\n" + COMMAS,
+        "u [lambda], v [lambda], Re(V) [Jy], Im(V) [Jy], weight [1/Jy^2]\n" + COMMAS,
+        "u v Re Im weight\n" + COMMAS.replace(",", " "),
+        "\ufeffu,v,Re,Im,weight\n" + COMMAS,
+        "\ufeff" + COMMAS,
+        "u,v,Re,Im,weight,\n" + COMMAS.replace("400", "400,"),
+    ],
+)
+def test_a_table_may_have_commas_a_header_and_a_byte_order_mark(tmp_path, text):
+    table = read_visibilities(_written(tmp_path / "a.csv", text))
+    assert (table.u.tolist(), table.v.tolist(), table.std.tolist()) == ([1e5], [-2e5], [0.05])
+    assert table.value.tolist() == [0.5 - 0.25j] and table.stations is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + HEADER + ROW,
+        HEADER.replace("#time", "time") + ROW,
+        "\ufeff" + HEADER.split("\n")[1][1:] + "\n" + ROW,
+        HEADER + ROW.replace("0.1", "0.1,"),
+        HEADER.replace("Isigma(Jy)", "Isigma(Jy),") + ROW.replace("0.1", "0.1,"),
+    ],
+)
+def test_the_csv_may_have_a_byte_order_mark_a_last_comma_and_a_header_without_a_hash(tmp_path, text):
+    table = read_visibilities(_written(tmp_path / "a.csv", text))
+    assert table.stations.tolist() == [["AA", "PV"]] and table.std == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u,v,Re,Im,sigma\n" + COMMAS, r"columns must be u, v, .*; the file says sigma for weight"),
+        ("# Re,Im,u,v,weight\n" + COMMAS, r"columns must be u, v, .*; the file says Re for u"),
+        ("u,v,amp,phase,weight\n" + COMMAS, r"the file says amp for Re\(V\)"),
+        ("u[m],v[m],Re,Im,weight\n" + COMMAS, r"u must be in \[lambda\], the file says \[m\]"),
+        ("a,b,c,d,e\n" + COMMAS, "a.csv, line 1: could not convert string to float: 'a'"),
+        ("u,v,Re,Im,weight\n", "a.csv has no row of numbers"),
+        (COMMAS + "1,2,3\n", r"a.csv, line 2: expected 5 columns \(u, v, Re\(V\), Im\(V\), weight\), got 3"),
+        ("1,2,3,4,5,6\n", r"must name its columns time, .* or have the 5 columns u, v, .* and no more, got 6; missing"),
+        ("#time(UTC),T1,T2,U(lambda),V(lambda)\n0.5,AA,PV,1,2\n", "missing: Iamp, Iphase, Isigma"),
+    ],
+)
+def test_commas_with_other_columns_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(_written(tmp_path / "a.csv", text))
+
+
 def test_flagged_rows_are_dropped_only_when_asked_and_are_counted_and_logged(tmp_path, caplog):
     path = _written(tmp_path / "a.txt", "1 2 3 4 5\n1 2 nan 4 0\n3 4 5 6 7\n")
     with caplog.at_level(logging.INFO):
