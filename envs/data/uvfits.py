@@ -6,6 +6,7 @@ source, one set of frequencies. u and v run from the second station to the first
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def read_uvfits(path: Path) -> Rows:
             header, groups = file[0].header, file[0].data if isinstance(file[0], fits.GroupsHDU) else None
             extensions = {unit.name: unit.data for unit in file[1:] if unit.name in ("AIPS AN", "AIPS FQ")}
             data = None if groups is None else np.asarray(groups.data, np.float64)
-    except (OSError, TypeError, ValueError) as error:  # of a file that ends early astropy says the last two
+    except (OSError, EOFError, zlib.error, TypeError, ValueError) as error:  # of a file that ends early it says any
         raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
     if groups is None or data is None:
         raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")

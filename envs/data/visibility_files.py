@@ -1,7 +1,7 @@
 r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv, and UVFITS.
 
 - A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, between spaces or commas, `#` for
-  comments, as made by frank and by CASA scripts; may be compressed (.gz, .bz2). Units in a comment or a header, as
+  comments, as made by frank and by CASA scripts; may be compressed by gzip or bzip2. Units in a comment or a header, as
   u [lambda] or u(m), must be these.
 - csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), with or without
   its `#`, columns in any order.
@@ -22,6 +22,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -37,7 +38,8 @@ from envs.data.visibility_rows import Rows, checked
 
 __all__ = ["read_visibilities"]
 
-UVFITS = (".uvfits", ".uvf", ".fits")
+COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open}
+"""How files that start with these two bytes are opened."""
 
 
 def read_visibilities(path: str | Path, *, flagged: str = "refuse") -> VisibilityTable:
@@ -52,7 +54,7 @@ def read_visibilities(path: str | Path, *, flagged: str = "refuse") -> Visibilit
         raise ValueError(f"flagged must be refuse or drop, got {flagged!r}")
     if not path.is_file():
         raise MissingDataError(f"no file of visibilities at {path}")
-    if path.suffix.lower() in UVFITS:
+    if _is_fits(path):
         return checked(path, read_uvfits(path), flagged)
     comments, rows = _read_lines(path)
     if not rows:
@@ -61,20 +63,36 @@ def read_visibilities(path: str | Path, *, flagged: str = "refuse") -> Visibilit
     return checked(path, (_csv if other else _table)(path, comments, rows), flagged)
 
 
+def _opener(path: Path) -> Any:  # noqa: ANN401
+    """What opens the file, which is known by its first bytes: names say little."""
+    with path.open("rb") as file:
+        return COMPRESSED.get(file.read(2), open)
+
+
+def _is_fits(path: Path) -> bool:
+    """Whether the file starts as FITS, or is called so."""
+    try:
+        with _opener(path)(path, "rb") as file:
+            if file.read(9) == b"SIMPLE  =":
+                return True
+    except (OSError, EOFError, zlib.error):  # a compressed file that is not whole, as will be said where it is read
+        pass
+    return path.suffix.lower() in (".uvfits", ".uvf", ".fits")
+
+
 def _read_lines(path: Path) -> tuple[list[str], list[tuple[int, str]]]:
     """Comments and headers, and the other lines that are not empty with their number in the file."""
-    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, open)
     comments, rows = [], []
     file: IO[str]
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:  # some programs start a csv with a byte order mark
+        with _opener(path)(path, "rt", encoding="utf-8-sig") as file:  # a csv may start with a byte order mark
             for number, line in enumerate(file, 1):
                 text = line.strip().removesuffix(",")
                 if text.startswith("#"):
                     comments.append(text.lstrip("# "))
                 elif text:
                     rows.append((number, text))
-    except (UnicodeDecodeError, OSError, EOFError) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as text: {error}") from None
     if rows and is_header(rows[0][1]):
         comments.append(rows.pop(0)[1])

@@ -1,6 +1,7 @@
 """Tables of visibilities: what is read, what is refused with its place, and what an average costs."""
 
 import bz2
+import gzip
 import logging
 import math
 import os
@@ -238,6 +239,28 @@ def test_uvfits_of_two_channels_and_two_hands_is_total_intensity_at_the_frequenc
     assert table.value == pytest.approx(np.full(6, 1 + 0.75j)) and table.std == pytest.approx(np.full(6, 0.5 / 2**0.5))
     assert table.stations[::2].tolist() == [["1", "2"], ["1", "3"], ["2", "3"]]
     assert table.time == pytest.approx(np.full(6, 12.0))  # a Julian date starts at noon
+
+
+@pytest.mark.parametrize("name", ["a.fit", "a.uvp", "a.uvfits.gz", "a.txt", "a.UVF.GZ", "a"])
+def test_formats_are_known_by_their_content_compressed_or_not(tmp_path, name):
+    content = _uvfits(tmp_path / "made.uvfits").read_bytes()
+    packed = gzip.compress if name.lower().endswith("gz") else bytes
+    (tmp_path / name).write_bytes(packed(content))
+    assert read_visibilities(tmp_path / name).name == name
+    (tmp_path / name).write_bytes(gzip.compress(b"1 2 3 4 5\n"))
+    assert read_visibilities(tmp_path / name).std == pytest.approx([5**-0.5])
+    (tmp_path / name).write_bytes(gzip.compress(content)[:-60])
+    with pytest.raises(ValueError, match=f"cannot read .*{name} as FITS, is all of it there"):
+        read_visibilities(tmp_path / name)
+    (tmp_path / name).write_bytes(gzip.compress(b"1 2 3 4 5\n")[:8])
+    with pytest.raises(ValueError, match=f"{name} cannot be read as text"):
+        read_visibilities(tmp_path / name)
+
+
+def test_a_file_that_is_called_uvfits_and_is_none_is_named(tmp_path):
+    pytest.importorskip("astropy.io.fits")
+    with pytest.raises(ValueError, match=r"cannot read .*a\.uvfits as FITS"):
+        read_visibilities(_written(tmp_path / "a.uvfits", "not found\n"))
 
 
 def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
