@@ -68,12 +68,8 @@ def read_uvfits(path: Path) -> Rows:
     data = data.transpose(*order, *rest).reshape(shape[0], -1, *shape[-2:])  # [groups, channels, Stokes, 3]
     value, weight = _total_intensity(path, _axis(path, header, names, "STOKES", shape[-2]).round().astype(int), data)
     frequency = _axis(path, header, names, "FREQ", data.shape[1] if len(channels) == 1 else shape[2])
-    if len(channels) == 2:
-        table = extensions.get("AIPS FQ")
-        offset = np.zeros(1) if table is None else np.ravel(table["IF FREQ"][0])
-        if len(offset) != shape[1]:
-            raise ValueError(f"{path}: AIPS FQ must have IF FREQ of {shape[1]} bands, one an IF, got {len(offset)}")
-        frequency = (offset[:, None] + frequency).reshape(-1)
+    bands = shape[1] if len(channels) == 2 else 1
+    frequency = (_offsets(path, groups, extensions.get("AIPS FQ"), bands)[:, None] + frequency).reshape(-1)
     if not frequency.min() > LOWEST:
         raise ValueError(f"{path}: FREQ must be in Hz, above {LOWEST:.0e}, got {frequency.min():g}")
     antennas = extensions.get("AIPS AN")
@@ -94,8 +90,11 @@ def read_uvfits(path: Path) -> Rows:
 
 
 def _parameter(path: Path, groups: Any, name: str) -> NDArray[np.float64]:  # noqa: ANN401
-    """Values of the group parameter whose name starts with `name`; those of one name are added."""
-    rows = [index for index, each in enumerate(groups.parnames) if each.startswith(name)]
+    """Values of the group parameter whose name starts with `name`; those of one name are added, as day and fraction.
+
+    The second of two may have an underscore before it, as names of columns must differ for some programs.
+    """
+    rows = [index for index, each in enumerate(groups.parnames) if each.lstrip("_").startswith(name)]
     if not rows:
         raise ValueError(f"{path} has no group parameter {name}, got {', '.join(dict.fromkeys(groups.parnames))}")
     return np.sum([np.asarray(groups.par(index), np.float64) for index in rows], 0)
@@ -108,6 +107,31 @@ def _axis(path: Path, header: Any, names: dict[int, str], name: str, count: int)
         raise ValueError(f"{path}: the axis {name} must have its value in CRVAL{axis}, which is not in the header")
     step = np.arange(1, count + 1) - header.get(f"CRPIX{axis}", 1.0)
     return np.asarray(header[f"CRVAL{axis}"] + step * header.get(f"CDELT{axis}", 1.0), np.float64)
+
+
+def _offsets(path: Path, groups: Any, table: Any, bands: int) -> NDArray[np.float64]:  # noqa: ANN401
+    """[bands] that the set of frequencies FREQSEL, which all groups have, adds to the frequencies of the header."""
+    offsets = np.zeros((1, 1))
+    if table is not None:
+        offsets = _column(path, "AIPS FQ", table, "IF FREQ").reshape(len(table), -1)
+        if "FREQSEL" in groups.parnames:
+            known, wanted = _column(path, "AIPS FQ", table, "FRQSEL").ravel(), groups.par("FREQSEL")[0]
+            if wanted not in known:
+                raise ValueError(f"{path}: the groups are of FREQSEL {wanted:g}, AIPS FQ has FRQSEL {known.tolist()}")
+            offsets = offsets[known == wanted]
+    if offsets.shape[1] != bands:
+        raise ValueError(f"{path}: AIPS FQ must have IF FREQ of {bands} bands, one an IF, got {offsets.shape[1]}")
+    if len(offsets) > 1:
+        raise ValueError(
+            f"{path}: AIPS FQ must have one row for the groups, or a parameter FREQSEL tell which, got {len(offsets)}"
+        )
+    return np.asarray(offsets[0], np.float64)
+
+
+def _column(path: Path, kind: str, table: Any, name: str) -> NDArray[Any]:  # noqa: ANN401
+    if name not in table.names:
+        raise ValueError(f"{path}: the table {kind} has no column {name}, got {', '.join(table.names)}")
+    return np.asarray(table[name])
 
 
 def _total_intensity(

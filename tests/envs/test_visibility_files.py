@@ -333,6 +333,61 @@ def test_uvfits_that_ends_early_or_has_one_frequency_for_two_bands_is_named(tmp_
         read_visibilities(path)
 
 
+@pytest.mark.parametrize("second", ["DATE", "_DATE"])
+def test_a_day_and_its_fraction_are_added_under_either_name_of_the_second(tmp_path, second):
+    table = read_visibilities(_uvfits(tmp_path / "a.uvfits", more={second: np.array([0.125, 0.25, 1.0])}))
+    assert table.time[::2] == pytest.approx([15.0, 18.0, 36.0])
+
+
+def test_a_date_whose_day_is_in_the_zero_of_its_parameter_keeps_its_fraction(tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    path = _uvfits(tmp_path / "a.uvfits")
+    with fits.open(path) as file:
+        file[0].data.field(3)[:] = [0.0625, 0.125, 0.25]
+        file.writeto(path, overwrite=True)
+    content, end = path.read_bytes(), b"END" + b" " * 77
+    card = b"PZERO4  =            2457850.0".ljust(80)  # put in by hand: astropy would change the numbers to match
+    path.write_bytes(content.replace(end + b" " * 80, card + end, 1))
+    assert read_visibilities(path).time[::2] == pytest.approx([13.5, 15.0, 18.0], abs=1e-6)
+
+
+def _frequencies(offsets, selections, name="FRQSEL"):
+    fits = pytest.importorskip("astropy.io.fits")
+    columns = [fits.Column(name, "J", array=selections), fits.Column("IF FREQ", f"{len(offsets[0])}D", array=offsets)]
+    return fits.BinTableHDU.from_columns(columns, name="AIPS FQ")
+
+
+def _with_tables(path, *tables):
+    fits = pytest.importorskip("astropy.io.fits")
+    with fits.open(path, mode="update") as file:
+        for table in tables:
+            file.append(table)
+    return path
+
+
+def test_frequencies_are_those_of_the_set_that_the_groups_choose(tmp_path):
+    """UU is 1e-5 s in the first group; the bands are 0.1 THz apart from 0.2 or 0.7 THz on."""
+    bands = {"data": np.ones((3, 1, 2, 2, 2, 3), np.float32), "third": "IF"}
+    both = _frequencies([[0, 1e11], [5e11, 6e11]], [1, 2])
+    for chosen, first in ((1, 2e6), (2, 7e6)):
+        more = {"FREQSEL": np.full(3, float(chosen))}
+        table = read_visibilities(_with_tables(_uvfits(tmp_path / f"{chosen}.uvfits", more=more, **bands), both))
+        assert table.u[:4] == pytest.approx(-np.array([first, first + 1e4, first + 1e6, first + 1.01e6]), rel=1e-6)
+    more = {"FREQSEL": np.full(3, 2.0)}
+    one = _with_tables(_uvfits(tmp_path / "one.uvfits", more=more), _frequencies([[0], [1e11]], [1, 2]))
+    assert read_visibilities(one).u[:2] == pytest.approx([-3e6, -3.01e6], rel=1e-6)  # one band needs no axis IF
+    single = _with_tables(_uvfits(tmp_path / "single.uvfits", **bands), _frequencies([[5e11, 6e11]], [2]))
+    assert read_visibilities(single).u[0] == pytest.approx(-7e6, rel=1e-6)
+    more = {"FREQSEL": np.full(3, 3.0)}
+    with pytest.raises(ValueError, match=r"b.uvfits: the groups are of FREQSEL 3, AIPS FQ has FRQSEL \[1, 2\]"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "b.uvfits", more=more, **bands), both))
+    with pytest.raises(ValueError, match=r"c.uvfits: AIPS FQ must have one row .* or a parameter FREQSEL .* got 2"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "c.uvfits", **bands), both))
+    other = _frequencies([[0, 1e11]], [1], name="SELECTION")
+    with pytest.raises(ValueError, match=r"d\.uvfits: the table AIPS FQ has no column FRQSEL, got SELECTION, IF FREQ"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "d.uvfits", more=more, **bands), other))
+
+
 @needs_eht
 def test_the_two_files_of_a_day_of_the_event_horizon_telescope_agree_and_have_the_known_numbers():
     table = read_visibilities(EHT / "csv" / "SR1_M87_2017_101_lo_hops_netcal_StokesI.csv")
