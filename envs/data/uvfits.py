@@ -6,7 +6,9 @@ source, one set of frequencies. u and v run from the second station to the first
 
 from __future__ import annotations
 
+import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from envs.data.location import MissingDataError
 from envs.data.visibility_rows import Rows
 
 __all__ = ["read_uvfits"]
+
+_log = logging.getLogger(__name__)
 
 HANDS = ((-1, -2), (-5, -6))  # codes of RR and LL, XX and YY
 LOWEST = 1e6  # Hz: what is below is no radio frequency, but one in MHz or GHz
@@ -36,13 +40,15 @@ def read_uvfits(path: Path) -> Rows:
     try:
         with fits.open(path, memmap=False) as file:
             header, groups = file[0].header, file[0].data if isinstance(file[0], fits.GroupsHDU) else None
-            extensions = {unit.name: unit.data for unit in file[1:] if unit.name in ("AIPS AN", "AIPS FQ")}
+            antennas = [unit.data for unit in file[1:] if unit.name == "AIPS AN"]  # one a subarray
+            frequencies = next((unit.data for unit in file[1:] if unit.name == "AIPS FQ"), None)
             data = None if groups is None else np.asarray(groups.data, np.float64)
     except (OSError, EOFError, zlib.error, TypeError, ValueError) as error:  # of a file that ends early it says any
         raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
     if groups is None or data is None:
         raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")
-    u, v, baseline, date = (_parameter(path, groups, name) for name in ("UU", "VV", "BASELINE", "DATE"))
+    u, v, date = (_parameter(path, groups, name) for name in ("UU", "VV", "DATE"))
+    ends, subarray = _ends(path, groups)
     for name, what in (("SOURCE", "source"), ("FREQSEL", "set of frequencies")):
         if name in groups.parnames and len(chosen := np.unique(groups.par(name))) > 1:
             first = int((groups.par(name) != groups.par(name)[0]).argmax())
@@ -66,20 +72,23 @@ def read_uvfits(path: Path) -> Rows:
         raise ValueError(f"{path}: expected real part, imaginary part and weight of one pointing, got {data.shape}")
     shape = [data.shape[axis] for axis in order]
     data = data.transpose(*order, *rest).reshape(shape[0], -1, *shape[-2:])  # [groups, channels, Stokes, 3]
+    group, stations = np.arange(1, len(u) + 1), _names(path, antennas, ends, subarray)
+    alone = ends[:, 0] == ends[:, 1]
+    if alone.any():
+        _log.info("%s: %d of %d groups are of a station with itself, and are left out", path, alone.sum(), len(alone))
+        if alone.all():
+            raise ValueError(f"{path}: every group is of a station with itself, none of a baseline")
+        u, v, date, group, stations, data = (each[~alone] for each in (u, v, date, group, stations, data))
     value, weight = _total_intensity(path, _axis(path, header, names, "STOKES", shape[-2]).round().astype(int), data)
     frequency = _axis(path, header, names, "FREQ", data.shape[1] if len(channels) == 1 else shape[2])
     bands = shape[1] if len(channels) == 2 else 1
-    frequency = (_offsets(path, groups, extensions.get("AIPS FQ"), bands)[:, None] + frequency).reshape(-1)
+    frequency = (_offsets(path, groups, frequencies, bands)[:, None] + frequency).reshape(-1)
     if not frequency.min() > LOWEST:
         raise ValueError(f"{path}: FREQ must be in Hz, above {LOWEST:.0e}, got {frequency.min():g}")
-    antennas = extensions.get("AIPS AN")
-    called = {} if antennas is None else dict(zip(antennas["NOSTA"].tolist(), antennas["ANNAME"].tolist(), strict=True))
-    ends = np.stack([baseline // 256, baseline % 256], 1).astype(int)
-    stations = np.array([[str(called.get(end, end)).strip() for end in pair] for pair in ends.tolist()])
     hours = (date - (np.floor(date.min() - 0.5) + 0.5)) * 24
     count = data.shape[1]
     return Rows(
-        places=[f"group {row}" for row in range(1, len(u) + 1) for _ in range(count)],
+        places=[f"group {row}" for row in group for _ in range(count)],
         u=-np.outer(u, frequency).ravel(),
         v=-np.outer(v, frequency).ravel(),
         value=value.ravel(),
@@ -98,6 +107,58 @@ def _parameter(path: Path, groups: Any, name: str) -> NDArray[np.float64]:  # no
     if not rows:
         raise ValueError(f"{path} has no group parameter {name}, got {', '.join(dict.fromkeys(groups.parnames))}")
     return np.sum([np.asarray(groups.par(index), np.float64) for index in rows], 0)
+
+
+def _ends(path: Path, groups: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # noqa: ANN401
+    """Numbers of the two stations of each group [G, 2], and of its subarray [G].
+
+    A baseline is 256 i + j, or with a station beyond 255 2048 i + j + 65536, and 0.01 more for each subarray after the
+    first; or there are parameters for the two stations (AIPS Memo 117, 2017).
+    """
+    if {"ANTENNA1", "ANTENNA2"} <= set(groups.parnames):
+        ends = np.stack([_parameter(path, groups, name) for name in ("ANTENNA1", "ANTENNA2")], 1)
+        own = _parameter(path, groups, "SUBARRAY") if "SUBARRAY" in groups.parnames else np.ones(len(ends))
+        return ends.round().astype(np.int64), own.round().astype(np.int64)
+    baseline = _parameter(path, groups, "BASELINE")
+    whole = np.floor(baseline + 1e-3).astype(np.int64)  # one that is scaled may come out just below
+    subarray = np.round(100 * (baseline - whole)).astype(np.int64) + 1
+    few = np.stack([whole // 256, whole % 256], 1)
+    many = np.stack([(whole - 65536) // 2048, (whole - 65536) % 2048], 1)
+    return np.where((whole > 65536)[:, None], many, few), subarray
+
+
+def _names(
+    path: Path,
+    antennas: Sequence[Any],
+    ends: NDArray[np.int64],
+    subarray: NDArray[np.int64],
+) -> NDArray[np.str_]:
+    """[G, 2] names of the stations `ends` by the tables `antennas`, or numbers where names do not tell them apart.
+
+    Times of several subarrays are put together, so a number must stand for one station in all of them.
+    """
+    known: dict[int, str] = {}
+    for table in antennas:
+        columns = (_column(path, "AIPS AN", table, name).tolist() for name in ("NOSTA", "ANNAME"))
+        for number, name in zip(*columns, strict=True):
+            if known.setdefault(number, name.strip()) != name.strip():
+                raise ValueError(
+                    f"{path}: station {number} is {known[number]} in one table AIPS AN and {name.strip()} in another: "
+                    "all groups must be of one subarray, split it"
+                )
+    if len(used := np.unique(subarray)) > max(1, len(antennas)):
+        first = int((subarray != subarray[0]).argmax())
+        raise ValueError(
+            f"{path}, group {first + 1}: all groups must be of one subarray, got {used.tolist()} and {len(antennas)} "
+            "tables AIPS AN: split it"
+        )
+    numbers, where = np.unique(ends, return_inverse=True)
+    called = [known.get(number, "") for number in numbers.tolist()]
+    if "" in called or len(set(called)) < len(called):
+        if known:
+            _log.info("%s: AIPS AN has no name for some stations or one for several: all go by their numbers", path)
+        called = [str(number) for number in numbers]
+    return np.array(called)[where.reshape(ends.shape)]
 
 
 def _axis(path: Path, header: Any, names: dict[int, str], name: str, count: int) -> NDArray[np.float64]:  # noqa: ANN401

@@ -61,7 +61,7 @@ def checked(path: Path, rows: Rows, flagged: str) -> VisibilityTable:
         if alone.any():
             row = int(alone.argmax())
             raise ValueError(
-                f"{path}, {places[row]}: a baseline has two stations, got {stations[row, 0]} twice: flag it by weight 0"
+                f"{path}, {places[row]}: a baseline has two stations, got {stations[row, 0]} twice: take it out"
             )
     if off.any():
         found = (

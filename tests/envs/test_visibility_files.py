@@ -213,13 +213,14 @@ def _uvfits(
     names=("UU---SIN", "VV---SIN", "BASELINE", "DATE"),
     more=None,
     third="RA",
+    baseline=(258, 259, 515),
 ):
     """Three groups of two channels of RR, LL; weights 4 and 4 unless `data` [3, 1, 1, 2, 2, 3] says otherwise."""
     fits = pytest.importorskip("astropy.io.fits")
     if data is None:
         data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
         data[..., 0, 1], data[..., 2] = 0.5, 4.0  # RR = 1 + 0.5i, LL = 1 + 1i
-    groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array([258, 259, 515]), np.full(3, 2457850.0)]
+    groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array(baseline), np.full(3, 2457850.0)]
     names, groups = [*names, *(more or {})], [*groups, *(more or {}).values()]
     unit_of_groups = fits.GroupsHDU(fits.GroupData(data, bitpix=-32, parnames=names, pardata=groups))
     header = unit_of_groups.header
@@ -386,6 +387,59 @@ def test_frequencies_are_those_of_the_set_that_the_groups_choose(tmp_path):
     other = _frequencies([[0, 1e11]], [1], name="SELECTION")
     with pytest.raises(ValueError, match=r"d\.uvfits: the table AIPS FQ has no column FRQSEL, got SELECTION, IF FREQ"):
         read_visibilities(_with_tables(_uvfits(tmp_path / "d.uvfits", more=more, **bands), other))
+
+
+def _antennas(names, numbers=(1, 2, 3), version=1):
+    fits = pytest.importorskip("astropy.io.fits")
+    columns = [fits.Column("ANNAME", "8A", array=list(names)), fits.Column("NOSTA", "J", array=list(numbers))]
+    return fits.BinTableHDU.from_columns(columns, name="AIPS AN", ver=version)
+
+
+@pytest.mark.parametrize("names", [("", "", ""), ("VLA", "VLA", "VLA"), ("AA", "PV", "AA"), ("AA", "", "PV")])
+def test_stations_without_names_of_their_own_go_by_their_numbers(tmp_path, names, caplog):
+    path = _with_tables(_uvfits(tmp_path / "a.uvfits"), _antennas(names))
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(path)
+    assert table.stations[::2].tolist() == [["1", "2"], ["1", "3"], ["2", "3"]]
+    assert "AIPS AN has no name for some stations or one for several: all go by their numbers" in caplog.text
+
+
+def test_stations_beyond_255_are_told_apart(tmp_path):
+    pairs = [(3, 7), (255, 300), (2000, 2001)]
+    baseline = [256 * 3 + 7, 2048 * 255 + 300 + 65536, 2048 * 2000 + 2001 + 65536]
+    table = read_visibilities(_uvfits(tmp_path / "a.uvfits", baseline=baseline))
+    assert table.stations[::2].tolist() == [[str(one), str(other)] for one, other in pairs]
+    own = {"ANTENNA2": np.array([7.0, 300.0, 2001.0]), "SUBARRAY": np.ones(3)}
+    names = ("UU", "VV", "ANTENNA1", "DATE")
+    table = read_visibilities(_uvfits(tmp_path / "b.uvfits", names=names, baseline=(3, 255, 2000), more=own))
+    assert table.stations[::2].tolist() == [[str(one), str(other)] for one, other in pairs]
+
+
+def test_several_subarrays_are_refused_unless_their_stations_agree(tmp_path):
+    both = {"baseline": (258, 258.01, 515)}
+    one, other = _antennas(("AA", "PV", "LM")), _antennas(("XX", "PV", "ZZ"), version=2)
+    for name, options in (("a.uvfits", both), ("b.uvfits", {})):
+        with pytest.raises(ValueError, match=rf"{name}: station 1 is AA in one table AIPS AN and XX in another: all "):
+            read_visibilities(_with_tables(_uvfits(tmp_path / name, **options), one, other))
+    for name, tables in (("c.uvfits", ()), ("d.uvfits", (one,))):
+        with pytest.raises(ValueError, match=rf"{name}, group 2: all groups must be of one subarray, got \[1, 2\] and"):
+            read_visibilities(_with_tables(_uvfits(tmp_path / name, **both), *tables))
+    same = _antennas(("PV", "AA"), (2, 1), version=2)
+    table = read_visibilities(_with_tables(_uvfits(tmp_path / "e.uvfits", **both), one, same))
+    assert table.stations[::2].tolist() == [["AA", "PV"], ["AA", "PV"], ["PV", "LM"]]
+
+
+def test_a_station_with_itself_is_left_out_of_uvfits_and_logged(tmp_path, caplog):
+    data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+    data[2, ..., 2] = -1
+    path = _uvfits(tmp_path / "a.uvfits", baseline=(257, 258, 515), data=data)
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(path, flagged="drop")
+    assert table.stations.tolist() == [["1", "2"]] * 2 and table.u == pytest.approx([-4e6, -4.02e6], rel=1e-6)
+    assert "a.uvfits: 1 of 3 groups are of a station with itself, and are left out" in caplog.text
+    assert "2 of 4 rows are flagged by their weight, the first in group 3" in caplog.text
+    with pytest.raises(ValueError, match=r"b.uvfits: every group is of a station with itself, none of a baseline"):
+        read_visibilities(_uvfits(tmp_path / "b.uvfits", baseline=(257, 514, 771)))
 
 
 @needs_eht
