@@ -1,7 +1,8 @@
 """Visibilities in UVFITS: random groups (AIPS Memo 117).
 
-u and v are in seconds, times the frequency of each channel; Stokes I, or half the sum of the parallel hands. One
-source, one set of frequencies. u and v run from the second station to the first, and are turned here.
+u and v are in seconds, times the frequency of each channel; Stokes I, or half the sum of the parallel hands, or the one
+hand there is. One source, one set of frequencies, one subarray. u and v run from the second station to the first, and
+are turned here.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ __all__ = ["read_uvfits"]
 
 _log = logging.getLogger(__name__)
 
-HANDS = ((-1, -2), (-5, -6))  # codes of RR and LL, XX and YY
+HANDS = {-1: "RR", -2: "LL", -5: "XX", -6: "YY"}
+"""Parallel hands by their codes."""
+CODES = ((1,), (-1, -2), (-5, -6), *((hand,) for hand in HANDS))
+"""What Stokes I is the mean of, the best first: itself, two hands, or one, if the source is not polarised."""
 LOWEST = 1e6  # Hz: what is below is no radio frequency, but one in MHz or GHz
 
 
@@ -79,7 +83,8 @@ def read_uvfits(path: Path) -> Rows:
         if alone.all():
             raise ValueError(f"{path}: every group is of a station with itself, none of a baseline")
         u, v, date, group, stations, data = (each[~alone] for each in (u, v, date, group, stations, data))
-    value, weight = _total_intensity(path, _axis(path, header, names, "STOKES", shape[-2]).round().astype(int), data)
+    stokes = _axis(path, header, names, "STOKES", shape[-2]).round().astype(int)
+    value, weight, remark = _total_intensity(path, stokes, data)
     frequency = _axis(path, header, names, "FREQ", data.shape[1] if len(channels) == 1 else shape[2])
     bands = shape[1] if len(channels) == 2 else 1
     frequency = (_offsets(path, groups, frequencies, bands)[:, None] + frequency).reshape(-1)
@@ -95,6 +100,7 @@ def read_uvfits(path: Path) -> Rows:
         weight=weight.ravel(),
         time=np.repeat(hours, count),
         stations=np.repeat(stations, count, 0),
+        remark=remark,
     )
 
 
@@ -197,16 +203,27 @@ def _column(path: Path, kind: str, table: Any, name: str) -> NDArray[Any]:  # no
 
 def _total_intensity(
     path: Path, stokes: NDArray[np.int64], data: NDArray[np.float64]
-) -> tuple[NDArray[np.complex128], NDArray[np.float64]]:
-    """Stokes I and its weight [groups, channels], zero where a part of it is flagged."""
+) -> tuple[NDArray[np.complex128], NDArray[np.float64], str]:
+    """Stokes I and its weight [groups, channels], zero where a part of it is flagged; and a remark on these.
+
+    One hand is Stokes I of a source that is not polarised, with the hand's own variance. It is taken where the other is
+    flagged in all groups, not where it is in some: a source that is polarised would change between them.
+    """
     codes = stokes.tolist()
-    hands = next((pair for pair in ((1,), *HANDS) if set(pair) <= set(codes)), None)
+    hands = next((pair for pair in CODES if set(pair) <= set(codes)), None)
     if hands is None:
-        raise ValueError(f"{path} must hold Stokes I, or RR and LL, or XX and YY; got the codes {codes}")
+        raise ValueError(f"{path} must hold Stokes I, RR and LL, XX and YY, or one of these; got the codes {codes}")
     parts = data[:, :, [codes.index(code) for code in hands]]
+    seen = ~(parts[..., 2] <= 0).all((0, 1))
+    if seen.any():
+        parts, hands = parts[:, :, seen], tuple(np.array(hands)[seen].tolist())
+    if hands[0] in HANDS and len(hands) == 1:
+        _log.info("%s has the hand %s alone: it is taken for Stokes I, as of no polarisation", path, HANDS[hands[0]])
     weight = parts[..., 2]
     on: NDArray[np.bool_] = np.all(weight > 0, axis=-1)
     variance = np.where(on[..., None], 1 / np.where(weight > 0, weight, 1.0), 1.0).sum(-1) / len(hands) ** 2
     value = (parts[..., 0] + 1j * parts[..., 1]).mean(-1)
     bad = np.isnan(weight).any(-1)  # neither flagged nor known
-    return value, np.where(bad, np.nan, np.where(on, 1 / variance, 0.0))
+    half = (weight > 0).any(-1) & ~on & ~bad
+    remark = f" ({half.sum()} of them as one hand is missing)" if half.any() else ""
+    return value, np.where(bad, np.nan, np.where(on, 1 / variance, 0.0)), remark

@@ -35,6 +35,8 @@ class Rows:
     """[K] hours, where known."""
     stations: NDArray[np.str_] | None = None
     """[K, 2] names, where known."""
+    remark: str = ""
+    """What else a message is to say of the flagged rows."""
 
 
 def checked(path: Path, rows: Rows, flagged: str) -> VisibilityTable:
@@ -64,9 +66,8 @@ def checked(path: Path, rows: Rows, flagged: str) -> VisibilityTable:
                 f"{path}, {places[row]}: a baseline has two stations, got {stations[row, 0]} twice: take it out"
             )
     if off.any():
-        found = (
-            f"{path}: {off.sum()} of {len(off)} rows are flagged by their weight, the first in {places[off.argmax()]}"
-        )
+        found = f"{path}: {off.sum()} of {len(off)} rows are flagged by their weight, the first in "
+        found += f"{places[off.argmax()]}{rows.remark}"
         if flagged == "refuse":
             raise ValueError(f"{found}; read them with flagged='drop' to leave them out")
         if off.all():

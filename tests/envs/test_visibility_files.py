@@ -278,7 +278,7 @@ def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
         read_visibilities(_uvfits(tmp_path / "c.uvfits", seconds=1e6))
     with pytest.raises(ValueError, match="must be in Jy, BUNIT says 'UNCALIB'"):
         read_visibilities(_uvfits(tmp_path / "d.uvfits", unit="UNCALIB"))
-    with pytest.raises(ValueError, match=r"must hold Stokes I, or RR and LL, or XX and YY; got the codes \[-3, -4\]"):
+    with pytest.raises(ValueError, match=r"must hold Stokes I, RR and LL, .*, or one of these; got the codes \[-3, -4\]"):
         read_visibilities(_uvfits(tmp_path / "e.uvfits", stokes=-3))
     with pytest.raises(ValueError, match="has no group parameter BASELINE, got"):
         read_visibilities(_uvfits(tmp_path / "f.uvfits", names=("UU", "VV", "PAIR", "DATE")))
@@ -387,6 +387,35 @@ def test_frequencies_are_those_of_the_set_that_the_groups_choose(tmp_path):
     other = _frequencies([[0, 1e11]], [1], name="SELECTION")
     with pytest.raises(ValueError, match=r"d\.uvfits: the table AIPS FQ has no column FRQSEL, got SELECTION, IF FREQ"):
         read_visibilities(_with_tables(_uvfits(tmp_path / "d.uvfits", more=more, **bands), other))
+
+
+@pytest.mark.parametrize(
+    ("stokes", "flagged", "hand"), [(-1, None, "RR"), (-6, None, "YY"), (-1, 1, "RR"), (-1, 0, "LL"), (-5, 0, "YY")]
+)
+def test_the_one_hand_there_is_is_total_intensity_with_its_own_variance(tmp_path, stokes, flagged, hand, caplog):
+    """The first hand has 1 + 1i, the second 2 + 2i; one of them is `flagged` in all groups, or there is no second."""
+    data = np.ones((3, 1, 1, 2, 1 if flagged is None else 2, 3), np.float32)
+    data[..., 1:, :2], data[..., 2] = 2.0, 4.0
+    if flagged is not None:
+        data[..., flagged, 2] = 0
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(_uvfits(tmp_path / "a.uvfits", stokes=stokes, data=data))
+    assert table.value == pytest.approx(np.full(6, 2 + 2j if flagged == 0 else 1 + 1j))
+    assert table.std == pytest.approx(np.full(6, 0.5)) and table.flagged == 0
+    assert f"a.uvfits has the hand {hand} alone: it is taken for Stokes I, as of no polarisation" in caplog.text
+
+
+def test_rows_of_one_hand_in_a_file_of_two_are_flagged_and_the_message_says_why(tmp_path):
+    data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+    data[1, ..., 1, 2] = data[2, 0, 0, 0, :, 2] = 0
+    path = _uvfits(tmp_path / "a.uvfits", data=data)
+    message = r"3 of 6 rows are flagged by .*, the first in group 2 \(2 of them as one hand is missing\); read them"
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(path)
+    assert len(read_visibilities(path, flagged="drop")) == 3
+    data[..., 2] = 0
+    with pytest.raises(ValueError, match="6 of 6 rows are flagged by their weight, the first in group 1: none is left"):
+        read_visibilities(_uvfits(tmp_path / "b.uvfits", data=data), flagged="drop")
 
 
 def _antennas(names, numbers=(1, 2, 3), version=1):
