@@ -176,6 +176,12 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {"data": str(table), "field_of_view": 4.0})
     with pytest.raises(ValueError, match=r"mine\.txt has no times and stations, which closures and averages"):
         make_problem("radio-closure", {"data": str(table), "field_of_view": 4.0, "flagged": "drop"})
+    np.savetxt(table.parent / "zero.txt", [[1e5, -1e4, 0, 0, 400]])
+    zero = {"data": str(table.parent / "zero.txt"), "field_of_view": 4.0}
+    with pytest.raises(ValueError, match=r"zero\.txt: the median amplitude of the shortest baselines is 0.0 Jy"):
+        make_problem("radio-uv", zero)
+    with pytest.raises(ValueError, match="flux must be positive, in Jy, got -1"):
+        make_problem("radio-uv", {**zero, "flux": -1.0})
     with pytest.raises(ValueError, match="prior must be one of shapes, galaxies, field, got 'star'"):
         make_problem("radio-uv", {**SMALL, "prior": "star"})
     with pytest.raises(ValueError, match="cell must be a width in units of 1 / field of view, or 0, got -1"):
