@@ -74,6 +74,7 @@ def checked(path: Path, rows: Rows, flagged: str) -> VisibilityTable:
             raise ValueError(f"{found}: none is left")
         _log.info("%s; they are left out", found)
     on = ~off
+    _warn_of_copies(path, rows, on)
     return VisibilityTable(
         name=path.name,
         u=rows.u[on],
@@ -83,4 +84,26 @@ def checked(path: Path, rows: Rows, flagged: str) -> VisibilityTable:
         time=None if time is None else time[on],
         stations=None if stations is None else stations[on],
         flagged=int(off.sum()),
+    )
+
+
+def _warn_of_copies(path: Path, rows: Rows, on: NDArray[np.bool_]) -> None:
+    """Log which of the rows `on` equal others, or their conjugates at (-u, -v): their variance would be halved."""
+    u, v, value, weight = (column[on] for column in (rows.u, rows.v, rows.value, rows.weight))
+    turned = (v < 0) | ((v == 0) & (u < 0)) | ((v == 0) & (u == 0) & (value.imag < 0))
+    sign = np.where(turned, -1.0, 1.0)
+    columns = [sign * u, sign * v, value.real, sign * value.imag, weight]
+    columns += [] if rows.time is None else [rows.time[on]]
+    order = np.lexsort(columns)  # stable: of equal rows the first in the file comes first
+    new = np.ones(len(order), bool)
+    new[1:] = np.any([column[order][1:] != column[order][:-1] for column in columns], axis=0)
+    if new.all():
+        return
+    original = order[np.maximum.accumulate(np.where(new, np.arange(len(order)), 0))]
+    places = [rows.places[index] for index in np.flatnonzero(on).tolist()]
+    copies = sorted(zip(order[~new].tolist(), original[~new].tolist(), strict=True))
+    first = ", ".join(f"{places[copy]} of {places[source]}" for copy, source in copies[:3])
+    _log.warning(
+        "%s: %d of %d rows are copies of others, or their conjugates at (-u, -v), so the same data count twice: %s%s",
+        *(path, len(copies), len(order), first, ", ..." if len(copies) > 3 else ""),
     )
