@@ -196,6 +196,32 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {"size": 4})
 
 
+def test_closures_are_the_same_whichever_end_of_a_baseline_a_csv_gives(tmp_path):
+    """Four stations at two times of one span: C-D is turned at the first, all baselines of A at the second."""
+    place = {"A": (0.0, 0.0), "B": (1e9, 1e9), "C": (3e9, -1e9), "D": (-2e9, 2.5e9)}
+    noise = np.random.default_rng(0)
+    rows = []
+    for hours in (0.5, 0.51):
+        for one, other in ("AB", "AC", "AD", "BC", "BD", "CD"):
+            u, v = np.subtract(place[one], place[other])
+            phase = np.rad2deg(2 * math.pi * (u * 1e-10 + v * 5e-11)) + noise.normal(0, 5)
+            rows.append((hours, one, other, u, v, 1 + noise.normal(0, 0.1), phase, 0.02))
+    turned = [
+        (t, b, a, -u, -v, amp, -ph, s) if (t, a) in ((0.51, "A"), (0.5, "C")) else (t, a, b, u, v, amp, ph, s)
+        for t, a, b, u, v, amp, ph, s in rows
+    ]
+    header = "#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)"
+    found = []
+    for name, each in (("straight", rows), ("turned", turned)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([header, *(",".join(map(str, row)) for row in each)]) + "\n")
+        options = {"data": str(path), "field_of_view": 1e-4, "flux": 1.0, "prior": "field", "num_steps": 2}
+        problem = make_problem("radio-closure", options)
+        image = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found.append(problem.log_likelihood(image, torch.zeros(3, dtype=torch.int64)))
+    assert found[1].numpy() == pytest.approx(found[0].numpy(), rel=1e-6)
+
+
 @needs_alma
 def test_the_disk_as_209_is_fitted_by_a_prior_of_shapes():
     problem = make_problem("radio-uv", {"data": "as209", "num_steps": 2})

@@ -565,6 +565,21 @@ def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time(caplo
         average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 0.0)
 
 
+def test_a_baseline_from_its_other_end_is_averaged_as_the_conjugate():
+    columns = {
+        "value": np.array([1 + 2j, 3 - 4j, 5j, 7.0]),
+        "time": np.array([0, 10, 400, 0]) / 3600,
+        "stations": np.array([["B", "A"], ["A", "B"], ["A", "B"], ["A", "C"]]),
+    }
+    table = _table([3.0, -5.0, -6.0, 9.0], [1.0, -3.0, -2.0, 9.0], **columns)
+    averaged = average_in_time(table, 300.0)
+    assert averaged.stations.tolist() == [["A", "C"], ["B", "A"], ["B", "A"]]  # in the order that came first
+    assert averaged.value == pytest.approx([7, 2 + 3j, -5j]) and averaged.u == pytest.approx([9, 4, 6])
+    assert averaged.v == pytest.approx([9, 2, 2]) and averaged.std[1] == pytest.approx(0.3 / 2**0.5)
+    cells = average_in_cells(table, 8.0)
+    assert sorted(cells.value.real) == pytest.approx([4 / 3, 7]) and cells.value.imag.sum() == pytest.approx(1 / 3)
+
+
 def test_a_table_of_bad_numbers_cannot_be_made_and_a_selection_is_logged(caplog):
     with pytest.raises(ValueError, match="every standard deviation must be positive"):
         _table([1.0], [1.0], std=np.zeros(1))
