@@ -1,12 +1,12 @@
 r"""Files of visibilities: tables of numbers, the Event Horizon Telescope's csv, and UVFITS.
 
 - A table: u, v [lambda], Re V, Im V [Jy], weight [Jy^-2], one visibility a line, between spaces or commas, `#` for
-  comments, as made by frank and by CASA scripts; may be compressed by gzip or bzip2. Units in a comment or a header, as
-  u [lambda] or u(m), must be these.
+  comments, as made by frank and by CASA scripts. Units in a comment or a header, as u [lambda] or u(m), must be these.
 - csv: a header `#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)` (EHT 2019-D01-01), with or without
   its `#`, columns in any order.
-- UVFITS: random groups (AIPS Memo 117): u, v in seconds times the frequency of each channel; Stokes I, or half the sum
-  of the parallel hands. One source, one set of frequencies.
+- UVFITS: random groups (AIPS Memo 117), see `envs.data.uvfits`.
+
+Which one a file is, and whether it is compressed, is known by its content.
 
 Tables are of V = sum I exp(-2 pi i (u l + v m)). csv and UVFITS give u and v as (first station - second station), with
 which it is exp(+2 pi i (u l + v m)) (as in the software of the EHT, by which M87 is brighter in the south); their u and
@@ -14,7 +14,7 @@ v are turned to the convention of this project, the second station less the firs
 
 A weight w is 1 / variance of the real part and of the imaginary part, each. A weight of zero (in UVFITS zero or less)
 marks a flagged row. Such rows are refused unless `flagged="drop"` is asked for: then they are left out, counted and
-logged. What is wrong is named with the file and its row.
+logged. Copies of rows are kept, and warned of. What is wrong is named with the file and its row.
 """
 
 from __future__ import annotations
