@@ -37,20 +37,8 @@ def read_uvfits(path: Path) -> Rows:
         MissingDataError: astropy is not installed.
         ValueError: what is not UVFITS of one source in Jy and Hz with the axes and parameters that it must have.
     """
-    try:
-        from astropy.io import fits
-    except ImportError:
-        raise MissingDataError("UVFITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
-    try:
-        with fits.open(path, memmap=False) as file:
-            header, groups = file[0].header, file[0].data if isinstance(file[0], fits.GroupsHDU) else None
-            antennas = [unit.data for unit in file[1:] if unit.name == "AIPS AN"]  # one a subarray
-            frequencies = next((unit.data for unit in file[1:] if unit.name == "AIPS FQ"), None)
-            data = None if groups is None else np.asarray(groups.data, np.float64)
-    except (OSError, EOFError, zlib.error, TypeError, ValueError) as error:  # of a file that ends early it says any
-        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
-    if groups is None or data is None:
-        raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")
+    header, groups, antennas, frequencies = _opened(path)
+    data = np.asarray(groups.data, np.float64)
     u, v, date = (_parameter(path, groups, name) for name in ("UU", "VV", "DATE"))
     ends, subarray = _ends(path, groups)
     for name, what in (("SOURCE", "source"), ("FREQSEL", "set of frequencies")):
@@ -102,6 +90,24 @@ def read_uvfits(path: Path) -> Rows:
         stations=np.repeat(stations, count, 0),
         remark=remark,
     )
+
+
+def _opened(path: Path) -> tuple[Any, Any, list[Any], Any]:
+    """The header, the random groups, the tables of stations, and that of frequencies or None."""
+    try:
+        from astropy.io import fits
+    except ImportError:
+        raise MissingDataError("UVFITS files are read by astropy: pip install 'rtb[astronomy]' or astropy") from None
+    try:
+        with fits.open(path, memmap=False) as file:
+            header, groups = file[0].header, file[0].data if isinstance(file[0], fits.GroupsHDU) else None
+            antennas = [unit.data for unit in file[1:] if unit.name == "AIPS AN"]  # one a subarray
+            frequencies = next((unit.data for unit in file[1:] if unit.name == "AIPS FQ"), None)
+    except (OSError, EOFError, zlib.error, TypeError, ValueError) as error:  # of a file that ends early it says any
+        raise ValueError(f"cannot read {path} as FITS, is all of it there? {error}") from None
+    if groups is None:
+        raise ValueError(f"{path} is FITS, but not UVFITS: its first unit must hold random groups")
+    return header, groups, antennas, frequencies
 
 
 def _parameter(path: Path, groups: Any, name: str) -> NDArray[np.float64]:  # noqa: ANN401
