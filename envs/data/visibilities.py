@@ -91,7 +91,8 @@ class VisibilityTable:
 def average_in_time(table: VisibilityTable, seconds: float) -> VisibilityTable:
     """Weighted means on each baseline of spans of at most `seconds`, the same spans on all baselines.
 
-    A span starts at the first time that the one before does not reach; its rows get one time, their mean.
+    A span starts at the first time that the one before does not reach; its rows get one time, their mean. Rows that see
+    a baseline from its other end are turned first, as in cells.
     """
     if table.time is None or table.stations is None:
         raise ValueError(
@@ -107,7 +108,8 @@ def average_in_time(table: VisibilityTable, seconds: float) -> VisibilityTable:
         start = times[index] if new else start
         span[index] = span[index - 1] + new
     middle = np.bincount(span, times) / np.bincount(span)
-    cell = np.stack([span[row], _pairs(table.stations)], 1)
+    table = _one_way(table, table.stations)
+    cell = np.stack([span[row], _pairs(table)], 1)
     return _averaged(table, cell, middle[span][row], f"spans of {seconds:g} s")
 
 
@@ -119,17 +121,36 @@ def average_in_cells(table: VisibilityTable, width: float) -> VisibilityTable:
     if not width > 0:
         raise ValueError(f"cells must have a positive width in wavelengths, got {width}")
     if table.stations is None:
-        turned = (table.v < 0) | ((table.v == 0) & (table.u < 0))
-        sign = np.where(turned, -1.0, 1.0)
-        value = np.where(turned, table.value.conj(), table.value)
-        table = replace(table, u=sign * table.u, v=sign * table.v, value=value)
-    pair = np.zeros(len(table), np.int64) if table.stations is None else _pairs(table.stations)
+        table = _turned(table, (table.v < 0) | ((table.v == 0) & (table.u < 0)))
+    else:
+        table = _one_way(table, table.stations)
     column, row = (np.floor(axis / width).astype(np.int64) for axis in (table.u, table.v))
-    return _averaged(table, np.stack([column, row, pair], 1), None, f"cells of {width:.4g} wavelengths")
+    return _averaged(table, np.stack([column, row, _pairs(table)], 1), None, f"cells of {width:.4g} wavelengths")
 
 
-def _pairs(stations: NDArray[np.str_]) -> NDArray[np.int64]:
-    return np.unique(stations, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+def _pairs(table: VisibilityTable) -> NDArray[np.int64]:
+    """[K] a number for each baseline, zero where stations are not known."""
+    if table.stations is None:
+        return np.zeros(len(table), np.int64)
+    return np.unique(table.stations, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def _one_way(table: VisibilityTable, stations: NDArray[np.str_]) -> VisibilityTable:
+    """The same with the two stations of each baseline in the order of its first row, as files may have both orders."""
+    _, first, pair = np.unique(np.sort(stations, 1), axis=0, return_index=True, return_inverse=True)
+    return _turned(table, (stations != stations[first][pair.reshape(-1)]).any(1))
+
+
+def _turned(table: VisibilityTable, turned: NDArray[np.bool_]) -> VisibilityTable:
+    """The same with the rows `turned` [K] seen from the other end of their baseline: V(-u, -v) = V(u, v)*."""
+    sign = np.where(turned, -1.0, 1.0)
+    return replace(
+        table,
+        u=sign * table.u,
+        v=sign * table.v,
+        value=np.where(turned, table.value.conj(), table.value),
+        stations=None if table.stations is None else np.where(turned[:, None], table.stations[:, ::-1], table.stations),
+    )
 
 
 def _averaged(

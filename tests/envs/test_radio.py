@@ -176,6 +176,12 @@ def test_options_that_cannot_be(table):
         make_problem("radio-uv", {"data": str(table), "field_of_view": 4.0})
     with pytest.raises(ValueError, match=r"mine\.txt has no times and stations, which closures and averages"):
         make_problem("radio-closure", {"data": str(table), "field_of_view": 4.0, "flagged": "drop"})
+    np.savetxt(table.parent / "zero.txt", [[1e5, -1e4, 0, 0, 400]])
+    zero = {"data": str(table.parent / "zero.txt"), "field_of_view": 4.0}
+    with pytest.raises(ValueError, match=r"zero\.txt: the median amplitude of the shortest baselines is 0.0 Jy"):
+        make_problem("radio-uv", zero)
+    with pytest.raises(ValueError, match="flux must be positive, in Jy, got -1"):
+        make_problem("radio-uv", {**zero, "flux": -1.0})
     with pytest.raises(ValueError, match="prior must be one of shapes, galaxies, field, got 'star'"):
         make_problem("radio-uv", {**SMALL, "prior": "star"})
     with pytest.raises(ValueError, match="cell must be a width in units of 1 / field of view, or 0, got -1"):
@@ -188,6 +194,32 @@ def test_options_that_cannot_be(table):
         make_problem("radio-closure", {"snr": 1.0})
     with pytest.raises(ValueError, match="size must be at least 8 pixels, got 4"):
         make_problem("radio-uv", {"size": 4})
+
+
+def test_closures_are_the_same_whichever_end_of_a_baseline_a_csv_gives(tmp_path):
+    """Four stations at two times of one span: C-D is turned at the first, all baselines of A at the second."""
+    place = {"A": (0.0, 0.0), "B": (1e9, 1e9), "C": (3e9, -1e9), "D": (-2e9, 2.5e9)}
+    noise = np.random.default_rng(0)
+    rows = []
+    for hours in (0.5, 0.51):
+        for one, other in ("AB", "AC", "AD", "BC", "BD", "CD"):
+            u, v = np.subtract(place[one], place[other])
+            phase = np.rad2deg(2 * math.pi * (u * 1e-10 + v * 5e-11)) + noise.normal(0, 5)
+            rows.append((hours, one, other, u, v, 1 + noise.normal(0, 0.1), phase, 0.02))
+    turned = [
+        (t, b, a, -u, -v, amp, -ph, s) if (t, a) in ((0.51, "A"), (0.5, "C")) else (t, a, b, u, v, amp, ph, s)
+        for t, a, b, u, v, amp, ph, s in rows
+    ]
+    header = "#time(UTC),T1,T2,U(lambda),V(lambda),Iamp(Jy),Iphase(d),Isigma(Jy)"
+    found = []
+    for name, each in (("straight", rows), ("turned", turned)):
+        path = tmp_path / f"{name}.csv"
+        path.write_text("\n".join([header, *(",".join(map(str, row)) for row in each)]) + "\n")
+        options = {"data": str(path), "field_of_view": 1e-4, "flux": 1.0, "prior": "field", "num_steps": 2}
+        problem = make_problem("radio-closure", options)
+        image = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        found.append(problem.log_likelihood(image, torch.zeros(3, dtype=torch.int64)))
+    assert found[1].numpy() == pytest.approx(found[0].numpy(), rel=1e-6)
 
 
 @needs_alma

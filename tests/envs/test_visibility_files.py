@@ -1,6 +1,7 @@
 """Tables of visibilities: what is read, what is refused with its place, and what an average costs."""
 
 import bz2
+import gzip
 import logging
 import math
 import os
@@ -77,6 +78,135 @@ def test_what_is_wrong_is_named_with_the_file_and_the_row(tmp_path, name, text, 
         read_visibilities(_written(tmp_path / name, text))
 
 
+@pytest.mark.parametrize(
+    ("comment", "spoken"),
+    [
+        ("U[m] V[m]", r"u must be in \[lambda\], the file says \[m\]"),
+        ("uu(m) vv(m) re im wgt", r"u must be in \[lambda\], the file says \[m\]"),
+        ("u[m], v", r"speaks of u\[m"),
+        ("u, v [km]", r"speaks of v \[km"),
+        ("u_m v_m Re Im weight", "speaks of u_m"),
+        ("uv in ns", "speaks of in ns"),
+        ("units: m, Jy", "speaks of units: m"),
+        ("u and v in metres", "speaks of metres"),
+        ("Baselines are in Kilometers", "speaks of Kilometers"),
+        ("u, v in seconds", "speaks of in seconds"),
+        ("uv in megalambda", "speaks of megalambda"),
+        ("u and v in Mega wavelengths", "speaks of Mega wavelengths"),
+        ("UV: KLAMBDA", "speaks of KLAMBDA"),
+        ("u, v in Gλ", "speaks of Gλ"),
+        ("u v Re Im weight in MJY", "speaks of MJY"),
+        ("flux densities in millijansky", "speaks of millijansky"),
+        ("u v Re Im [mjy]", "speaks of mjy"),
+    ],
+)
+def test_other_units_in_a_comment_are_refused_however_they_are_spelt(tmp_path, comment, spoken):
+    with pytest.raises(ValueError, match=f"a.txt: .*{spoken}"):
+        read_visibilities(_written(tmp_path / "a.txt", f"# {comment}\n1 2 3 4 5\n"))
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "u [wavelengths] v [λ] Re(V) [Jy] Im(V) [jy] weight [1/Jy^2]",
+        "u(lambda) v(lambda) Re(Jansky) Im(Jy) weight(Jy**-2)",
+        "U [Wavelength] V [Lambda] weights [Jy⁻²]",
+        "u v Re Im weight [Jy^{-2}]",
+        "u [lambda] v [lambda] of V [Jy]",
+        "dishes of 12 metres, wavelength[m] = 0.0013",
+        "u and v at 1.3 mm; the longest baseline has 16.2 kilometres, scans 30 seconds",
+        "u and v in M87, in some minutes, in mean, in m87.csv",
+        "team of B. Metre; some comment in millions",
+    ],
+)
+def test_equal_units_and_comments_about_other_things_are_taken(tmp_path, comment):
+    assert len(read_visibilities(_written(tmp_path / "a.txt", f"# {comment}\n1 2 3 4 5\n"))) == 1
+
+
+def test_equal_units_of_the_csv_are_taken_and_others_refused(tmp_path):
+    header = "#time(hr),T1,T2,U(wavelengths),V(λ),Iamp(jy),Iphase(deg),Isigma(Jansky)\n"
+    assert read_visibilities(_written(tmp_path / "a.csv", header + ROW)).value == pytest.approx([2j], abs=1e-12)
+    with pytest.raises(ValueError, match=r"Iphase must be in \[d\], the file says \[rad\]"):
+        read_visibilities(_written(tmp_path / "b.csv", header.replace("deg", "rad") + ROW))
+    with pytest.raises(ValueError, match=r"time must be in \[UTC\], the file names no unit"):
+        read_visibilities(_written(tmp_path / "c.csv", header.replace("(hr)", "") + ROW))
+
+
+def test_copies_and_conjugates_of_rows_are_kept_and_warned_of(tmp_path, caplog):
+    rows = ["1 2 3 4 5", "-1 -2 3 -4 5", "1 2 3 4 6", "9 9 9 9 0", "1 2 3 4 5"]
+    rows += ["0 0 1 2 3", "0 0 1 -2 3", "0 -2 1 0 3", "-0 2 1 -0 3", "5 6 7 8 9"]
+    path = _written(tmp_path / "a.txt", "\n".join(rows) + "\n")
+    assert len(read_visibilities(path, flagged="drop")) == 9
+    (record,) = [each for each in caplog.records if each.levelno == logging.WARNING]
+    assert "a.txt: 4 of 9 rows are copies of others, or their conjugates at (-u, -v)" in record.message
+    assert record.message.endswith(": line 2 of line 1, line 5 of line 1, line 7 of line 6, ...")
+    caplog.clear()
+    turned = "0.5,PV,AA,4e9,4.5e9,2.0,-90.0,0.1\n"
+    read_visibilities(_written(tmp_path / "a.csv", HEADER + ROW + turned))
+    assert caplog.text.rstrip().endswith("count twice: line 4 of line 3")
+    caplog.clear()
+    read_visibilities(_written(tmp_path / "b.csv", HEADER + ROW + turned.replace("0.5,", "0.6,")))
+    read_visibilities(_written(tmp_path / "b.txt", "1 2 3 4 5\n1 2 3 -4 5\n-1 -2 3 4.5 5\n"))
+    assert not caplog.text
+
+
+COMMAS = "1e5,-2e5,0.5,-0.25,400\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COMMAS,
+        COMMAS.replace(",", ", "),
+        "# u,v,re,im,w\n" + COMMAS,
+        "u,v,Re,Im,weight\n" + COMMAS,
+        "u [lambda], v [lambda], Re(V) [Jy], Im(V) [Jy], weight [1/Jy^2]\n" + COMMAS,
+        "u v Re Im weight\n" + COMMAS.replace(",", " "),
+        "\ufeffu,v,Re,Im,weight\n" + COMMAS,
+        "\ufeff" + COMMAS,
+        "u,v,Re,Im,weight,\n" + COMMAS.replace("400", "400,"),
+    ],
+)
+def test_a_table_may_have_commas_a_header_and_a_byte_order_mark(tmp_path, text):
+    table = read_visibilities(_written(tmp_path / "a.csv", text))
+    assert (table.u.tolist(), table.v.tolist(), table.std.tolist()) == ([1e5], [-2e5], [0.05])
+    assert table.value.tolist() == [0.5 - 0.25j] and table.stations is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeff" + HEADER + ROW,
+        HEADER.replace("#time", "time") + ROW,
+        "\ufeff" + HEADER.split("\n")[1][1:] + "\n" + ROW,
+        HEADER + ROW.replace("0.1", "0.1,"),
+        HEADER.replace("Isigma(Jy)", "Isigma(Jy),") + ROW.replace("0.1", "0.1,"),
+    ],
+)
+def test_the_csv_may_have_a_byte_order_mark_a_last_comma_and_a_header_without_a_hash(tmp_path, text):
+    table = read_visibilities(_written(tmp_path / "a.csv", text))
+    assert table.stations.tolist() == [["AA", "PV"]] and table.std == pytest.approx([0.1])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("u,v,Re,Im,sigma\n" + COMMAS, r"columns must be u, v, .*; the file says sigma for weight"),
+        ("# Re,Im,u,v,weight\n" + COMMAS, r"columns must be u, v, .*; the file says Re for u"),
+        ("u,v,amp,phase,weight\n" + COMMAS, r"the file says amp for Re\(V\)"),
+        ("u[m],v[m],Re,Im,weight\n" + COMMAS, r"u must be in \[lambda\], the file says \[m\]"),
+        ("a,b,c,d,e\n" + COMMAS, "a.csv, line 1: could not convert string to float: 'a'"),
+        ("u,v,Re,Im,weight\n", "a.csv has no row of numbers"),
+        (COMMAS + "1,2,3\n", r"a.csv, line 2: expected 5 columns \(u, v, Re\(V\), Im\(V\), weight\), got 3"),
+        ("1,2,3,4,5,6\n", r"must name its columns time, .* or have the 5 columns u, v, .* and no more, got 6; missing"),
+        ("#time(UTC),T1,T2,U(lambda),V(lambda)\n0.5,AA,PV,1,2\n", "missing: Iamp, Iphase, Isigma"),
+    ],
+)
+def test_commas_with_other_columns_are_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(_written(tmp_path / "a.csv", text))
+
+
 def test_flagged_rows_are_dropped_only_when_asked_and_are_counted_and_logged(tmp_path, caplog):
     path = _written(tmp_path / "a.txt", "1 2 3 4 5\n1 2 nan 4 0\n3 4 5 6 7\n")
     with caplog.at_level(logging.INFO):
@@ -101,13 +231,14 @@ def _uvfits(
     names=("UU---SIN", "VV---SIN", "BASELINE", "DATE"),
     more=None,
     third="RA",
+    baseline=(258, 259, 515),
 ):
     """Three groups of two channels of RR, LL; weights 4 and 4 unless `data` [3, 1, 1, 2, 2, 3] says otherwise."""
     fits = pytest.importorskip("astropy.io.fits")
     if data is None:
         data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
         data[..., 0, 1], data[..., 2] = 0.5, 4.0  # RR = 1 + 0.5i, LL = 1 + 1i
-    groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array([258, 259, 515]), np.full(3, 2457850.0)]
+    groups = [seconds * np.arange(1, 4), -seconds * np.arange(3), np.array(baseline), np.full(3, 2457850.0)]
     names, groups = [*names, *(more or {})], [*groups, *(more or {}).values()]
     unit_of_groups = fits.GroupsHDU(fits.GroupData(data, bitpix=-32, parnames=names, pardata=groups))
     header = unit_of_groups.header
@@ -129,6 +260,28 @@ def test_uvfits_of_two_channels_and_two_hands_is_total_intensity_at_the_frequenc
     assert table.time == pytest.approx(np.full(6, 12.0))  # a Julian date starts at noon
 
 
+@pytest.mark.parametrize("name", ["a.fit", "a.uvp", "a.uvfits.gz", "a.txt", "a.UVF.GZ", "a"])
+def test_formats_are_known_by_their_content_compressed_or_not(tmp_path, name):
+    content = _uvfits(tmp_path / "made.uvfits").read_bytes()
+    packed = gzip.compress if name.lower().endswith("gz") else bytes
+    (tmp_path / name).write_bytes(packed(content))
+    assert read_visibilities(tmp_path / name).name == name
+    (tmp_path / name).write_bytes(gzip.compress(b"1 2 3 4 5\n"))
+    assert read_visibilities(tmp_path / name).std == pytest.approx([5**-0.5])
+    (tmp_path / name).write_bytes(gzip.compress(content)[:-60])
+    with pytest.raises(ValueError, match=f"cannot read .*{name} as FITS, is all of it there"):
+        read_visibilities(tmp_path / name)
+    (tmp_path / name).write_bytes(gzip.compress(b"1 2 3 4 5\n")[:8])
+    with pytest.raises(ValueError, match=f"{name} cannot be read as text"):
+        read_visibilities(tmp_path / name)
+
+
+def test_a_file_that_is_called_uvfits_and_is_none_is_named(tmp_path):
+    pytest.importorskip("astropy.io.fits")
+    with pytest.raises(ValueError, match=r"cannot read .*a\.uvfits as FITS"):
+        read_visibilities(_written(tmp_path / "a.uvfits", "not found\n"))
+
+
 def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
     data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
     data[1, 0, 0, 1, 0, 2] = -4.0  # RR of the second channel of the second group
@@ -143,7 +296,7 @@ def test_uvfits_that_is_flagged_or_not_what_it_should_be_is_named(tmp_path):
         read_visibilities(_uvfits(tmp_path / "c.uvfits", seconds=1e6))
     with pytest.raises(ValueError, match="must be in Jy, BUNIT says 'UNCALIB'"):
         read_visibilities(_uvfits(tmp_path / "d.uvfits", unit="UNCALIB"))
-    with pytest.raises(ValueError, match=r"must hold Stokes I, or RR and LL, or XX and YY; got the codes \[-3, -4\]"):
+    with pytest.raises(ValueError, match=r"must hold Stokes I, RR and LL, .* or one of these; got .* \[-3, -4\]"):
         read_visibilities(_uvfits(tmp_path / "e.uvfits", stokes=-3))
     with pytest.raises(ValueError, match="has no group parameter BASELINE, got"):
         read_visibilities(_uvfits(tmp_path / "f.uvfits", names=("UU", "VV", "PAIR", "DATE")))
@@ -197,6 +350,143 @@ def test_uvfits_that_ends_early_or_has_one_frequency_for_two_bands_is_named(tmp_
     path.write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ValueError, match=r"cannot read .*a.uvfits as FITS, is all of it there\?"):
         read_visibilities(path)
+
+
+@pytest.mark.parametrize("second", ["DATE", "_DATE"])
+def test_a_day_and_its_fraction_are_added_under_either_name_of_the_second(tmp_path, second):
+    table = read_visibilities(_uvfits(tmp_path / "a.uvfits", more={second: np.array([0.125, 0.25, 1.0])}))
+    assert table.time[::2] == pytest.approx([15.0, 18.0, 36.0])
+
+
+def test_a_date_whose_day_is_in_the_zero_of_its_parameter_keeps_its_fraction(tmp_path):
+    fits = pytest.importorskip("astropy.io.fits")
+    path = _uvfits(tmp_path / "a.uvfits")
+    with fits.open(path) as file:
+        file[0].data.field(3)[:] = [0.0625, 0.125, 0.25]
+        file.writeto(path, overwrite=True)
+    content, end = path.read_bytes(), b"END" + b" " * 77
+    card = b"PZERO4  =            2457850.0".ljust(80)  # put in by hand: astropy would change the numbers to match
+    path.write_bytes(content.replace(end + b" " * 80, card + end, 1))
+    assert read_visibilities(path).time[::2] == pytest.approx([13.5, 15.0, 18.0], abs=1e-6)
+
+
+def _frequencies(offsets, selections, name="FRQSEL"):
+    fits = pytest.importorskip("astropy.io.fits")
+    columns = [fits.Column(name, "J", array=selections), fits.Column("IF FREQ", f"{len(offsets[0])}D", array=offsets)]
+    return fits.BinTableHDU.from_columns(columns, name="AIPS FQ")
+
+
+def _with_tables(path, *tables):
+    fits = pytest.importorskip("astropy.io.fits")
+    with fits.open(path, mode="update") as file:
+        for table in tables:
+            file.append(table)
+    return path
+
+
+def test_frequencies_are_those_of_the_set_that_the_groups_choose(tmp_path):
+    """UU is 1e-5 s in the first group; the bands are 0.1 THz apart from 0.2 or 0.7 THz on."""
+    bands = {"data": np.ones((3, 1, 2, 2, 2, 3), np.float32), "third": "IF"}
+    both = _frequencies([[0, 1e11], [5e11, 6e11]], [1, 2])
+    for chosen, first in ((1, 2e6), (2, 7e6)):
+        more = {"FREQSEL": np.full(3, float(chosen))}
+        table = read_visibilities(_with_tables(_uvfits(tmp_path / f"{chosen}.uvfits", more=more, **bands), both))
+        assert table.u[:4] == pytest.approx(-np.array([first, first + 1e4, first + 1e6, first + 1.01e6]), rel=1e-6)
+    more = {"FREQSEL": np.full(3, 2.0)}
+    one = _with_tables(_uvfits(tmp_path / "one.uvfits", more=more), _frequencies([[0], [1e11]], [1, 2]))
+    assert read_visibilities(one).u[:2] == pytest.approx([-3e6, -3.01e6], rel=1e-6)  # one band needs no axis IF
+    single = _with_tables(_uvfits(tmp_path / "single.uvfits", **bands), _frequencies([[5e11, 6e11]], [2]))
+    assert read_visibilities(single).u[0] == pytest.approx(-7e6, rel=1e-6)
+    more = {"FREQSEL": np.full(3, 3.0)}
+    with pytest.raises(ValueError, match=r"b.uvfits: the groups are of FREQSEL 3, AIPS FQ has FRQSEL \[1, 2\]"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "b.uvfits", more=more, **bands), both))
+    with pytest.raises(ValueError, match=r"c.uvfits: AIPS FQ must have one row .* or a parameter FREQSEL .* got 2"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "c.uvfits", **bands), both))
+    other = _frequencies([[0, 1e11]], [1], name="SELECTION")
+    with pytest.raises(ValueError, match=r"d\.uvfits: the table AIPS FQ has no column FRQSEL, got SELECTION, IF FREQ"):
+        read_visibilities(_with_tables(_uvfits(tmp_path / "d.uvfits", more=more, **bands), other))
+
+
+@pytest.mark.parametrize(
+    ("stokes", "flagged", "hand"), [(-1, None, "RR"), (-6, None, "YY"), (-1, 1, "RR"), (-1, 0, "LL"), (-5, 0, "YY")]
+)
+def test_the_one_hand_there_is_is_total_intensity_with_its_own_variance(tmp_path, stokes, flagged, hand, caplog):
+    """The first hand has 1 + 1i, the second 2 + 2i; one of them is `flagged` in all groups, or there is no second."""
+    data = np.ones((3, 1, 1, 2, 1 if flagged is None else 2, 3), np.float32)
+    data[..., 1:, :2], data[..., 2] = 2.0, 4.0
+    if flagged is not None:
+        data[..., flagged, 2] = 0
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(_uvfits(tmp_path / "a.uvfits", stokes=stokes, data=data))
+    assert table.value == pytest.approx(np.full(6, 2 + 2j if flagged == 0 else 1 + 1j))
+    assert table.std == pytest.approx(np.full(6, 0.5)) and table.flagged == 0
+    assert f"a.uvfits has the hand {hand} alone: it is taken for Stokes I, as of no polarisation" in caplog.text
+
+
+def test_rows_of_one_hand_in_a_file_of_two_are_flagged_and_the_message_says_why(tmp_path):
+    data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+    data[1, ..., 1, 2] = data[2, 0, 0, 0, :, 2] = 0
+    path = _uvfits(tmp_path / "a.uvfits", data=data)
+    message = r"3 of 6 rows are flagged by .*, the first in group 2 \(2 of them as one hand is missing\); read them"
+    with pytest.raises(ValueError, match=message):
+        read_visibilities(path)
+    assert len(read_visibilities(path, flagged="drop")) == 3
+    data[..., 2] = 0
+    with pytest.raises(ValueError, match="6 of 6 rows are flagged by their weight, the first in group 1: none is left"):
+        read_visibilities(_uvfits(tmp_path / "b.uvfits", data=data), flagged="drop")
+
+
+def _antennas(names, numbers=(1, 2, 3), version=1):
+    fits = pytest.importorskip("astropy.io.fits")
+    columns = [fits.Column("ANNAME", "8A", array=list(names)), fits.Column("NOSTA", "J", array=list(numbers))]
+    return fits.BinTableHDU.from_columns(columns, name="AIPS AN", ver=version)
+
+
+@pytest.mark.parametrize("names", [("", "", ""), ("VLA", "VLA", "VLA"), ("AA", "PV", "AA"), ("AA", "", "PV")])
+def test_stations_without_names_of_their_own_go_by_their_numbers(tmp_path, names, caplog):
+    path = _with_tables(_uvfits(tmp_path / "a.uvfits"), _antennas(names))
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(path)
+    assert table.stations[::2].tolist() == [["1", "2"], ["1", "3"], ["2", "3"]]
+    assert "AIPS AN has no name for some stations or one for several: all go by their numbers" in caplog.text
+
+
+def test_stations_beyond_255_are_told_apart(tmp_path):
+    pairs = [(3, 7), (255, 300), (2000, 2001)]
+    baseline = [256 * 3 + 7, 2048 * 255 + 300 + 65536, 2048 * 2000 + 2001 + 65536]
+    table = read_visibilities(_uvfits(tmp_path / "a.uvfits", baseline=baseline))
+    assert table.stations[::2].tolist() == [[str(one), str(other)] for one, other in pairs]
+    own = {"ANTENNA2": np.array([7.0, 300.0, 2001.0]), "SUBARRAY": np.ones(3)}
+    names = ("UU", "VV", "ANTENNA1", "DATE")
+    table = read_visibilities(_uvfits(tmp_path / "b.uvfits", names=names, baseline=(3, 255, 2000), more=own))
+    assert table.stations[::2].tolist() == [[str(one), str(other)] for one, other in pairs]
+
+
+def test_several_subarrays_are_refused_unless_their_stations_agree(tmp_path):
+    both = {"baseline": (258, 258.01, 515)}
+    one, other = _antennas(("AA", "PV", "LM")), _antennas(("XX", "PV", "ZZ"), version=2)
+    for name, options in (("a.uvfits", both), ("b.uvfits", {})):
+        with pytest.raises(ValueError, match=rf"{name}: station 1 is AA in one table AIPS AN and XX in another: all "):
+            read_visibilities(_with_tables(_uvfits(tmp_path / name, **options), one, other))
+    for name, tables in (("c.uvfits", ()), ("d.uvfits", (one,))):
+        with pytest.raises(ValueError, match=rf"{name}, group 2: all groups must be of one subarray, got \[1, 2\] and"):
+            read_visibilities(_with_tables(_uvfits(tmp_path / name, **both), *tables))
+    same = _antennas(("PV", "AA"), (2, 1), version=2)
+    table = read_visibilities(_with_tables(_uvfits(tmp_path / "e.uvfits", **both), one, same))
+    assert table.stations[::2].tolist() == [["AA", "PV"], ["AA", "PV"], ["PV", "LM"]]
+
+
+def test_a_station_with_itself_is_left_out_of_uvfits_and_logged(tmp_path, caplog):
+    data = np.ones((3, 1, 1, 2, 2, 3), np.float32)
+    data[2, ..., 2] = -1
+    path = _uvfits(tmp_path / "a.uvfits", baseline=(257, 258, 515), data=data)
+    with caplog.at_level(logging.INFO):
+        table = read_visibilities(path, flagged="drop")
+    assert table.stations.tolist() == [["1", "2"]] * 2 and table.u == pytest.approx([-4e6, -4.02e6], rel=1e-6)
+    assert "a.uvfits: 1 of 3 groups are of a station with itself, and are left out" in caplog.text
+    assert "2 of 4 rows are flagged by their weight, the first in group 3" in caplog.text
+    with pytest.raises(ValueError, match=r"b.uvfits: every group is of a station with itself, none of a baseline"):
+        read_visibilities(_uvfits(tmp_path / "b.uvfits", baseline=(257, 514, 771)))
 
 
 @needs_eht
@@ -273,6 +563,21 @@ def test_averaging_in_time_keeps_baselines_apart_and_gives_a_span_one_time(caplo
         average_in_time(_table([1.0], [1.0]), 60.0)
     with pytest.raises(ValueError, match="a positive number of seconds, got 0"):
         average_in_time(_table(np.arange(8.0), np.zeros(8), time=time, stations=stations), 0.0)
+
+
+def test_a_baseline_from_its_other_end_is_averaged_as_the_conjugate():
+    columns = {
+        "value": np.array([1 + 2j, 3 - 4j, 5j, 7.0]),
+        "time": np.array([0, 10, 400, 0]) / 3600,
+        "stations": np.array([["B", "A"], ["A", "B"], ["A", "B"], ["A", "C"]]),
+    }
+    table = _table([3.0, -5.0, -6.0, 9.0], [1.0, -3.0, -2.0, 9.0], **columns)
+    averaged = average_in_time(table, 300.0)
+    assert averaged.stations.tolist() == [["A", "C"], ["B", "A"], ["B", "A"]]  # in the order that came first
+    assert averaged.value == pytest.approx([7, 2 + 3j, -5j]) and averaged.u == pytest.approx([9, 4, 6])
+    assert averaged.v == pytest.approx([9, 2, 2]) and averaged.std[1] == pytest.approx(0.3 / 2**0.5)
+    cells = average_in_cells(table, 8.0)
+    assert sorted(cells.value.real) == pytest.approx([4 / 3, 7]) and cells.value.imag.sum() == pytest.approx(1 / 3)
 
 
 def test_a_table_of_bad_numbers_cannot_be_made_and_a_selection_is_logged(caplog):

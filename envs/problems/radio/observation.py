@@ -82,6 +82,8 @@ def observation(data: str, field_of_view: float | None, flux: float | None, flag
     if flux is None:
         short = table.baseline <= np.quantile(table.baseline, 0.05)
         flux = float(np.median(np.abs(table.value[short])))
+        if not flux > 0:
+            raise ValueError(f"{table.name}: the median amplitude of the shortest baselines is {flux} Jy: give flux")
     if not flux > 0:
         raise ValueError(f"flux must be positive, in Jy, got {flux}")
     return Observation(table=table, field_of_view=width * ARCSECOND, flux=flux)
