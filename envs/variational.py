@@ -90,18 +90,19 @@ class VariationalMixtures:
     """Approximate posteriors, each worked out when it is first asked for and then kept."""
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int, bytes], tuple[UntiedMixtureDenoiser, Prior, Likelihood]] = {}
-        self._densities: dict[int, GaussianDenoiser | MixtureDenoiser] = {}
+        # With what each key is the id of, so that no other gets that id.
+        self._known: dict[tuple[int, int, bytes], tuple[UntiedMixtureDenoiser, Likelihood]] = {}
+        self._densities: dict[int, tuple[GaussianDenoiser | MixtureDenoiser, Prior]] = {}
 
     def of(self, prior: Prior, likelihood: Likelihood, measurement: Tensor, asked: Asked) -> UntiedMixtureDenoiser:
         """See `variational_mixture`: of the density of `prior`, and a `likelihood` with a gradient and residuals."""
         key = id(prior), id(likelihood), measurement.cpu().numpy().tobytes()
         if key not in self._known:
             if id(prior) not in self._densities:
-                self._densities[id(prior)] = _density(prior)
-            density = self._densities[id(prior)]
+                self._densities[id(prior)] = (_density(prior), prior)
+            density = self._densities[id(prior)][0]
             found = variational_mixture(density, cast(GuidingLikelihood, likelihood), measurement, asked)
-            self._known[key] = (found, prior, likelihood)  # both kept, so that no other gets their id
+            self._known[key] = (found, likelihood)
         return self._known[key][0]
 
 
