@@ -347,7 +347,7 @@ def of_means(
     shape = (dim,) if event_shape is None else event_shape
     if math.prod(shape) != dim:
         raise ValueError(f"event_shape {shape} does not have the {dim} dimensions of the means")
-    weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
+    weights = means.new_zeros(count, dtype=torch.float64) if log_weights is None else log_weights.double()
     if weights.shape != (count,):
         raise ValueError(f"log_weights must be [{count}] to match the means, got {tuple(weights.shape)}")
     return shape, weights - weights.logsumexp(0)

@@ -133,14 +133,26 @@ def test_a_subset_of_steps_and_end_points_are_the_same():
     _is_the_same(_tree(learner=learner, replay={"store": "endpoints"}))
 
 
-def test_a_guide_by_an_approximate_posterior_is_the_same():
-    """Also where y bends and the approximation is made by draws, of which it takes the processor's."""
+class _Opaque(torch.nn.Module):
+    """A denoiser that is no mixture to others."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.inner = denoiser
+
+    def forward(self, state, alpha, sigma):
+        return self.inner(state, alpha, sigma)
+
+
+@pytest.mark.parametrize("known", [lambda denoiser: denoiser, _Opaque], ids=["mixture", "draws"])
+def test_a_guide_by_an_approximate_posterior_is_the_same(known):
+    """Also where y bends and the approximation is made by draws, or the prior by its own."""
     posterior = {"likelihood_gradient": "variational", "initial_gain": 1.0, "elementwise": 0}
     _is_the_same(_tree(posterior=posterior))
     prior = MixtureDenoiser(torch.tensor([[0.0], [3.0]]), 4.0)
     problem = InverseProblem(
         name="test",
-        prior=Prior(prior, make_schedule("vp-cosine-zero-snr", 4), (1,), prior.denoising_variance),
+        prior=Prior(known(prior), make_schedule("vp-cosine-zero-snr", 4), (1,), prior.denoising_variance),
         likelihood=PoissonLikelihood(Lognormal((1,), 0.5)),
         measurements=torch.zeros(1, 1),
         guidance="variational",
