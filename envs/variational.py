@@ -22,6 +22,7 @@ A prior that is no mixture, such as a network, is stood in for by one that is fi
 from __future__ import annotations
 
 import logging
+import math
 from typing import cast
 
 import torch
@@ -44,6 +45,7 @@ SHARES = (1.0, 0.5, 0.25, 0.1)  # t
 STEPS = 24  # at most
 LAST_DRAWS = 512  # for the bound at last
 SMALL, SMALL_STEPS = 0.1, 3  # nats that the bound gains, and after how many such steps it is left at that
+MANY = 500  # elements of x: few draws know the covariance of more, and every step of the fit goes with their cube
 PRIOR_DRAWS, HELD_OUT, AT_A_TIME = 1_000, 200, 100  # x of a prior that is no mixture
 GAUSSIAN_ENOUGH = 1.0  # nats by which f and the Gaussian's log density differ, as a standard deviation: no step is made
 
@@ -114,11 +116,19 @@ def _density(prior: Prior) -> GaussianDenoiser | MixtureDenoiser:
         return denoiser
     if isinstance(denoiser, FieldDenoiser):
         return denoiser.as_mixture()
+    if (size := math.prod(prior.event_shape)) > MANY:
+        _log.warning(
+            "the guide variational is for some hundred elements of x: %d are known too little by %d draws of a prior "
+            "that is no mixture, so compare it with repeated",
+            size,
+            PRIOR_DRAWS,
+        )
     generator = torch.Generator(prior.std.device).manual_seed(0)
     drawn = torch.cat([prior.sample(AT_A_TIME, generator) for _ in range((PRIOR_DRAWS + HELD_OUT) // AT_A_TIME)])
     density = fitted_mixture(drawn[:PRIOR_DRAWS], drawn[PRIOR_DRAWS:])
     _log.info(
-        "the prior is no mixture of Gaussians: for what guides the paths %s of its draws stands in for it",
+        "the prior is no mixture of Gaussians: for what guides the paths %s of its draws stands in for it, and is what "
+        "the log p(y) of the guide is under",
         "the Gaussian" if len(density.means) == 1 else "the kernel density",
     )
     return density

@@ -70,7 +70,8 @@ def doubts(problem: InverseProblem, judgement: Judgement, history: History, meas
     notes += _misfit(problem, judgement)
     if ess < LOW_ESS or ess * evaluation.count < FEW_PATHS:
         corrected = (
-            ", nor the shares of modes among corrected samples, which come from about as many"
+            ", nor means, widths and shares of modes of corrected samples, which come from about as many; draw more "
+            "paths with `rtb sample RUN --num N --corrected M`"
             if judgement.correction is not None
             else ""
         )

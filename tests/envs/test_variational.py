@@ -297,6 +297,15 @@ def test_under_a_prior_that_is_no_mixture_one_of_its_draws_guides(generator, cap
     assert torch.equal(again.guide(torch.zeros(1, 8), torch.tensor([5]), again.measurements[:1])[1], first)
 
 
+def test_many_elements_of_a_prior_that_is_no_mixture_are_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(variational, "MANY", 7)
+    problem = dataclasses.replace(
+        _opaque(make_problem("gmm-linear", {"dim": 8, "num_steps": 5})), guidance="variational"
+    )
+    problem.guide(torch.zeros(1, 8), torch.tensor([2]), problem.measurements[:1])
+    assert "for some hundred elements of x: 8 are known too little by 1000 draws" in caplog.text
+
+
 def test_under_a_field_its_own_covariance_guides(generator):
     problem = make_problem("galaxy-field", {"size": 8, "num_steps": 40})
     weights = _untrained(dataclasses.replace(problem, guidance="variational"), 1_000, generator)

@@ -528,7 +528,7 @@ def test_doubts_about_a_run_are_told_at_its_end_and_a_sound_run_has_none(finishe
     assert weight.endswith("can be trusted")  # and nothing of corrected samples, where there are none
     correction = evaluate_corrected(problem, 0, drawn.samples, ancestors=1, accepted=0.5)
     *_, also = doubts(problem, dataclasses.replace(judgement, correction=correction), history, 0)
-    assert also.startswith(f"{weight}, nor the shares of modes among corrected samples")
+    assert also.startswith(f"{weight}, nor means, widths and shares of modes of corrected samples")
     assert doubts(problem, judgement, {}, 0)[0].startswith("the run ended before its first update")
     misfit = dataclasses.replace(correction, reduced_chi2=30.0)
     assert (
