@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ __all__ = [
     "read_sky_stack",
     "same_scale",
 ]
+
+_log = logging.getLogger(__name__)
 
 UNSEEN = 1e10  # times the smallest: noise so large stands for "not measured"
 SCALE_KEYWORDS = ("PIXELSCL", "PIXSCALE")  # arcsec per pixel, where there are no coordinates: WebbPSF's, and surveys'
@@ -289,7 +292,11 @@ def _coordinate_scale(header: Any, place: str) -> float | None:  # noqa: ANN401 
     across, up = (math.hypot(*column) for column in zip(*rows, strict=True)) if len(rows) == 2 else (1.0, 1.0)
     if len(rows) < 2 or (not unit and (across == up == 1 or (kind and not _celestial(kind)))):
         return None  # 1 is what a step is that nobody has set, and a step along LINEAR or DETX is no angle
-    factor = _arcsec(unit or "deg", place)
+    factor = _arcsec(unit or "deg")
+    if factor is None:
+        if not _celestial(kind):
+            return None  # pixels or um along LINEAR or DETX
+        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}")
     if not (across > 0 and up > 0):
         raise ValueError(f"{place}: the pixel scale in the header (CD, PC or CDELT) must not be 0, got {across}, {up}")
     if not same_scale(across, up):
@@ -302,13 +309,14 @@ def _celestial(kind: str) -> bool:
     return kind.upper().startswith(("RA", "DEC")) or kind.upper()[1:4] in ("LON", "LAT")
 
 
-def _arcsec(unit: str, place: str) -> float:
+def _arcsec(unit: str) -> float | None:
+    """Of an angle; None for another unit."""
     from astropy import units
 
     try:
         return float(units.Unit(unit.lower()).to(units.arcsec))
     except (ValueError, units.UnitConversionError):
-        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}") from None
+        return None
 
 
 def _number(header: Any, name: str, place: str, usual: float = math.nan) -> float:  # noqa: ANN401 - as above
@@ -330,6 +338,7 @@ def _centre(header: Any, shape: tuple[int, ...], place: str) -> tuple[float, flo
         with warnings.catch_warnings():  # of dates and the like, which do not matter here
             warnings.simplefilter("ignore")
             right, up = WCS(header).celestial.pixel_to_world_values((shape[1] - 1) / 2, (shape[0] - 1) / 2)
-    except (ValueError, KeyError, MemoryError) as error:
-        raise ValueError(f"{place}: cannot make sense of the coordinates in the header: {error}") from None
+    except Exception as error:  # of any kind: tables of distortion, say, are in other units of the file
+        _log.info("%s: where on the sky it is cannot be told from the header, and is not checked: %s", place, error)
+        return None
     return float(right), float(up)

@@ -61,7 +61,11 @@ def test_an_image_without_a_pixel_scale_takes_the_one_that_is_given(write):
         ({}, np.where(IMAGE == 6, np.nan, IMAGE), r"file.fits\[SCI\]: 1 of 12 values are not finite, .* at \[1, 2\]"),
         ({"CDELT1": -1e-5, "CDELT2": 1e-5}, IMAGE, r"scale of 0.1 arcsec is asked for, the header has 0.036"),
         ({"CDELT1": -1e-5, "CDELT2": 2e-5}, IMAGE, "pixels must be square, got 0.036 x 0.072 arcsec"),
-        ({"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz"}, IMAGE, "must be in deg or arcsec, CUNIT1 says Hz"),
+        (
+            {"CDELT1": 1.0, "CDELT2": 1.0, "CUNIT1": "Hz", "CTYPE1": "RA---TAN"},
+            IMAGE,
+            "must be in deg or arcsec, CUNIT1 says Hz",
+        ),
         ({"BUNIT": "MJy/sr"}, IMAGE, "values must be in electrons, BUNIT says MJy/sr"),
         ({"BUNIT": "electrons / s"}, IMAGE, "values must be in electrons, BUNIT says electrons / s"),
         ({"CDELT1": 0.0, "CDELT2": 0.0}, IMAGE, r"file.fits\[SCI\]: the pixel scale in the header .* must not be 0"),
@@ -85,6 +89,8 @@ def test_an_image_that_is_not_what_it_should_be_is_refused(write, header, values
         ({"CTYPE1": "LINEAR", "CD1_1": 0.1, "CD2_2": 0.1}, None),
         ({"CTYPE1": "DETX", "CDELT1": 0.5, "CDELT2": 0.5}, None),
         ({"CDELT1": 1.0, "CDELT2": 1.0}, None),
+        ({"CTYPE1": "LINEAR", "CUNIT1": "pixel", "CDELT1": 2.0, "CDELT2": 2.0}, None),
+        ({"CTYPE1": "DETX", "CUNIT1": "um", "CDELT1": 15.0, "CDELT2": 15.0, "PIXELSCL": 0.06}, 0.06),
     ],
 )
 def test_the_pixel_scale_may_be_a_keyword_and_what_is_no_angle_is_none(write, header, scale):
@@ -128,6 +134,8 @@ def test_images_of_other_places_on_the_sky_are_not_put_together(write):
     plain = read_sky_image(write("plain.fits", SCI=IMAGE), "SCI", 0.1)
     image.check_centre(plain)  # which does not say where it is
     plain.check_centre(image)
+    lost = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CPDIS1": "LOOKUP", "DP1": "EXTVER: 1"}
+    assert read_sky_image(write("lost.fits", sky(150.0, 60.0) | lost, SCI=IMAGE), "SCI").values.shape == (3, 4)
 
 
 def test_the_only_image_of_a_file_may_be_in_an_extension_compressed_or_behind_an_axis_of_one(write, tmp_path):
