@@ -165,6 +165,7 @@ class PathSearch:
         log_likelihood = torch.where(torch.isfinite(log_likelihood), log_likelihood, -math.inf)
         bridge, power = self._bridge(self.beta, self.samples, log_likelihood)
         bridge = bridge - self.log_start.double().sum(1)
+        bridge = torch.where(bridge.isnan(), -math.inf, bridge)  # one number that is none would take all with it
         possible = float((bridge > -math.inf).double().mean())
         if not possible:
             invalid = int((~(self.log_likelihood < math.inf)).sum())
@@ -176,7 +177,8 @@ class PathSearch:
         def log_weight(beta: float) -> Tensor:
             if not self._relaxed:
                 return bridge * (beta - power)
-            return log_likelihood - power * bridge if beta == 1 else bridge * (beta / (1 - beta) - power)
+            weight = log_likelihood - power * bridge if beta == 1 else bridge * (beta / (1 - beta) - power)
+            return torch.where(bridge > -math.inf, weight, -math.inf)
 
         wanted = effective_sample_size * possible  # no beta above zero has more than the possible paths
         low, high = self.beta, 1.0

@@ -15,6 +15,7 @@ from actors.path_weights import log_acceptance, prefix_log_weight, suffix_log_we
 from diffusion.path import path_log_prior
 from diffusion.posterior import ControlPosterior
 from envs import make_problem
+from envs.likelihoods import EventLikelihood
 
 STATES, STEPS, BETA = 3, 3, 0.7
 
@@ -397,6 +398,18 @@ def test_paths_of_zero_likelihood_are_left_behind_and_count_in_the_evidence(blin
     assert np.mean(means, axis=0) == pytest.approx(
         expected.numpy(), abs=4 * np.std(means, axis=0).max() / math.sqrt(8) + 0.02
     )
+
+
+def test_a_violation_that_is_no_number_takes_no_other_path_with_it(gaussian_problem):
+    event = EventLikelihood(lambda x: (x[:, 0] + 1.5).sqrt() - 1.2)
+    problem = dataclasses.replace(
+        gaussian_problem, likelihood=event, measurements=torch.ones(1, 1), exact=(), solve=None
+    )
+    search = PathSearch(problem, 0, 500, generator=torch.Generator().manual_seed(0))
+    assert int((search.samples[:, 0] < -1.5).sum()) > 5
+    search.temper()
+    assert 0 < search.beta <= 1 and math.isfinite(search.log_partition)
+    assert len(search.samples.unique(dim=0)) > 100 and bool((search.samples[:, 0] > -1.5).all())
 
 
 def test_a_population_of_one_is_refused(gaussian_problem):
