@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from envs.data.sky_images import read_sky_image, read_sky_stack, same_scale
+from envs.data.sky_coordinates import same_scale
+from envs.data.sky_images import read_sky_image, read_sky_stack
 
 __all__ = [
     "PointSpread",

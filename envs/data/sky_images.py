@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.data.location import MissingDataError
+from envs.data.sky_coordinates import centre_of, same_scale, scale_of
 
 __all__ = [
     "SkyImage",
@@ -21,14 +21,9 @@ __all__ = [
     "read_noise_map",
     "read_sky_image",
     "read_sky_stack",
-    "same_scale",
 ]
 
-_log = logging.getLogger(__name__)
-
 UNSEEN = 1e10  # times the smallest: noise so large stands for "not measured"
-SCALE_KEYWORDS = ("PIXELSCL", "PIXSCALE")  # arcsec per pixel, where there are no coordinates: WebbPSF's, and surveys'
-SAME_SCALE = 1e-2  # by which two pixel scales may differ and be one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,7 +112,7 @@ def _image(
         raise ValueError(f"{place}: values must be in {units[0]}, BUNIT says {said}")
     if pixel_scale is not None and not (pixel_scale > 0 and math.isfinite(pixel_scale)):
         raise ValueError(f"{place}: a pixel scale must be positive, in arcsec, got {pixel_scale}")
-    scale = _scale(header, place)
+    scale = scale_of(header, place)
     if scale is None and pixel_scale is None:
         raise ValueError(
             f"{place}: the header has no pixel scale on the sky (CD, PC or CDELT with CTYPE or CUNIT, or PIXELSCL in "
@@ -128,19 +123,14 @@ def _image(
     known = scale if scale is not None else pixel_scale
     assert known is not None
     return SkyImage(
-        values=values, pixel_scale=known, place=place, unit=said, centre=_centre(header, values.shape, place)
+        values=values, pixel_scale=known, place=place, unit=said, centre=centre_of(header, values.shape, place)
     )
 
 
 def pixel_scale_of(path: Path, hdu: str | int) -> float | None:
     """Arcsec per pixel of the image in unit `hdu` of `path`, if its header says; see `read_sky_image`."""
     place, _, header = _read(path, hdu)
-    return _scale(header, place)
-
-
-def same_scale(one: float, other: float) -> bool:
-    """Whether two pixel scales are one, to a hundredth."""
-    return math.isclose(one, other, rel_tol=SAME_SCALE)
+    return scale_of(header, place)
 
 
 def _finite(place: str, values: NDArray[np.float64], hint: str = "") -> None:
@@ -177,14 +167,14 @@ def read_noise_map(
     place, values, header = _read(path, hdu)
     _same_shape(place, values, shape)
     if like is not None:
-        said, scale = str(header.get("BUNIT", "")).strip(), _scale(header, place)
+        said, scale = str(header.get("BUNIT", "")).strip(), scale_of(header, place)
         if said and like.unit and _plain(said) != _plain(like.unit):
             raise ValueError(f"{place}: BUNIT must be that of {like.place}, {like.unit}, got {said}")
         if scale is not None and not same_scale(scale, like.pixel_scale):
             raise ValueError(
                 f"{place}: pixels must be those of {like.place}, of {like.pixel_scale:.4g} arcsec, got {scale:.4g}"
             )
-        own = replace(like, values=values, place=place, centre=_centre(header, values.shape, place))
+        own = replace(like, values=values, place=place, centre=centre_of(header, values.shape, place))
         like.check_centre(own)
     kept = np.ones(shape, bool) if hidden is None else ~hidden
     bad = kept & ~(np.isfinite(values) & (values > 0))
@@ -253,92 +243,3 @@ def _read(path: Path, hdu: str | int, axes: tuple[int, ...] = (2,)) -> tuple[str
 def _same_shape(place: str, values: NDArray[np.float64], shape: tuple[int, ...]) -> None:
     if values.shape != shape:
         raise ValueError(f"{place} must be of the image's shape {list(shape)}, got {list(values.shape)}")
-
-
-def _scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
-    """Arcsec per pixel from a header's CD, PC and CDELT or CDELT, or from `SCALE_KEYWORDS`; None if it does not say.
-
-    Raises:
-        ValueError: they contradict each other, are no numbers, in no unit of angles, or pixels are not square.
-    """
-    scales = {}
-    for name in SCALE_KEYWORDS:
-        if name in header:
-            scales[name] = _number(header, name, place)
-    from_coordinates = _coordinate_scale(header, place)
-    if from_coordinates is not None:
-        scales["CD, PC or CDELT"] = from_coordinates
-    for name, scale in scales.items():
-        if not (scale > 0 and math.isfinite(scale)):
-            raise ValueError(f"{place}: the pixel scale in the header ({name}) must be above 0, got {scale:g} arcsec")
-        if not same_scale(scale, next(iter(scales.values()))):
-            told = " and ".join(f"{each:.4g} ({name})" for name, each in scales.items())
-            raise ValueError(f"{place}: the header has two pixel scales, {told} arcsec")
-    return list(scales.values())[-1] if scales else None
-
-
-def _coordinate_scale(header: Any, place: str) -> float | None:  # noqa: ANN401 - a header of astropy
-    """That of the coordinates, if they are angles: of celestial CTYPE, with an angle as CUNIT, or with neither."""
-    step = [_number(header, f"CDELT{axis}", place, 1.0) for axis in (1, 2)]
-    rows = []
-    for axis in (1, 2):
-        if f"CD{axis}_{axis}" in header or f"CD{axis}_{3 - axis}" in header:
-            rows.append([_number(header, f"CD{axis}_{other}", place, 0.0) for other in (1, 2)])
-        elif f"PC{axis}_{axis}" in header or f"CDELT{axis}" in header:
-            usual = (float(axis == 1), float(axis == 2))
-            turned = [_number(header, f"PC{axis}_{other}", place, usual[other - 1]) for other in (1, 2)]
-            rows.append([step[axis - 1] * each for each in turned])
-    unit, kind = (str(header.get(name, "")).strip() for name in ("CUNIT1", "CTYPE1"))
-    across, up = (math.hypot(*column) for column in zip(*rows, strict=True)) if len(rows) == 2 else (1.0, 1.0)
-    if len(rows) < 2 or (not unit and (across == up == 1 or (kind and not _celestial(kind)))):
-        return None  # 1 is what a step is that nobody has set, and a step along LINEAR or DETX is no angle
-    factor = _arcsec(unit or "deg")
-    if factor is None:
-        if not _celestial(kind):
-            return None  # pixels or um along LINEAR or DETX
-        raise ValueError(f"{place}: the coordinates must be in deg or arcsec, CUNIT1 says {unit}")
-    if not (across > 0 and up > 0):
-        raise ValueError(f"{place}: the pixel scale in the header (CD, PC or CDELT) must not be 0, got {across}, {up}")
-    if not same_scale(across, up):
-        raise ValueError(f"{place}: pixels must be square, got {across * factor:g} x {up * factor:g} arcsec")
-    return factor * math.sqrt(across * up)
-
-
-def _celestial(kind: str) -> bool:
-    """Whether a CTYPE is one of angles on the sky: RA---TAN, DEC--SIN, GLON-CAR, ..."""
-    return kind.upper().startswith(("RA", "DEC")) or kind.upper()[1:4] in ("LON", "LAT")
-
-
-def _arcsec(unit: str) -> float | None:
-    """Of an angle; None for another unit."""
-    from astropy import units
-
-    try:
-        return float(units.Unit(unit.lower()).to(units.arcsec))
-    except (ValueError, units.UnitConversionError):
-        return None
-
-
-def _number(header: Any, name: str, place: str, usual: float = math.nan) -> float:  # noqa: ANN401 - as above
-    value = header.get(name, usual)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{place}: {name} must be a number, got {value!r}")
-    return float(value)
-
-
-def _centre(header: Any, shape: tuple[int, ...], place: str) -> tuple[float, float] | None:  # noqa: ANN401 - as above
-    """Degrees of the middle of an image [H, W] whose header has celestial coordinates."""
-    if not _celestial(str(header.get("CTYPE1", "")).strip()) or "CRVAL1" not in header:
-        return None
-    import warnings
-
-    from astropy.wcs import WCS
-
-    try:
-        with warnings.catch_warnings():  # of dates and the like, which do not matter here
-            warnings.simplefilter("ignore")
-            right, up = WCS(header).celestial.pixel_to_world_values((shape[1] - 1) / 2, (shape[0] - 1) / 2)
-    except Exception as error:  # of any kind: tables of distortion, say, are in other units of the file
-        _log.info("%s: where on the sky it is cannot be told from the header, and is not checked: %s", place, error)
-        return None
-    return float(right), float(up)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from envs.data.location import MissingDataError
 from envs.data.point_spread import PointSpread
-from envs.data.sky_images import same_scale
+from envs.data.sky_coordinates import same_scale
 from envs.operators.sparse import SparseMatrix
 
 __all__ = ["LENS_PARAMETERS", "LensedImage", "LensedSource", "deflection", "lens_parameters"]

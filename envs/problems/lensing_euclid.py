@@ -23,7 +23,8 @@ from torch import Tensor
 
 from envs.data import data_file
 from envs.data.point_spread import read_point_spread
-from envs.data.sky_images import SkyImage, pixel_scale_of, read_mask, read_noise_map, read_sky_image, same_scale
+from envs.data.sky_coordinates import same_scale
+from envs.data.sky_images import SkyImage, pixel_scale_of, read_mask, read_noise_map, read_sky_image
 from envs.likelihoods import GaussianLikelihood
 from envs.operators import Pixels, compose
 from envs.operators.lensing import LensedImage

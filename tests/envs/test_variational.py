@@ -22,6 +22,7 @@ from envs.likelihoods import GaussianLikelihood, LikelihoodError, PoissonLikelih
 from envs.mixture_modes import Components
 from envs.operators import Lognormal, Matrix, Pixels
 from envs.variational import variational_mixture
+from tests.opaque import Opaque
 
 MATRIX = torch.tensor([[1.0, 0.4, 0.0], [0.2, 0.9, 0.3]], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.2, 0.0], [0.2, 0.4, 0.1], [0.0, 0.1, 0.3]], dtype=torch.float64)
@@ -254,17 +255,6 @@ def test_another_measurement_is_refused(generator):
     problem = _problem(torch.tensor([[2.5, 2.0]]))
     with pytest.raises(ValueError, match=r"for the problem's own 1 measurements, and 2 of 2 states are of others"):
         problem.guide(torch.zeros(2, 3), torch.tensor([2, 3]), torch.zeros(2, 2))
-
-
-class Opaque(torch.nn.Module):
-    """A denoiser of which nothing is known but what it says."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.inner = denoiser
-
-    def forward(self, state, alpha, sigma):
-        return self.inner(state, alpha, sigma)
 
 
 def _opaque(problem):

@@ -14,6 +14,7 @@ from evaluation.bounds import elbo
 from learner import Learner, LearnerConfig
 from learner.guard import SNAPSHOT_INTERVAL, Guard, GuardConfig, Verdict
 from learner.pretraining import PretrainingConfig, accumulate_denoising_gradient, accumulate_simulated_gradient
+from tests.opaque import Opaque
 
 COUNT, STEPS = 6, 10
 THREE, FOUR, FIVE = (PretrainingConfig(steps_per_path=count) for count in (3, 4, 5))
@@ -255,19 +256,8 @@ def test_their_gradient_is_that_of_the_denoising_loss_at_what_was_drawn(gaussian
     assert (in_parts - expected).norm() <= 1e-10 * expected.norm()
 
 
-class _Opaque(torch.nn.Module):
-    """A denoiser that cannot say where its x come from."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, state, alpha, sigma):
-        return self.denoiser(state, alpha, sigma)
-
-
 def _opaque(problem):
-    prior = Prior(_Opaque(problem.prior.denoiser), problem.prior.schedule, (4,), problem.prior.uncertainty.square())
+    prior = Prior(Opaque(problem.prior.denoiser), problem.prior.schedule, (4,), problem.prior.uncertainty.square())
     return dataclasses.replace(problem, prior=prior, exact=())
 
 

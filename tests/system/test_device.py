@@ -33,6 +33,7 @@ from system.errors import ConfigError
 from system.exact import ExactConfig, sample_exactly
 from system.judge import judge, judge_each
 from system.local import LocalRunner
+from tests.opaque import Opaque
 from tests.virtual_device import VirtualTensor, virtual_device
 
 
@@ -133,18 +134,7 @@ def test_a_subset_of_steps_and_end_points_are_the_same():
     _is_the_same(_tree(learner=learner, replay={"store": "endpoints"}))
 
 
-class _Opaque(torch.nn.Module):
-    """A denoiser that is no mixture to others."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.inner = denoiser
-
-    def forward(self, state, alpha, sigma):
-        return self.inner(state, alpha, sigma)
-
-
-@pytest.mark.parametrize("known", [lambda denoiser: denoiser, _Opaque], ids=["mixture", "draws"])
+@pytest.mark.parametrize("known", [lambda denoiser: denoiser, Opaque], ids=["mixture", "draws"])
 def test_a_guide_by_an_approximate_posterior_is_the_same(known):
     """Also where y bends and the approximation is made by draws, or the prior by its own."""
     posterior = {"likelihood_gradient": "variational", "initial_gain": 1.0, "elementwise": 0}
